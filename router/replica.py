@@ -1,0 +1,108 @@
+"""The nouns of routing: a replica, its states and load, and how an engine is spoken to."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+State = Literal["starting", "ready", "draining", "down"]
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replica said of itself, and when. None: the engine does not report it."""
+
+    at: float
+    running: int | None = None
+    waiting: int | None = None
+    used_tokens: int | None = None
+    capacity_tokens: int | None = None
+    slots: int | None = None
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Token counts of one reply as the engine reported them; None is unknown, never zero."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replica says it is: its models, and an incarnation that changes at each start.
+
+    `incarnation` is None where the engine gives nothing to tell two starts apart; the probe then
+    counts the restarts that it sees.
+    """
+
+    models: tuple[str, ...]
+    incarnation: str | None = None
+    context_tokens: int | None = None
+    version: str | None = None
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One HTTP request to a replica, by path below its base URL."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    body: bytes = b""
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """One whole HTTP answer of a replica."""
+
+    status: int
+    body: bytes
+
+
+class Engine(Protocol):
+    """How one kind of engine is spoken to. Sans-I/O: it names calls and reads replies.
+
+    One stateless instance serves all replicas of its kind. The `read_*` methods are given the
+    replies to the calls of the same name, in order, and raise `ReplicaRefused` on an answer that
+    they cannot use.
+    """
+
+    kind: str
+    """The name in `--replica KIND=URL` and in the TOML."""
+
+    embeddings: bool
+    """Whether the engine may serve `/v1/embeddings`."""
+
+    def identity_calls(self) -> tuple[Call, ...]: ...
+
+    def read_identity(self, replies: tuple[Reply, ...]) -> Identity: ...
+
+    def health_call(self) -> Call:
+        """A cheap call whose 200 means that the replica takes requests."""
+
+    def load_calls(self) -> tuple[Call, ...]: ...
+
+    def read_load(self, replies: tuple[Reply, ...], now: float) -> Load: ...
+
+    def fields(self, *, turn: str, session: str | None, salt: str | None) -> Mapping[str, Any]:
+        """Body fields to set on a generation request, over whatever the client sent.
+
+        `turn` becomes the engine's request id where it takes one, `session` its attribution,
+        `salt` the tenant's cache namespace.
+        """
+
+    def read_usage(self, usage: Mapping[str, Any], body: Mapping[str, Any]) -> Usage:
+        """The counts in an OpenAI-shaped `usage` object; `body` is the object that held it."""
+
+    def abort_call(self, turn: str) -> Call | None:
+        """The call that stops request `turn` at once; None where closing the connection does."""
+
+
+class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A replica as settings, a launcher or the admin API name it, before anyone has looked at it.
+
+    `id` is unique in the pool and says nothing; `url` has no trailing slash and no path.
+    `incarnation` is set by a launcher, which knows each start; None leaves it to the probe.
+    """
+
+    id: str
+    engine: str
+    url: str
+    model: str | None = None
+    incarnation: str | None = None

@@ -1,0 +1,104 @@
+"""What errors look like on each wire: one table from class to status, type and close code."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from sessile import errors
+from sessile.errors import SessileError
+
+
+class Wire(NamedTuple):
+    """How one class of error is told: HTTP status, OpenAI type, Anthropic type, WebSocket close."""
+
+    status: int
+    openai_type: str
+    anthropic_type: str
+    close_code: int
+
+
+_INVALID = "invalid_request_error"
+_ANY = Wire(500, "server_error", "api_error", 1011)
+
+WIRE: Mapping[type[SessileError], Wire] = {
+    errors.InvalidRequest: Wire(400, _INVALID, _INVALID, 1008),
+    errors.Unauthorized: Wire(401, "authentication_error", "authentication_error", 1008),
+    errors.Forbidden: Wire(403, "permission_error", "permission_error", 1008),
+    errors.ModelNotFound: Wire(404, _INVALID, "not_found_error", 1008),
+    errors.SessionNotFound: Wire(404, _INVALID, "not_found_error", 1008),
+    errors.ResponseNotFound: Wire(404, _INVALID, "not_found_error", 1008),
+    errors.TurnNotFound: Wire(404, _INVALID, "not_found_error", 1008),
+    errors.ReplicaNotFound: Wire(404, _INVALID, "not_found_error", 1008),
+    errors.SessionBusy: Wire(409, "conflict_error", _INVALID, 1013),
+    errors.SessionExpired: Wire(410, _INVALID, _INVALID, 1008),
+    errors.BodyTooLarge: Wire(413, _INVALID, "request_too_large", 1009),
+    errors.PromptTooLong: Wire(400, _INVALID, _INVALID, 1008),
+    errors.NotSupported: Wire(501, _INVALID, _INVALID, 1008),
+    errors.Overloaded: Wire(429, "rate_limit_error", "rate_limit_error", 1013),
+    errors.NoReplica: Wire(503, "server_error", "overloaded_error", 1013),
+    errors.ReplicaUnreachable: Wire(502, "server_error", "api_error", 1011),
+    errors.ReplicaRefused: Wire(502, "server_error", "api_error", 1011),
+    errors.ReplicaTimeout: Wire(504, "server_error", "api_error", 1011),
+    errors.StreamBroken: Wire(502, "server_error", "api_error", 1011),
+    errors.StoreUnavailable: Wire(503, "server_error", "api_error", 1013),
+    errors.TurnLockLost: Wire(409, "conflict_error", _INVALID, 1013),
+    errors.SettingsError: Wire(500, "server_error", "api_error", 1011),
+}
+
+
+def wire_of(error: SessileError) -> Wire:
+    """The table's row for an error's class."""
+    return WIRE.get(type(error), _ANY)
+
+
+def openai_error(error: SessileError) -> dict[str, Any]:
+    """The body that OpenAI's clients read: `{"error": {message, type, param, code}}`."""
+    return {
+        "error": {
+            "message": error.message,
+            "type": wire_of(error).openai_type,
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+def retry_headers(error: SessileError) -> list[tuple[bytes, bytes]]:
+    """`Retry-After` where the error knows when to come back."""
+    if error.retry_after_s is None:
+        return []
+    return [(b"retry-after", str(max(1, round(error.retry_after_s))).encode())]
+
+
+def engine_error(status: int, body: bytes) -> SessileError:
+    """An engine's own refusal (status 400 and up) as our error, its sentence kept."""
+    message = _engine_message(body) or f"the engine answered {status}"
+    lowered = message.lower()
+    if status in (400, 413) and "context" in lowered and ("length" in lowered or "size" in lowered):
+        return errors.PromptTooLong(message)
+    if status == 404:
+        return errors.ModelNotFound(message)
+    if status == 429:
+        return errors.Overloaded(message)
+    if status == 501:
+        return errors.NotSupported(message)
+    if status < 500:
+        return errors.InvalidRequest(message)
+    return errors.ReplicaRefused(message)
+
+
+def _engine_message(body: bytes) -> str | None:
+    """Engines say it as `error.message`, `message`, `detail` or `error`."""
+    try:
+        said = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return None
+    if not isinstance(said, dict):
+        return None
+    inner = said.get("error")
+    for value in (inner.get("message") if isinstance(inner, dict) else inner, said.get("message"),
+                  said.get("detail")):  # fmt: skip
+        if isinstance(value, str) and value:
+            return value
+    return None

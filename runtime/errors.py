@@ -1,0 +1,223 @@
+"""Every error that Sessile raises, as one tree; nothing here knows a protocol or a status code.
+
+    SessileError
+    ├── RequestError               the caller can mend it
+    │   ├── InvalidRequest         the request does not say what it must
+    │   ├── Unauthorized           no key, or not one of ours
+    │   ├── Forbidden              a known caller, but not for this
+    │   ├── ModelNotFound          no replica of the pool serves that model
+    │   ├── SessionNotFound        no such session for this tenant
+    │   ├── ResponseNotFound       no such response for this tenant
+    │   ├── TurnNotFound           no such turn for this tenant
+    │   ├── ReplicaNotFound        no such replica in the pool
+    │   ├── SessionBusy            another turn of the session is running
+    │   ├── SessionExpired         the session was closed, or is too old
+    │   ├── BodyTooLarge           the request body is over the limit
+    │   ├── PromptTooLong          the prompt does not fit in the model's context
+    │   └── NotSupported           the engine, or this version, cannot do it
+    ├── CapacityError              nothing is wrong but the time
+    │   ├── Overloaded             too much is waiting already
+    │   └── NoReplica              no replica of the model is ready
+    ├── ReplicaError               a replica failed
+    │   ├── ReplicaUnreachable     it did not accept the connection, or dropped it before an answer
+    │   ├── ReplicaRefused         it answered, and the answer was no
+    │   ├── ReplicaTimeout         it accepted and then said nothing for too long
+    │   └── StreamBroken           it died while its answer was on the way
+    ├── StoreError                 the session store failed
+    │   ├── StoreUnavailable       it is slow, gone, or the breaker is open
+    │   └── TurnLockLost           the turn's fencing number is no longer the newest
+    └── SettingsError              a setting cannot be used; said before any socket opens
+
+`code` is stable and travels on the wire: the SDK raises the same class from it (`from_code`).
+"""
+
+from typing import ClassVar
+
+
+class SessileError(Exception):
+    """Any error of Sessile; `str(error)` is one sentence that a caller can act on."""
+
+    code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class RequestError(SessileError):
+    """The request cannot be served as it is; sending it again unchanged cannot help."""
+
+    code = "request_error"
+
+
+class InvalidRequest(RequestError):
+    """The request does not say what it must; `param` names the field where there is one."""
+
+    code = "invalid_request"
+
+
+class Unauthorized(RequestError):
+    """No API key, or not one of those configured."""
+
+    code = "invalid_api_key"
+
+
+class Forbidden(RequestError):
+    """The caller is known, or needs not be, but may not do this (a browser's foreign origin, say)."""
+
+    code = "forbidden"
+
+
+class ModelNotFound(RequestError):
+    """No replica of the pool serves the model that was asked for."""
+
+    code = "model_not_found"
+
+
+class SessionNotFound(RequestError):
+    """The session does not exist for this tenant."""
+
+    code = "session_not_found"
+
+
+class ResponseNotFound(RequestError):
+    """The response does not exist for this tenant."""
+
+    code = "previous_response_not_found"
+
+
+class TurnNotFound(RequestError):
+    """The turn does not exist for this tenant, or its receipt has expired."""
+
+    code = "turn_not_found"
+
+
+class ReplicaNotFound(RequestError):
+    """The pool has no replica of that id."""
+
+    code = "replica_not_found"
+
+
+class SessionBusy(RequestError):
+    """Another turn of the session holds the turn lock."""
+
+    code = "session_busy"
+    retryable = True
+
+
+class SessionExpired(RequestError):
+    """The session was closed or has expired; open a new one."""
+
+    code = "session_expired"
+
+
+class BodyTooLarge(RequestError):
+    """The request body, or the WebSocket frame, is over the limit."""
+
+    code = "body_too_large"
+
+
+class PromptTooLong(RequestError):
+    """The prompt does not fit in the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class NotSupported(RequestError):
+    """The engine behind this model, or this version of Sessile, cannot do what was asked."""
+
+    code = "not_supported"
+
+
+class CapacityError(SessileError):
+    """Nothing is wrong with the request; there is no room for it now."""
+
+    code = "capacity_error"
+    retryable = True
+
+
+class Overloaded(CapacityError):
+    """Too much is waiting already."""
+
+    code = "overloaded"
+
+
+class NoReplica(CapacityError):
+    """No replica of the model is ready."""
+
+    code = "no_replica"
+
+
+class ReplicaError(SessileError):
+    """A replica failed; the request itself may be fine."""
+
+    code = "replica_error"
+    retryable = True
+
+
+class ReplicaUnreachable(ReplicaError):
+    """The replica did not accept the connection, or dropped it before any answer."""
+
+    code = "replica_unreachable"
+
+
+class ReplicaRefused(ReplicaError):
+    """The replica answered that it cannot serve now."""
+
+    code = "replica_refused"
+
+
+class ReplicaTimeout(ReplicaError):
+    """The replica said nothing for too long."""
+
+    code = "replica_timeout"
+
+
+class StreamBroken(ReplicaError):
+    """The replica died after a part of its answer had been sent."""
+
+    code = "stream_broken"
+
+
+class StoreError(SessileError):
+    """The session store failed."""
+
+    code = "store_error"
+    retryable = True
+
+
+class StoreUnavailable(StoreError):
+    """The store is slow, gone, or held off by the breaker; turns go on without it."""
+
+    code = "store_unavailable"
+
+
+class TurnLockLost(StoreError):
+    """A newer turn has taken the session's turn lock; this one's result was not written."""
+
+    code = "turn_lock_lost"
+
+
+class SettingsError(SessileError):
+    """A setting cannot be used; the message names it and its value."""
+
+    code = "settings_error"
+
+
+def leaves(root: type[SessileError] = SessileError) -> list[type[SessileError]]:
+    """Every class of the tree that has no subclass."""
+    below = root.__subclasses__()
+    return [leaf for child in below for leaf in leaves(child)] if below else [root]
+
+
+def from_code(code: str, message: str, **context: object) -> SessileError:
+    """The error that `code` names, as the SDK raises it; an unknown code gives `SessileError`."""
+    for leaf in leaves():
+        if leaf.code == code:
+            return leaf(message, **context)  # type: ignore[arg-type]
+    return SessileError(message, **context)  # type: ignore[arg-type]

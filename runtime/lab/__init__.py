@@ -1,0 +1,1 @@
+"""Instruments: replicas for tests, generated and recorded workloads, and the benchmarks."""

@@ -1,0 +1,264 @@
+"""Every setting of Sessile, its unit and its default: one frozen tree, read once.
+
+Precedence: command line over environment (`SESSILE_`, nested by `__`) over the TOML file over
+the defaults here. An unknown key is an error, wherever it stands. Slices of the tree are passed
+down; nothing below `app` and `cli` sees the whole of it.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import model_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
+from pydantic_settings import SettingsConfigDict
+
+from sessile.errors import SettingsError
+
+EngineKind = Literal["sglang", "vllm", "llamacpp", "openai"]
+PolicyName = Literal["session", "round_robin", "least_loaded", "power_of_two", "rendezvous"]
+
+
+class _Slice(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerSettings(_Slice):
+    """Where the router listens, and what it accepts there."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    max_body_bytes: int = Field(32 * 2**20, ge=1024, description="Largest request body.")
+    drain_timeout_s: float = Field(
+        30.0, ge=0, description="How long a stopping router lets running turns finish."
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (), description="Origins of browser pages that may call; the router's own always may."
+    )
+
+
+class AuthSettings(_Slice):
+    """Who may call. Without keys everybody may, and only on loopback."""
+
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        description="Accepted keys, by comma; NAME=KEY puts a key's sessions under tenant NAME.",
+    )
+    allow_open: bool = Field(
+        False, description="Serve without keys on an address that is not loopback."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("api_keys"), str):
+            keys = tuple(key.strip() for key in data["api_keys"].split(",") if key.strip())
+            return {**data, "api_keys": keys}
+        return data
+
+
+class StoreSettings(_Slice):
+    """Where sessions are kept, and how long the router waits for that place."""
+
+    url: str | None = Field(
+        None,
+        description="redis://, rediss://, unix:// or redis-cluster://; none: this process's memory.",
+    )
+    timeout_s: float = Field(0.25, gt=0, description="Longest wait for one round trip.")
+    retry_after_s: float = Field(
+        1.0, gt=0, description="After a failure, how long turns go on without asking the store."
+    )
+
+
+class SessionSettings(_Slice):
+    """How long the facts of a session live."""
+
+    ttl_s: float = Field(24 * 3600.0, gt=0, description="Sessions, from their last turn.")
+    binding_ttl_s: float = Field(3600.0, gt=0, description="Bindings, from the last turn.")
+    turn_ttl_s: float = Field(24 * 3600.0, gt=0, description="Stored turns and receipts.")
+    idempotency_ttl_s: float = Field(600.0, gt=0, description="Answers kept for a repeated key.")
+    lock_ttl_s: float = Field(600.0, gt=0, description="A turn lock whose router has died.")
+    lock_wait_s: float = Field(
+        60.0, ge=0, description="How long a stateful turn waits for the one before it, then 409."
+    )
+    confirm_s: float = Field(
+        5.0, ge=0, description="How long a binding the store confirmed is used without asking."
+    )
+
+
+class RouterSettings(_Slice):
+    """How a replica is chosen and watched."""
+
+    policy: PolicyName = Field("session", description="How a turn's replica is chosen.")
+    gate_slack: int = Field(
+        2,
+        ge=0,
+        description="A bound replica is left when this many turns queue there and another is free.",
+    )
+    probe_interval_s: float = Field(1.0, gt=0, description="Between two looks at a replica.")
+    probe_timeout_s: float = Field(5.0, gt=0, description="A look that takes longer has failed.")
+    connect_timeout_s: float = Field(3.0, gt=0, description="To open a connection to a replica.")
+    first_byte_timeout_s: float = Field(
+        600.0, gt=0, description="From the request to the first byte of the answer."
+    )
+    idle_timeout_s: float = Field(120.0, gt=0, description="Between two bytes of an answer.")
+
+
+class WebSocketSettings(_Slice):
+    """Limits of `/v1/responses` as a WebSocket."""
+
+    max_message_bytes: int = Field(16 * 2**20, ge=1024, description="Largest frame from a client.")
+    max_connections: int = Field(10_000, ge=1, description="Open WebSockets, all clients together.")
+    ping_interval_s: float = Field(20.0, gt=0, description="Between two pings.")
+    ping_timeout_s: float = Field(20.0, gt=0, description="A client that answers no ping is gone.")
+    send_timeout_s: float = Field(
+        30.0, gt=0, description="A client that reads nothing for so long is closed with 1013."
+    )
+
+
+class LogSettings(_Slice):
+    """What is written to standard error."""
+
+    format: Literal["console", "json"] = Field("console", description="For people or machines.")
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="From here up.")
+
+
+class SpeculationSettings(_Slice):
+    """Speculative decoding of a pool's replicas; `off` until a launcher maps the others."""
+
+    method: Literal["off"] = "off"
+
+
+class PoolSettings(_Slice):
+    """Replicas that serve one model: by URL, or so many to start here."""
+
+    engine: EngineKind = Field("llamacpp", description="Which engine the replicas run.")
+    model: str | None = Field(
+        None, description="Catalogue name or GGUF file to start; by URL, the model to expect."
+    )
+    urls: tuple[str, ...] = Field((), description="Replicas that run already.")
+    replicas: int | None = Field(None, ge=1, le=64, description="Replicas to start here.")
+    context_tokens: int = Field(8192, ge=256, description="Context of a replica started here.")
+    slots: int = Field(4, ge=1, description="Turns at once on a replica started here.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.urls and self.replicas:
+            raise ValueError("give either urls (replicas that run) or replicas (how many to start)")
+        if not self.urls and self.engine != "llamacpp":
+            raise ValueError(f"engine {self.engine!r} is reached by urls; only llamacpp is started")
+        return self
+
+
+def _unique(urls: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(urls)) != len(urls):
+        raise ValueError("a replica is listed twice")
+    return urls
+
+
+class Settings(BaseSettings):
+    """The whole tree. Build it with `load`."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix="SESSILE_",
+        env_nested_delimiter="__",
+    )
+
+    server: ServerSettings = ServerSettings()
+    auth: AuthSettings = AuthSettings()
+    store: StoreSettings = StoreSettings()
+    sessions: SessionSettings = SessionSettings()
+    router: RouterSettings = RouterSettings()
+    websocket: WebSocketSettings = WebSocketSettings()
+    log: LogSettings = LogSettings()
+    pool: tuple[PoolSettings, ...] = ()
+    replica: Annotated[tuple[str, ...], AfterValidator(_unique)] = Field(
+        (), description="Replicas by ENGINE=URL, beside those of the pools."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Environment first; `load` passes the TOML file as the arguments under it."""
+        return env_settings, init_settings
+
+
+def load(path: Path | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """The tree from `path` (TOML), the environment and `overrides` (nested, from the flags).
+
+    Raises `SettingsError` naming the setting and the value.
+    """
+    try:
+        file = tomllib.loads(path.read_text()) if path else {}
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}") from error
+    try:
+        tree = Settings(**file)
+        if overrides:
+            tree = _override(tree, overrides)
+    except ValidationError as error:
+        raise SettingsError(_sentence(error, path)) from error
+    _refuse_unknown_variables()
+    return tree
+
+
+def _override(tree: Settings, overrides: Mapping[str, Any]) -> Settings:
+    """A new, validated tree with each slice's flags laid over what the other sources gave."""
+    changed: dict[str, Any] = {}
+    for name, value in overrides.items():
+        current = getattr(tree, name)
+        if isinstance(value, Mapping):
+            slice_type = type(current)
+            changed[name] = slice_type.model_validate({**dict(current), **value})
+        else:
+            adapter = Settings.model_fields[name]
+            changed[name] = _validated(name, adapter.annotation, value)
+    return tree.model_copy(update=changed)
+
+
+def _validated(name: str, annotation: Any, value: Any) -> Any:
+    from pydantic import create_model
+
+    return getattr(create_model("Flags", **{name: (annotation, ...)})(**{name: value}), name)
+
+
+def _refuse_unknown_variables() -> None:
+    """Pydantic ignores `SESSILE_TYPO__X`; a setting that does nothing is worse than an error."""
+    for variable in os.environ:
+        if variable.startswith("SESSILE_"):
+            head = variable.removeprefix("SESSILE_").split("__")[0].lower()
+            if head not in Settings.model_fields and head not in _OTHER_VARIABLES:
+                known = ", ".join(sorted(Settings.model_fields))
+                raise SettingsError(f"{variable} is not a setting; the first part is one of {known}")
+
+
+_OTHER_VARIABLES = frozenset({"url", "api_key", "cache_dir"})
+"""Read by the SDK and by the model cache, not by the server."""
+
+
+def _sentence(error: ValidationError, path: Path | None) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    where = f" (in {path})" if path else ""
+    if first["type"] == "extra_forbidden":
+        return f"{name} is not a setting{where}; `sessile settings` lists them all"
+    shown = "" if "api_keys" in name else f", not {first['input']!r}"
+    return f"{name}: {first['msg'].removeprefix('Value error, ')}{shown}{where}"
+
+
+def masked(tree: Settings) -> dict[str, Any]:
+    """The effective tree as plain values, secrets masked, as `sessile settings` prints it."""
+    return tree.model_dump(mode="json")

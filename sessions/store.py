@@ -1,0 +1,153 @@
+"""What a session store must do, as a protocol; `memory_store` is the reference, `redis_store` the
+one that many routers share.
+
+Every method may raise `StoreUnavailable`, at once or after the store's own short time-out, and
+never hangs: the caller goes on without. Commands issued in the same tick of the loop travel in one
+round trip, so `asyncio.gather(store.claim(...), store.acquire(...))` costs one.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """What `claim` found or made.
+
+    `binding` is the one in force: ours if `won`, else the one that was there first.
+    `state` and `context_tokens` are the record's (an unknown session is open, with 0 tokens).
+    """
+
+    binding: Binding
+    won: bool
+    state: Literal["open", "closed"]
+    context_tokens: int
+
+
+class TurnEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """What a finished turn changes in its session's record; written in one step.
+
+    `fence` is the turn lock's number, None for a turn that took no lock. `lineage` are the keys
+    (see `sessions.prefix`) under which a later request finds this session without naming it.
+    Token counts are None where the engine did not say.
+    """
+
+    key: SessionKey
+    turn: str
+    binding: Binding | None
+    fence: int | None = None
+    stateful: bool = False
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None
+    parent: str | None = None
+    lineage: Sequence[str] = ()
+
+
+class StoredResult(msgspec.Struct, frozen=True):
+    """The answer kept under an idempotency key, whole: what the repeated request is given."""
+
+    turn: str
+    status: int
+    content_type: str
+    body: bytes
+
+
+class Store(Protocol):
+    """Keeps sessions, bindings, turn locks, turns and lineage, all with an expiry."""
+
+    async def open(self) -> None:
+        """Connect and load the scripts; a store that cannot be reached opens degraded, no raise."""
+
+    async def aclose(self) -> None:
+        """Write what is queued, within the time-out, and let go of the connection."""
+
+    @property
+    def available(self) -> bool:
+        """Whether the last word from the store was good (False while the breaker is open)."""
+
+    # -- the binding: three atomic steps, nothing else ever writes it
+
+    async def claim(self, key: SessionKey, replica: str, incarnation: str) -> Claim:
+        """Bind the session to `replica` at epoch 1 if it is bound nowhere; tell what is in force.
+
+        An existing binding is left as it is, and its expiry renewed.
+        """
+
+    async def refresh(self, key: SessionKey, binding: Binding) -> Binding | None:
+        """Renew the expiry if `binding` is still exactly what is stored.
+
+        Returns the binding in force, which may be another's, or None: a binding that has
+        expired is not revived.
+        """
+
+    async def rebind(
+        self, key: SessionKey, seen: Binding, replica: str, incarnation: str
+    ) -> Binding:
+        """Move the session to `replica` at `seen.epoch + 1` if `seen` is still in force or gone.
+
+        Returns the binding in force afterwards: another's where the comparison failed.
+        """
+
+    # -- the turn lock
+
+    async def acquire(self, key: SessionKey, turn: str, ttl_s: float) -> int | None:
+        """Take the session's turn lock; its fencing number (growing for ever), or None if held."""
+
+    async def release(self, key: SessionKey, turn: str) -> None:
+        """Give the lock back if `turn` still holds it."""
+
+    # -- turns and sessions
+
+    def end_turn(self, end: TurnEnd, record: TurnRecord) -> None:
+        """Queue the end of a turn: record, binding's expiry, lineage and the turn itself.
+
+        Never waits and never raises; it is written within a few milliseconds, in one round trip
+        with others. What could not be written is counted in `lost_writes`.
+        """
+
+    async def commit_turn(self, end: TurnEnd, record: TurnRecord) -> None:
+        """The same, awaited: for stateful turns, whose successor may come at once, at any router.
+
+        Raises `TurnLockLost` if `end.fence` is not the newest number of the session's turn lock.
+        """
+
+    @property
+    def lost_writes(self) -> int:
+        """How many queued turn ends could not be written since the store was opened."""
+
+    async def get_turn(self, tenant: str, turn: str) -> TurnRecord | None:
+        """The stored turn, None if it expired or belongs to another tenant."""
+
+    async def create_session(self, record: SessionRecord) -> bool:
+        """Store a new session; False if one of that tenant, model and id is there already."""
+
+    async def get_session(self, key: SessionKey) -> SessionRecord | None:
+        """The session's record, None if it expired or belongs to another tenant."""
+
+    async def find_session(self, tenant: str, session: str) -> list[SessionRecord]:
+        """The records of that session id, one for each model it has spoken to."""
+
+    async def close_session(self, key: SessionKey) -> bool:
+        """Mark it closed and drop its binding; False if there is none. Closing twice is fine."""
+
+    async def list_sessions(self, tenant: str, limit: int) -> list[SessionRecord]:
+        """The tenant's sessions, the most recently used first."""
+
+    async def find_lineage(self, tenant: str, model: str, keys: Sequence[str]) -> str | None:
+        """The session that the first known of `keys` (deepest first) leads to."""
+
+    # -- idempotency
+
+    async def begin_once(self, tenant: str, key: str, turn: str) -> StoredResult | str | None:
+        """Reserve an idempotency key for `turn`.
+
+        None: it is ours, run the turn. A string: that turn is running under it. A `StoredResult`:
+        it has been answered.
+        """
+
+    async def end_once(self, tenant: str, key: str, result: StoredResult | None) -> None:
+        """Keep the answer under the key, or with None free the key for another try."""
