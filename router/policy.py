@@ -1,0 +1,158 @@
+"""The placement policies: which of the candidates takes a turn that nothing else has placed.
+
+Pure and sync, one signature. `session` keeps a turn at its binding (see `decide`) and places what
+is unbound by load; the others are the field's usual ones, to measure against. A policy never sees
+a request, only an `Ask`.
+"""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from random import Random
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from sessile.sessions.record import Binding
+
+
+class Candidate(NamedTuple):
+    """A replica that may take this turn, as the pool sees it at this moment.
+
+    `in_flight` counts turns running or waiting there, `queued` those of them that wait for a slot;
+    `sessions` are the sessions that this router believes bound there.
+    """
+
+    id: str
+    incarnation: str
+    in_flight: int = 0
+    queued: int = 0
+    sessions: int = 0
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """What a policy may know of a turn.
+
+    `session` is its session's key as one string, `bound` the binding in force, `context_tokens`
+    what the bound replica held after the session's last turn (None: unknown), `group` a hint that
+    turns of one group share a prefix. `shared` is False while the store is away: then only rules
+    that every router computes alike keep sessions together.
+    """
+
+    session: str
+    bound: Binding | None = None
+    context_tokens: int | None = None
+    group: str | None = None
+    shared: bool = True
+
+
+class Choice(NamedTuple):
+    """What a policy chose, and the branch of it that did."""
+
+    candidate: Candidate
+    reason: str
+
+
+class Policy(Protocol):
+    """A rule. `candidates` is never empty; the same input gives the same choice, but for a counter
+    or a seeded generator that the policy itself owns."""
+
+    name: str
+    binds: bool
+    """Whether sessions are bound to what it chooses."""
+
+    def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice: ...
+
+
+class RoundRobin:
+    """Each in turn, whatever it carries."""
+
+    name = "round_robin"
+    binds = False
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
+        self._next = (self._next + 1) % len(candidates)
+        return Choice(candidates[self._next - 1], self.name)
+
+
+class LeastLoaded:
+    """The fewest turns in flight; among equals the fewest sessions, then the session's own rank."""
+
+    name = "least_loaded"
+    binds = False
+
+    def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
+        return Choice(least_loaded(ask, candidates), self.name)
+
+
+class PowerOfTwo:
+    """The less loaded of two drawn at random: nearly as even as the best, and no herd."""
+
+    name = "power_of_two"
+    binds = False
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+
+    def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
+        drawn = self._random.sample(candidates, 2) if len(candidates) > 2 else candidates
+        return Choice(least_loaded(ask, drawn), self.name)
+
+
+class Rendezvous:
+    """Highest random weight (Thaler and Ravishankar, 1998): every router agrees without talking,
+    and a replica that comes or goes moves only its own share of the sessions."""
+
+    name = "rendezvous"
+    binds = False
+
+    def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
+        return Choice(rendezvous(ask.session, candidates), self.name)
+
+
+class Session:
+    """The default: what is bound stays (`decide` sees to that), the rest goes where it is light."""
+
+    name = "session"
+    binds = True
+
+    def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
+        if not ask.shared:
+            return Choice(rendezvous(ask.session, candidates), "store_down")
+        if ask.group is not None:
+            home = rendezvous(ask.group, candidates)
+            if not home.queued:
+                return Choice(home, "group")
+        return Choice(least_loaded(ask, candidates), "new")
+
+
+def least_loaded(ask: Ask, candidates: Sequence[Candidate]) -> Candidate:
+    """The lightest candidate; ties go by the session's rendezvous rank, so that routers agree."""
+    lightest = min((c.queued, c.in_flight, c.sessions) for c in candidates)
+    tied = [c for c in candidates if (c.queued, c.in_flight, c.sessions) == lightest]
+    return tied[0] if len(tied) == 1 else rendezvous(ask.session, tied)
+
+
+def rendezvous(key: str, candidates: Sequence[Candidate]) -> Candidate:
+    """The candidate with the highest weight for `key`."""
+    data = key.encode("utf-8", "surrogatepass")
+    return max(
+        candidates, key=lambda c: (blake2b(data, digest_size=8, salt=_salt(c.id)).digest(), c.id)
+    )
+
+
+def _salt(replica: str) -> bytes:
+    return blake2b(replica.encode(), digest_size=16).digest()
+
+
+def make_policy(name: str, random: Random) -> Policy:
+    """The policy of that name; raises `KeyError` for another."""
+    simple: dict[str, type[Policy]] = {
+        rule.name: rule for rule in (Session, RoundRobin, LeastLoaded, Rendezvous)
+    }
+    return PowerOfTwo(random) if name == PowerOfTwo.name else simple[name]()
+
+
+POLICIES = ("session", "round_robin", "least_loaded", "power_of_two", "rendezvous")

@@ -1,0 +1,64 @@
+"""What this router remembers of bindings, so that most turns need not ask the store.
+
+An entry is confirmed once the store has answered for it, and only for a while; afterwards, or
+while the store is away, it is a belief. Nothing here is written to the store.
+"""
+
+from collections import Counter, OrderedDict
+
+import msgspec
+
+from sessile.sessions.record import Binding, SessionKey
+
+
+class Standing(msgspec.Struct):
+    """How a session stands, as this router last saw it.
+
+    `confirmed_at` is on the monotonic clock, None for what the store never confirmed.
+    """
+
+    binding: Binding
+    confirmed_at: float | None
+    context_tokens: int | None
+
+
+class Standings:
+    """The most recently used standings, at most `limit`. Made once a router."""
+
+    def __init__(self, limit: int = 100_000) -> None:
+        self._limit = limit
+        self._entries: OrderedDict[SessionKey, Standing] = OrderedDict()
+        self._bound: Counter[str] = Counter()
+
+    def get(self, key: SessionKey) -> Standing | None:
+        """The standing, made the most recent."""
+        standing = self._entries.get(key)
+        if standing is not None:
+            self._entries.move_to_end(key)
+        return standing
+
+    def put(self, key: SessionKey, standing: Standing) -> None:
+        """Replace what is remembered of `key`."""
+        self.drop(key)
+        self._entries[key] = standing
+        self._bound[standing.binding.replica] += 1
+        if len(self._entries) > self._limit:
+            self.drop(next(iter(self._entries)))
+
+    def drop(self, key: SessionKey) -> None:
+        """Forget `key`, if it is known."""
+        standing = self._entries.pop(key, None)
+        if standing is not None:
+            self._bound[standing.binding.replica] -= 1
+
+    def drop_session(self, tenant: str, session: str) -> None:
+        """Forget the session under every model."""
+        for key in [k for k in self._entries if k.session == session and k.tenant == tenant]:
+            self.drop(key)
+
+    def bound_to(self, replica: str) -> int:
+        """How many remembered sessions are bound to `replica`."""
+        return self._bound[replica]
+
+    def __len__(self) -> int:
+        return len(self._entries)

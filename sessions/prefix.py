@@ -1,0 +1,78 @@
+"""Chained keys of a conversation: the key after message n stands for all of messages 1 to n.
+
+Two requests have equal keys at a message exactly if they agree up to there, whatever their client
+does to JSON on the way. Nothing is stored here and no session is chosen.
+"""
+
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+_KEY_BYTES = 16
+_DEEPEST = 8  # how many earlier replies of a request are worth a look: parallel branches re-join late
+
+
+class Lineage:
+    """The keys of one request's messages. Made per request, cheap to keep until its reply is known.
+
+    `known` are the keys after each assistant message, the deepest first, at most eight: where an
+    earlier request and its reply may have ended. A request without one continues nothing, so a
+    system prompt alone, or an opening question that many ask, identifies nobody.
+    """
+
+    __slots__ = ("_state", "known")
+
+    def __init__(self, messages: Iterable[Mapping[str, Any]]) -> None:
+        state = blake2b(digest_size=_KEY_BYTES)
+        known: list[str] = []
+        for message in messages:
+            state.update(canonical(message))
+            if message.get("role") == "assistant":
+                known.append(state.hexdigest())
+        self._state = state
+        self.known = tuple(known[: -_DEEPEST - 1 : -1])
+
+    def after(self, reply: Mapping[str, Any]) -> str:
+        """The key after the request and this assistant message: what its continuation will show."""
+        state = self._state.copy()
+        state.update(canonical(reply))
+        return state.hexdigest()
+
+
+def canonical(message: Mapping[str, Any]) -> bytes:
+    """A chat message as bytes that survive a client's round trip.
+
+    Kept: role, content (text parts joined, outer white space dropped), tool calls (name and
+    arguments without white space), the call that a tool message answers. Left out: what clients
+    add or drop at will, such as `name`, `refusal`, reasoning text and null fields.
+    """
+    content = message.get("content")
+    parts = [str(message.get("role", "")), _text(content)]
+    for call in message.get("tool_calls") or ():
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if isinstance(function, Mapping):
+            arguments = function.get("arguments")
+            text = arguments if isinstance(arguments, str) else _encode(arguments)
+            parts += (str(function.get("name", "")), "".join(text.split()))
+    if answered := message.get("tool_call_id"):
+        parts.append(str(answered))
+    return ("\x1f".join(parts) + "\x1e").encode("utf-8", "surrogatepass")
+
+
+def _text(content: Any) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content.strip()
+    if isinstance(content, list) and all(
+        isinstance(part, Mapping) and part.get("type") == "text" and "text" in part
+        for part in content
+    ):
+        return "\n".join(str(part["text"]) for part in content).strip()
+    return _encode(content)
+
+
+def _encode(value: Any) -> str:
+    return msgspec.json.encode(value, order="sorted").decode()
