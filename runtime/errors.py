@@ -26,6 +26,7 @@
     ├── StoreError                 the session store failed
     │   ├── StoreUnavailable       it is slow, gone, or the breaker is open
     │   └── TurnLockLost           the turn's fencing number is no longer the newest
+    ├── RouterUnreachable          no router answers at the address the SDK or the CLI was given
     └── SettingsError              a setting cannot be used; said before any socket opens
 
 `code` is stable and travels on the wire: the SDK raises the same class from it (`from_code`).
@@ -201,6 +202,13 @@ class TurnLockLost(StoreError):
     """A newer turn has taken the session's turn lock; this one's result was not written."""
 
     code = "turn_lock_lost"
+
+
+class RouterUnreachable(SessileError):
+    """No router answers at that address; the message names it and how to start one."""
+
+    code = "router_unreachable"
+    retryable = True
 
 
 class SettingsError(SessileError):
