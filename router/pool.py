@@ -1,0 +1,226 @@
+"""The replicas known to this router, their states, and which of them may take a turn.
+
+The pool is told things (by probes, launchers and turns) and answers questions; it starts nothing
+and speaks to nobody.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from sessile.errors import InvalidRequest, ModelNotFound, NoReplica, ReplicaNotFound
+from sessile.router.policy import Candidate
+from sessile.router.replica import Engine, Identity, Load, ReplicaSpec, State
+from sessile.router.upstream import Upstream
+
+log = logging.getLogger("sessile.pool")
+
+
+class Replica:
+    """One replica as this router knows it. Made by the pool, changed only through it and `flow`.
+
+    Invariant: `state` is ready or draining only with an `identity` and an `incarnation`.
+    """
+
+    def __init__(self, spec: ReplicaSpec, engine: Engine, upstream: Upstream) -> None:
+        self.spec = spec
+        self.id = spec.id
+        self.engine = engine
+        self.upstream = upstream
+        self.state: State = "starting"
+        self.why: str | None = None
+        self.identity: Identity | None = None
+        self.incarnation: str | None = spec.incarnation
+        self.load: Load | None = None
+        self.in_flight = 0
+        self.turns = 0
+        self.failures = 0
+        self.restarts_seen = 0
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """What it serves, or is expected to before anyone could ask it."""
+        if self.identity is not None:
+            return self.identity.models
+        return (self.spec.model,) if self.spec.model else ()
+
+    @property
+    def pressure(self) -> int:
+        """Turns running or waiting there: our own at this moment, or its own latest report if
+        that is more (other routers send turns too)."""
+        if self.load is None:
+            return self.in_flight
+        return max(self.in_flight, (self.load.running or 0) + (self.load.waiting or 0))
+
+    @property
+    def queued(self) -> int:
+        """Turns that wait there for a slot, as far as can be told."""
+        load = self.load
+        if load is None:
+            return 0
+        over = self.pressure - load.slots if load.slots else 0
+        return max(over, load.waiting or 0, 0)
+
+    def describe(self, sessions: int) -> dict[str, Any]:
+        """The replica as the admin API shows it."""
+        hit = self.cached_tokens / self.prompt_tokens if self.prompt_tokens else None
+        return {
+            "id": self.id,
+            "url": self.spec.url,
+            "engine": self.engine.kind,
+            "models": list(self.models),
+            "state": self.state,
+            "why": self.why,
+            "incarnation": self.incarnation,
+            "version": self.identity.version if self.identity else None,
+            "context_tokens": self.identity.context_tokens if self.identity else None,
+            "in_flight": self.in_flight,
+            "sessions": sessions,
+            "load": msgspec.to_builtins(self.load) if self.load else None,
+            "turns": self.turns,
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "hit_rate": hit,
+            "failures": self.failures,
+        }
+
+
+class Pool:
+    """The set of replicas. Made once a router; `watch` is told of every replica added."""
+
+    def __init__(
+        self,
+        make: Callable[[ReplicaSpec], Replica],
+        sessions_at: Callable[[str], int],
+    ) -> None:
+        self._make = make
+        self._sessions_at = sessions_at
+        self._replicas: dict[str, Replica] = {}
+        self.on_change: Callable[[], None] = lambda: None
+
+    def __iter__(self) -> Iterator[Replica]:
+        return iter(list(self._replicas.values()))
+
+    def __len__(self) -> int:
+        return len(self._replicas)
+
+    def add(self, spec: ReplicaSpec) -> Replica:
+        """Take a replica in, as `starting`. Raises `InvalidRequest` for an id or URL twice."""
+        for known in self._replicas.values():
+            if spec.id == known.id or spec.url == known.spec.url:
+                raise InvalidRequest(f"a replica {known.id} at {known.spec.url} is there already")
+        replica = self._replicas[spec.id] = self._make(spec)
+        self.on_change()
+        return replica
+
+    async def remove(self, replica_id: str) -> Replica:
+        """Let a replica go; its open answers break. Raises `ReplicaNotFound`."""
+        replica = self.get(replica_id)
+        del self._replicas[replica_id]
+        self.on_change()
+        await replica.upstream.aclose()
+        return replica
+
+    def get(self, replica_id: str) -> Replica:
+        """The replica; raises `ReplicaNotFound`."""
+        try:
+            return self._replicas[replica_id]
+        except KeyError:
+            known = ", ".join(self._replicas) or "none"
+            raise ReplicaNotFound(
+                f"no replica {replica_id!r} in the pool; there are: {known}"
+            ) from None
+
+    def find(self, replica_id: str) -> Replica | None:
+        """The replica, or None."""
+        return self._replicas.get(replica_id)
+
+    def models(self) -> list[str]:
+        """Every model that some replica serves, in the pool's order."""
+        return list(dict.fromkeys(model for r in self._replicas.values() for model in r.models))
+
+    def model(self, asked: str) -> str:
+        """The model that `asked` names. Raises `ModelNotFound`, or `NoReplica` while it is only
+        that no replica has come up to say what it serves."""
+        models = self.models()
+        if asked in models:
+            return asked
+        unknown = [r for r in self._replicas.values() if not r.models]
+        if unknown:
+            raise NoReplica(
+                f"no ready replica serves {asked!r}; {len(unknown)} have not come up yet",
+                retry_after_s=2.0,
+            )
+        listed = ", ".join(models) or "none"
+        raise ModelNotFound(f"the model {asked!r} is not served here; there are: {listed}",
+                            param="model")  # fmt: skip
+
+    def candidates(self, model: str) -> list[Candidate]:
+        """The replicas that may take a turn of `model`: the ready ones. A draining replica
+        finishes its turns and takes no more; its sessions move at their next turn."""
+        return [
+            Candidate(r.id, r.incarnation or "", r.pressure, r.queued, self._sessions_at(r.id))
+            for r in self._replicas.values()
+            if r.state == "ready" and model in r.models
+        ]
+
+    # -- what the pool is told
+
+    def seen(self, replica: Replica, identity: Identity) -> None:
+        """A probe found the replica up. A new incarnation means that its KV cache is empty."""
+        before, was = replica.identity, replica.incarnation
+        replica.identity = identity
+        if replica.spec.incarnation is None or identity.incarnation is not None:
+            counted = f"seen-{replica.restarts_seen}"
+            replica.incarnation = identity.incarnation or counted
+        if was is not None and before is not None and was != replica.incarnation:
+            log.warning("replica restarted replica=%s incarnation=%s", replica.id,
+                        replica.incarnation)  # fmt: skip
+        if replica.state in ("starting", "down"):
+            replica.state, replica.why = "ready", None
+            log.info("replica came up replica=%s url=%s models=%s incarnation=%s", replica.id,
+                     replica.spec.url, ",".join(identity.models), replica.incarnation)  # fmt: skip
+            self.on_change()
+
+    def mark_down(self, replica_id: str, why: str) -> None:
+        """The replica does not answer, or its process ended."""
+        replica = self._replicas.get(replica_id)
+        if replica is None:
+            return
+        replica.why = why
+        if replica.state in ("ready", "draining"):
+            replica.state = "down"
+            replica.restarts_seen += 1
+            replica.load = None
+            log.warning("replica went down replica=%s why=%r", replica_id, why)
+            self.on_change()
+
+    def set_incarnation(self, replica_id: str, incarnation: str) -> None:
+        """A launcher started the replica anew; it is `starting` until a probe finds it up."""
+        replica = self._replicas.get(replica_id)
+        if replica is not None:
+            replica.spec = msgspec.structs.replace(replica.spec, incarnation=incarnation)
+            replica.incarnation = incarnation
+            replica.state, replica.why = "starting", None
+
+    def drain(self, replica_id: str) -> Replica:
+        """Let the replica finish what runs and send it nothing more. Raises `ReplicaNotFound`."""
+        replica = self.get(replica_id)
+        if replica.state == "ready":
+            replica.state, replica.why = "draining", "asked to drain"
+            log.info("replica drains replica=%s in_flight=%d", replica_id, replica.in_flight)
+        elif replica.state != "draining":
+            raise InvalidRequest(f"replica {replica_id} is {replica.state}, there is nothing to drain")
+        return replica
+
+    def resume(self, replica_id: str) -> Replica:
+        """Take a draining replica back into service. Raises `ReplicaNotFound`."""
+        replica = self.get(replica_id)
+        if replica.state == "draining":
+            replica.state, replica.why = "ready", None
+            log.info("replica resumed replica=%s", replica_id)
+        return replica

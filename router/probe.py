@@ -1,0 +1,111 @@
+"""Looks at replicas at an interval, and tells the pool what they say of themselves.
+
+A replica is up when its identity and health can be read, down when two looks in a row fail or one
+is refused a connection. A look costs a few cheap calls; none of them runs a generation.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from sessile.errors import ReplicaError, ReplicaUnreachable
+from sessile.router.pool import Pool, Replica
+from sessile.router.replica import Call, Reply
+
+log = logging.getLogger("sessile.probe")
+
+_STARTING_INTERVAL_S = 0.1  # a replica that is coming up is looked at often: it costs it nothing
+_IDENTITY_EVERY = 10  # looks: a restart between two looks shows here, if nowhere else
+
+
+class Probe:
+    """The task that watches one replica. Made by `Probes`, ends with the replica."""
+
+    def __init__(
+        self, pool: Pool, replica: Replica, interval_s: float, timeout_s: float,
+        clock: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self._pool = pool
+        self._replica = replica
+        self._interval_s = interval_s
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._looks = 0
+        self._missed = 0
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await self.look()
+            waiting = self._replica.state == "starting"
+            await asyncio.sleep(_STARTING_INTERVAL_S if waiting else self._interval_s)
+
+    async def look(self) -> None:
+        """One look; never raises for what the replica does."""
+        replica = self._replica
+        try:
+            if replica.state in ("starting", "down") or self._looks % _IDENTITY_EVERY == 0:
+                await self._health()
+                calls = replica.engine.identity_calls()
+                self._pool.seen(replica, replica.engine.read_identity(await self._replies(calls)))
+            if calls := replica.engine.load_calls():
+                replies = await self._replies(calls)
+                replica.load = replica.engine.read_load(replies, self._clock())
+            elif self._looks % _IDENTITY_EVERY:
+                await self._health()
+            self._looks += 1
+            self._missed = 0
+        except ReplicaError as error:
+            self._missed += 1
+            self._looks = 0
+            if self._missed > 1 or isinstance(error, ReplicaUnreachable):
+                self._pool.mark_down(replica.id, error.message)
+            replica.why = error.message
+
+    async def _health(self) -> None:
+        (reply,) = await self._replies((self._replica.engine.health_call(),))
+        if reply.status != 200:
+            raise ReplicaUnreachable(f"its health answered {reply.status}")
+
+    async def _replies(self, calls: tuple[Call, ...]) -> tuple[Reply, ...]:
+        upstream = self._replica.upstream
+        return tuple([await upstream.call(call, self._timeout_s) for call in calls])
+
+
+class Probes:
+    """One probe for each replica of the pool, started and ended as replicas come and go."""
+
+    def __init__(
+        self, pool: Pool, *, interval_s: float, timeout_s: float, clock: Callable[[], float]
+    ) -> None:
+        self._pool = pool
+        self._interval_s = interval_s
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._tasks: dict[Replica, asyncio.Task[None]] = {}
+
+    def sync(self) -> None:
+        """Start what is new, end what has left; called on every change of the pool."""
+        present = set(self._pool)
+        for replica in [r for r in self._tasks if r not in present]:
+            self._tasks.pop(replica).cancel()
+        for replica in present - self._tasks.keys():
+            probe = Probe(self._pool, replica, self._interval_s, self._timeout_s, self._clock)
+            task = asyncio.create_task(probe.run(), name=f"probe {replica.id}")
+            task.add_done_callback(_report)
+            self._tasks[replica] = task
+
+    async def aclose(self) -> None:
+        """End every probe."""
+        tasks = list(self._tasks.values())
+        self._tasks.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    """A probe never ends by itself: if one does, that is a defect, and must not pass unseen."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("probe failed task=%r", task.get_name(), exc_info=error)
+

@@ -1,0 +1,236 @@
+"""Sessile's own routes: health, metrics, and the native API of replicas, sessions and turns."""
+
+import secrets
+import time
+from typing import Annotated, Any, Literal
+
+import msgspec
+from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from sessile.api.auth import Authenticator
+from sessile.errors import InvalidRequest, SessionNotFound, TurnNotFound
+from sessile.flow import Flow
+from sessile.router.policy import POLICIES
+from sessile.router.pool import Pool
+from sessile.router.replica import ReplicaSpec
+from sessile.sessions.binding import Standings
+from sessile.sessions.identity import checked_id
+from sessile.sessions.record import SessionKey, SessionRecord
+from sessile.sessions.store import Store
+from sessile.telemetry import Telemetry
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class NewReplica(_Body):
+    """A replica to take into the pool."""
+
+    engine: Literal["sglang", "vllm", "llamacpp", "openai"]
+    url: str
+    id: str | None = Field(None, min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
+
+
+class NewSession(_Body):
+    """A session to open before its first turn."""
+
+    id: str | None = None
+    model: str | None = None
+    parent: str | None = None
+    metadata: dict[str, Any] = {}
+
+
+class Forks(_Body):
+    """How many children to fork off a session."""
+
+    n: int = Field(1, ge=1, le=64)
+
+
+def health_routes(pool: Pool, store: Store, telemetry: Telemetry) -> APIRouter:
+    """`/health`, `/ready` and `/metrics`: open to all, as probes carry no key."""
+    routes = APIRouter(tags=["health"])
+
+    @routes.get("/health")
+    async def health() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "ok"}
+
+    @routes.get("/ready")
+    async def ready() -> JSONResponse:
+        """Whether turns can be served: 503 without a ready replica; a store that is away only
+        degrades."""
+        states = [replica.state for replica in pool]
+        up = states.count("ready")
+        status = "ready" if store.available else "degraded"
+        if not up:
+            status = "starting" if "starting" in states else "down"
+        return JSONResponse(
+            {
+                "status": status,
+                "store": "ok" if store.available else "degraded",
+                "replicas": {"ready": up, "total": len(states)},
+            },
+            200 if up else 503,
+        )
+
+    @routes.get("/metrics")
+    async def metrics() -> Response:
+        """Prometheus' text form."""
+        return Response(telemetry.scrape(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return routes
+
+
+def native_routes(
+    pool: Pool,
+    store: Store,
+    standings: Standings,
+    flow: Flow,
+    telemetry: Telemetry,
+    auth: Authenticator,
+) -> APIRouter:
+    """Everything under `/sessile/v1`."""
+    routes = APIRouter(prefix="/sessile/v1", tags=["sessile"])
+
+    def tenant(authorization: Annotated[str | None, Header()] = None) -> str:
+        return auth.tenant(authorization)
+
+    Tenant = Annotated[str, Depends(tenant)]
+
+    @routes.get("/replicas")
+    async def replicas(_: Tenant) -> dict[str, Any]:
+        return {"replicas": [r.describe(standings.bound_to(r.id)) for r in pool]}
+
+    @routes.post("/replicas", status_code=201)
+    async def add_replica(new: NewReplica, _: Tenant) -> dict[str, Any]:
+        taken = {replica.id for replica in pool}
+        free = (f"{new.engine}-{n}" for n in range(len(taken) + 1))
+        name = new.id or next(name for name in free if name not in taken)
+        spec = ReplicaSpec(id=name, engine=new.engine, url=new.url.rstrip("/"))
+        return pool.add(spec).describe(0)
+
+    @routes.post("/replicas/{replica}/drain")
+    async def drain(replica: str, _: Tenant) -> dict[str, Any]:
+        return pool.drain(replica).describe(standings.bound_to(replica))
+
+    @routes.post("/replicas/{replica}/resume")
+    async def resume(replica: str, _: Tenant) -> dict[str, Any]:
+        return pool.resume(replica).describe(standings.bound_to(replica))
+
+    @routes.delete("/replicas/{replica}")
+    async def remove(replica: str, _: Tenant) -> dict[str, Any]:
+        return (await pool.remove(replica)).describe(0)
+
+    @routes.get("/policy")
+    async def policy(_: Tenant) -> dict[str, Any]:
+        return {
+            "policy": flow.policy,
+            "policies": list(POLICIES),
+            "reasons": dict(sorted(telemetry.reasons.items())),
+        }
+
+    @routes.get("/sessions")
+    async def sessions(
+        caller: Tenant, limit: Annotated[int, Query(ge=1, le=1000)] = 50
+    ) -> dict[str, Any]:
+        found = await store.list_sessions(caller, limit)
+        return {"sessions": [_shown(record, standings) for record in found]}
+
+    @routes.post("/sessions", status_code=201)
+    async def open_session(new: NewSession, caller: Tenant) -> dict[str, Any]:
+        if new.id is not None:
+            checked_id(new.id, "id")
+        model = pool.model(new.model) if new.model is not None else _first_model(pool)
+        record = _child(caller, model, new.id, None)
+        record.metadata = new.metadata
+        if new.parent is not None:
+            parent = await _find(store, caller, new.parent)
+            record.parent = parent.session
+            record.program = parent.program or parent.session
+        if not await store.create_session(record):
+            raise InvalidRequest(f"there is a session {record.session!r} already", param="id")
+        return _shown(record, standings)
+
+    @routes.get("/sessions/{session}")
+    async def show_session(session: str, caller: Tenant) -> dict[str, Any]:
+        return _shown(await _find(store, caller, session), standings)
+
+    @routes.post("/sessions/{session}/fork", status_code=201)
+    async def fork(session: str, forks: Forks, caller: Tenant) -> dict[str, Any]:
+        parent = await _find(store, caller, session)
+        children = [_child(caller, parent.model, None, parent) for _ in range(forks.n)]
+        for child in children:
+            await store.create_session(child)
+        return {"sessions": [_shown(child, standings) for child in children]}
+
+    @routes.post("/sessions/{session}/close")
+    async def close(session: str, caller: Tenant) -> dict[str, Any]:
+        records = await store.find_session(caller, session)
+        if not records:
+            raise SessionNotFound(f"there is no session {session!r}")
+        standings.drop_session(caller, session)
+        for record in records:
+            await store.close_session(SessionKey(caller, record.model, session))
+        return _shown(await _find(store, caller, session), standings)
+
+    @routes.get("/turns/{turn}")
+    async def show_turn(turn: str, caller: Tenant) -> dict[str, Any]:
+        found = await store.get_turn(caller, turn)
+        if found is None:
+            raise TurnNotFound(f"there is no turn {turn!r}")
+        shown: dict[str, Any] = msgspec.to_builtins(found)
+        del shown["tenant"]
+        return shown
+
+    @routes.get("/turns/{turn}/receipt")
+    async def receipt(turn: str, caller: Tenant) -> dict[str, Any]:
+        found = await store.get_turn(caller, turn)
+        if found is None or found.receipt is None:
+            raise TurnNotFound(f"there is no turn {turn!r}, or its receipt has expired")
+        shown: dict[str, Any] = msgspec.to_builtins(found.receipt)
+        return shown
+
+    return routes
+
+
+async def _find(store: Store, tenant: str, session: str) -> SessionRecord:
+    """The session's record for the model that it spoke to last."""
+    records = await store.find_session(tenant, session)
+    if not records:
+        raise SessionNotFound(f"there is no session {session!r}")
+    return max(records, key=lambda record: (record.last_turn_at, record.created_at))
+
+
+def _first_model(pool: Pool) -> str:
+    models = pool.models()
+    if not models:
+        raise InvalidRequest("name a model: no replica has come up to say what it serves",
+                             param="model")  # fmt: skip
+    return models[0]
+
+
+def _child(
+    tenant: str, model: str, session: str | None, parent: SessionRecord | None
+) -> SessionRecord:
+    """A new record; a child continues from the parent's last turn and belongs to its program."""
+    return SessionRecord(
+        tenant=tenant,
+        session=session or "ses_" + secrets.token_hex(12),
+        model=model,
+        created_at=time.time(),
+        head=parent.head if parent else None,
+        parent=parent.session if parent else None,
+        program=(parent.program or parent.session) if parent else None,
+    )
+
+
+def _shown(record: SessionRecord, standings: Standings) -> dict[str, Any]:
+    standing = standings.get(SessionKey(record.tenant, record.model, record.session))
+    shown: dict[str, Any] = msgspec.to_builtins(record)
+    del shown["tenant"]
+    shown["replica"] = standing.binding.replica if standing is not None else None
+    shown["hit_rate"] = record.cached_tokens / record.prompt_tokens if record.prompt_tokens else None
+    return shown

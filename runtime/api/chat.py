@@ -1,0 +1,248 @@
+"""The fast lane: chat completions, completions and embeddings, as plain ASGI.
+
+A request is decoded once, validated where a wrong type would only fail later and worse, and goes
+upstream as the client wrote it. The answer's bytes pass through. Whatever the engine can do, the
+client can ask for: unknown fields are not looked at.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+from starlette.types import Message, Receive, Scope, Send
+
+from sessile.api.auth import Authenticator
+from sessile.api.wire import openai_error, retry_headers, wire_of
+from sessile.errors import BodyTooLarge, InvalidRequest, SessileError
+from sessile.flow import Flow, Turn, TurnRequest
+from sessile.sessions.identity import read_claims
+
+log = logging.getLogger("sessile.api")
+
+_OBJECT = msgspec.json.Decoder(dict[str, Any])
+_ROLES = frozenset(("system", "developer", "user", "assistant", "tool", "function"))
+_CHAT = "/v1/chat/completions"
+_LONGEST_KEY = 256
+
+
+class FastLane:
+    """Serves one path of the OpenAI API over HTTP. Made by `app`, one for each path."""
+
+    def __init__(
+        self, path: str, flow: Flow, auth: Authenticator, max_body_bytes: int
+    ) -> None:
+        self._path = path
+        self._flow = flow
+        self._auth = auth
+        self._max_body_bytes = max_body_bytes
+        self._check: Callable[[dict[str, Any]], None] = (
+            _check_chat if path == _CHAT else _check_input
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request. A client that hangs up cancels its turn, which stops the engine."""
+        started = False
+        try:
+            request = self._parse(scope, await read_body(scope, receive, self._max_body_bytes))
+        except SessileError as error:
+            await send_error(send, error)
+            return
+        turning = asyncio.current_task()
+        assert turning is not None
+        watching = asyncio.create_task(_hang_up(receive))
+        watching.add_done_callback(lambda task: task.cancelled() or turning.cancel())
+        try:
+            async with self._flow.serve_turn(request) as turn:
+                chunk = await turn.read()
+                started = True
+                await send(_head(turn))
+                try:
+                    while chunk:
+                        await send(
+                            {"type": "http.response.body", "body": chunk, "more_body": True}
+                        )
+                        chunk = await turn.read()
+                except SessileError as error:
+                    turn.receipt.outcome = error.code
+                    if turn.content_type.startswith(b"text/event-stream"):
+                        await send(_body(b"data: " + _encoded(error) + b"\n\n", more=True))
+                    else:
+                        raise
+            await send(_body(b""))
+        except SessileError as error:
+            if not started:
+                await send_error(send, error)
+            else:
+                # NOTE: returning without the last chunk makes the server cut the connection, the
+                # only way left to tell a client that a plain answer is not whole.
+                log.warning("answer was cut off why=%r", error.message)
+        except asyncio.CancelledError:
+            if not watching.done() or watching.cancelled():
+                raise
+            turning.uncancel()
+        finally:
+            watching.cancel()
+
+    def _parse(self, scope: Scope, body: bytes) -> TurnRequest:
+        headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
+        tenant = self._auth.tenant(header(headers, b"authorization"))
+        document = decode_object(body)
+        model = document.get("model")
+        if not isinstance(model, str) or not model:
+            raise InvalidRequest("model must be a non-empty string", param="model")
+        self._check(document)
+        messages = document.get("messages") if self._path == _CHAT else None
+        stream = document.get("stream") is True
+        options = document.get("stream_options")
+        return TurnRequest(
+            tenant=tenant,
+            path=self._path,
+            model=model,
+            claims=read_claims(headers, document, messages),
+            body=body,
+            document=document,
+            stream=stream,
+            relay_usage=isinstance(options, dict) and options.get("include_usage") is True,
+            idempotency_key=idempotency_key(headers),
+        )
+
+
+def decode_object(body: bytes) -> dict[str, Any]:
+    """A request body as a JSON object; raises `InvalidRequest` saying what it is instead."""
+    try:
+        return _OBJECT.decode(body)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"the body must be a JSON object: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from error
+
+
+def header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str | None:
+    """The header's value, None without; raises `InvalidRequest` if it came with two values."""
+    found: bytes | None = None
+    for key, value in headers:
+        if key == name:
+            if found is not None and found != value:
+                shown = name.decode()
+                raise InvalidRequest(f"the header {shown} came twice, with two values", param=shown)
+            found = value
+    return None if found is None else found.decode("latin-1")
+
+
+def idempotency_key(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
+    """The `Idempotency-Key` of a request; raises `InvalidRequest` for one that cannot be one."""
+    key = header(headers, b"idempotency-key")
+    if key is not None and not (0 < len(key) <= _LONGEST_KEY and key.isprintable()):
+        raise InvalidRequest(
+            f"Idempotency-Key must be 1 to {_LONGEST_KEY} printable characters",
+            param="idempotency-key",
+        )
+    return key
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The whole body. Raises `BodyTooLarge` as soon as it is known to be over `limit` bytes."""
+    too_large = BodyTooLarge(f"the request body is over {limit} bytes, the most accepted here")
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value) > limit:
+            raise too_large
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body", False):
+        return body
+    parts = [body]
+    size = len(body)
+    while message.get("more_body", False):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise InvalidRequest("the client hung up before the body was whole")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
+            raise too_large
+    return b"".join(parts)
+
+
+async def send_error(send: Send, error: SessileError) -> None:
+    """The error in OpenAI's shape, with the status of the table."""
+    data = _encoded(error)
+    await send(
+        {
+            "type": "http.response.start",
+            "status": wire_of(error).status,
+            "headers": [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(data)).encode()),
+                *retry_headers(error),
+            ],
+        }
+    )
+    await send(_body(data))
+
+
+async def _hang_up(receive: Receive) -> None:
+    """Ends when the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _head(turn: Turn) -> Message:
+    return {
+        "type": "http.response.start",
+        "status": turn.status,
+        "headers": [(b"content-type", turn.content_type), *turn.headers()],
+    }
+
+
+def _body(data: bytes, more: bool = False) -> Message:
+    return {"type": "http.response.body", "body": data, "more_body": more}
+
+
+def _encoded(error: SessileError) -> bytes:
+    return msgspec.json.encode(openai_error(error))
+
+
+def _check_chat(document: dict[str, Any]) -> None:
+    messages = document.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise InvalidRequest("messages must be a non-empty list", param="messages")
+    for index, message in enumerate(messages):
+        where = f"messages[{index}]"
+        if not isinstance(message, dict):
+            raise InvalidRequest(f"{where} must be an object", param=where)
+        role = message.get("role")
+        if role not in _ROLES:
+            known = ", ".join(sorted(_ROLES))
+            raise InvalidRequest(
+                f"{where}.role must be one of {known}, not {_shown(role)}", param=f"{where}.role"
+            )
+        content = message.get("content")
+        if not (content is None or isinstance(content, str | list)):
+            raise InvalidRequest(
+                f"{where}.content must be a string or a list of parts", param=f"{where}.content"
+            )
+        calls = message.get("tool_calls")
+        if not (calls is None or isinstance(calls, list)):
+            raise InvalidRequest(f"{where}.tool_calls must be a list", param=f"{where}.tool_calls")
+    _check_stream(document)
+
+
+def _check_input(document: dict[str, Any]) -> None:
+    name = "input" if "input" in document else "prompt"
+    if not isinstance(document.get(name), str | list):
+        raise InvalidRequest(f"{name} must be a string or a list", param=name)
+    _check_stream(document)
+
+
+def _check_stream(document: dict[str, Any]) -> None:
+    if not isinstance(document.get("stream"), bool | None):
+        raise InvalidRequest("stream must be true or false", param="stream")
+    if not isinstance(document.get("stream_options"), dict | None):
+        raise InvalidRequest("stream_options must be an object", param="stream_options")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

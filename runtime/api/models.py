@@ -1,0 +1,41 @@
+"""`/v1/models`: what the pool serves, in OpenAI's shape."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header
+
+from sessile.api.auth import Authenticator
+from sessile.router.pool import Pool
+
+
+def model_routes(pool: Pool, auth: Authenticator) -> APIRouter:
+    """The list, and one model of it."""
+    routes = APIRouter(prefix="/v1", tags=["openai"])
+
+    @routes.get("/models")
+    async def models(authorization: Annotated[str | None, Header()] = None) -> dict[str, Any]:
+        auth.tenant(authorization)
+        return {"object": "list", "data": [_model(pool, name) for name in pool.models()]}
+
+    @routes.get("/models/{name:path}")
+    async def model(
+        name: str, authorization: Annotated[str | None, Header()] = None
+    ) -> dict[str, Any]:
+        auth.tenant(authorization)
+        return _model(pool, pool.model(name))
+
+    return routes
+
+
+def _model(pool: Pool, name: str) -> dict[str, Any]:
+    serving = [replica for replica in pool if name in replica.models]
+    contexts = [
+        r.identity.context_tokens for r in serving if r.identity and r.identity.context_tokens
+    ]
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "sessile",
+        "max_model_len": min(contexts, default=None),
+    }

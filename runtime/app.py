@@ -1,0 +1,219 @@
+"""The one place where everything is wired: settings in, an ASGI application out."""
+
+import logging
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
+from time import time
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sessile.api.admin import health_routes, native_routes
+from sessile.api.auth import Authenticator, check_exposure
+from sessile.api.chat import FastLane
+from sessile.api.models import model_routes
+from sessile.api.responses import responses_routes
+from sessile.api.wire import openai_error, retry_headers, wire_of
+from sessile.engines.base import engine
+from sessile.errors import InvalidRequest, SessileError, SettingsError
+from sessile.flow import Flow
+from sessile.router.pool import Pool, Replica
+from sessile.router.probe import Probes
+from sessile.router.replica import ReplicaSpec
+from sessile.router.upstream import Timeouts, Upstream
+from sessile.sessions.binding import Standings
+from sessile.sessions.memory_store import MemoryStore
+from sessile.sessions.redis_store import RedisStore
+from sessile.sessions.store import Store, StoreLimits
+from sessile.settings import Settings
+from sessile.telemetry import Telemetry
+
+log = logging.getLogger("sessile.app")
+
+
+class App:
+    """The router as an ASGI application: fast lanes by path, FastAPI for all the rest.
+
+    Made by `create_app`; its parts are public to whoever wires more to it (`up`, tests).
+    """
+
+    def __init__(self, settings: Settings, store: Store, specs: Iterable[ReplicaSpec]) -> None:
+        router = settings.router
+        timeouts = Timeouts(
+            connect_s=router.connect_timeout_s,
+            first_byte_s=router.first_byte_timeout_s,
+            idle_s=router.idle_timeout_s,
+        )
+        self.settings = settings
+        self.store = store
+        self.standings = Standings()
+        self.pool = Pool(
+            lambda spec: Replica(spec, engine(spec.engine), Upstream(spec.url, timeouts)),
+            self.standings.bound_to,
+        )
+        self.telemetry = Telemetry()
+        self.telemetry.watch(self.pool, store)
+        self.auth = Authenticator(settings.auth)
+        self.probes = Probes(
+            self.pool,
+            interval_s=router.probe_interval_s,
+            timeout_s=router.probe_timeout_s,
+            clock=time,
+        )
+        self.flow = Flow(
+            pool=self.pool,
+            store=store,
+            standings=self.standings,
+            router=router,
+            sessions=settings.sessions,
+            telemetry=self.telemetry,
+            salt=self.auth.salt,
+        )
+        self._lanes = {
+            path: FastLane(path, self.flow, self.auth, settings.server.max_body_bytes)
+            for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+        }
+        self.api = self._api()
+        self._entry: ASGIApp = self._dispatch
+        if settings.server.cors_origins:
+            self._entry = CORSMiddleware(
+                self._dispatch,
+                allow_origins=settings.server.cors_origins,
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=["*"],
+            )
+        for spec in (*_specs(settings), *specs):
+            self.pool.add(spec)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._entry(scope, receive, send)
+
+    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            lane = self._lanes.get(scope["path"])
+            if lane is not None:
+                await lane(scope, receive, send)
+                return
+        await self.api(scope, receive, send)
+
+    @asynccontextmanager
+    async def running(self, _: object = None) -> AsyncIterator[None]:
+        """The lifespan: opened in this order, closed in the reverse."""
+        async with AsyncExitStack() as stack:
+            await self.store.open()
+            stack.push_async_callback(self.store.aclose)
+            stack.push_async_callback(self._close_upstreams)
+            stack.push_async_callback(self.probes.aclose)
+            stack.push_async_callback(self.flow.aclose)
+            self.pool.on_change = self.probes.sync
+            self.probes.sync()
+            yield
+            self.pool.on_change = lambda: None
+
+    async def _close_upstreams(self) -> None:
+        for replica in self.pool:
+            await replica.upstream.aclose()
+
+    def _api(self) -> FastAPI:
+        api = FastAPI(
+            title="Sessile",
+            summary="The serving runtime for AI agents.",
+            version=version("sessile"),
+            lifespan=self.running,
+        )
+        api.add_exception_handler(SessileError, _on_error)  # type: ignore[arg-type]
+        api.add_exception_handler(RequestValidationError, _on_invalid)  # type: ignore[arg-type]
+        api.add_exception_handler(HTTPException, _on_http)  # type: ignore[arg-type]
+        api.include_router(health_routes(self.pool, self.store, self.telemetry))
+        api.include_router(model_routes(self.pool, self.auth))
+        api.include_router(responses_routes(self.flow, self.store, self.auth, self.settings))
+        api.include_router(
+            native_routes(
+                self.pool, self.store, self.standings, self.flow, self.telemetry, self.auth
+            )
+        )
+        return api
+
+
+def create_app(
+    settings: Settings, *, store: Store | None = None, specs: Iterable[ReplicaSpec] = ()
+) -> App:
+    """The application for `settings`: their replicas by URL, and `specs` beside them.
+
+    Raises `SettingsError`; nothing is opened before the lifespan starts.
+    """
+    check_exposure(settings.server.host, settings.auth)
+    return App(settings, store or make_store(settings), specs)
+
+
+def make_store(settings: Settings) -> Store:
+    """The store that the settings name."""
+    sessions = settings.sessions
+    limits = StoreLimits(
+        ttl_s=sessions.ttl_s,
+        binding_ttl_s=sessions.binding_ttl_s,
+        turn_ttl_s=sessions.turn_ttl_s,
+        idempotency_ttl_s=sessions.idempotency_ttl_s,
+    )
+    url = settings.store.url
+    if url is None:
+        return MemoryStore(limits)
+    return RedisStore(
+        url,
+        limits,
+        timeout_s=settings.store.timeout_s,
+        retry_after_s=settings.store.retry_after_s,
+    )
+
+
+def _specs(settings: Settings) -> list[ReplicaSpec]:
+    """The replicas that run already, named by engine and number."""
+    found: list[tuple[str, str, str | None]] = []
+    for text in settings.replica:
+        kind, separator, url = text.partition("=")
+        if not separator:
+            raise SettingsError(f"replica: {text!r} is not ENGINE=URL, as in sglang=http://gpu1:30000")
+        found.append((kind, url, None))
+    found += [(p.engine, url, p.model) for p in settings.pool for url in p.urls]
+    specs = []
+    for number, (kind, url, model) in enumerate(found):
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise SettingsError(f"replica: {url!r} is not a URL, as in http://gpu1:30000")
+        try:
+            engine(kind)
+        except InvalidRequest as error:
+            raise SettingsError(f"replica: {error.message}") from error
+        url = url.rstrip("/").removesuffix("/v1")
+        specs.append(ReplicaSpec(id=f"{kind}-{number}", engine=kind, url=url, model=model))
+    return specs
+
+
+async def _on_error(_: Request, error: SessileError) -> JSONResponse:
+    headers = {name.decode(): value.decode() for name, value in retry_headers(error)}
+    return JSONResponse(openai_error(error), wire_of(error).status, headers)
+
+
+async def _on_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"][1:])
+    told = InvalidRequest(f"{name or 'the body'}: {first['msg']}", param=name or None)
+    return JSONResponse(openai_error(told), 400)
+
+
+async def _on_http(request: Request, error: HTTPException) -> JSONResponse:
+    body = {
+        "error": {
+            "message": f"{request.method} {request.url.path}: {error.detail}",
+            "type": "invalid_request_error",
+            "param": None,
+            "code": "not_found" if error.status_code == 404 else "bad_request",
+        }
+    }
+    return JSONResponse(body, error.status_code, error.headers)

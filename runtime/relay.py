@@ -1,0 +1,109 @@
+"""Bytes of an engine's answer on their way to the client, read only where something must be known.
+
+The relay hands on whole server-sent events as they came. It looks inside only those that carry
+usage: the counts are kept, and the extra chunk that holds them is withheld from a client that did
+not ask for it.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+_USAGE = re.compile(rb'"usage"\s*:\s*\{')
+_BREAK = re.compile(rb"\r?\n\r?\n")
+
+
+class UsageRelay:
+    """One streamed answer. `usage_body` is the last object seen that held a usage, if any."""
+
+    __slots__ = ("_relay_usage", "_tail", "usage_body")
+
+    def __init__(self, relay_usage: bool) -> None:
+        self._relay_usage = relay_usage
+        self._tail = b""
+        self.usage_body: dict[str, Any] | None = None
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The whole events that are now complete, perhaps none; what is begun is held back."""
+        if self._tail:
+            chunk = self._tail + chunk
+            self._tail = b""
+        if not chunk.endswith(b"\n\n") and not chunk.endswith(b"\n\r\n"):
+            ends = max(chunk.rfind(b"\n\n") + 2, chunk.rfind(b"\n\r\n") + 3)
+            if ends < 3:
+                self._tail = chunk
+                return b""
+            self._tail = chunk[ends:]
+            chunk = chunk[:ends]
+        if b'"usage"' in chunk and _USAGE.search(chunk):
+            return self._sift(chunk)
+        return chunk
+
+    def rest(self) -> bytes:
+        """What an engine left unfinished at the end of its stream."""
+        tail, self._tail = self._tail, b""
+        return tail
+
+    def _sift(self, chunk: bytes) -> bytes:
+        kept: list[bytes] = []
+        start = 0
+        for end in [match.end() for match in _BREAK.finditer(chunk)]:
+            event, start = chunk[start:end], end
+            if _USAGE.search(event):
+                body = _data(event)
+                if body is not None and isinstance(body.get("usage"), dict):
+                    self.usage_body = body
+                    if not self._relay_usage and body.get("choices") == []:
+                        continue
+            kept.append(event)
+        return b"".join(kept)
+
+
+def events(stream: bytes) -> Iterator[dict[str, Any]]:
+    """The JSON objects in the `data:` fields of a stretch of server-sent events."""
+    for event in _BREAK.split(stream):
+        body = _data(event)
+        if body is not None:
+            yield body
+
+
+def _data(event: bytes) -> dict[str, Any] | None:
+    """The event's `data:` lines as a JSON object; None for `[DONE]`, comments and garbage."""
+    lines = [line[5:] for line in event.splitlines() if line.startswith(b"data:")]
+    try:
+        body = msgspec.json.decode(b"\n".join(lines))
+    except msgspec.DecodeError:
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def read_reply(bodies: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The assistant message that a chat answer's first choice adds up to; None if there is none.
+
+    Takes the chunks of a stream, or the one body of an answer that was not streamed.
+    """
+    text: list[str] = []
+    calls: dict[int, dict[str, str]] = {}
+    seen = False
+    for body in bodies:
+        for choice in body.get("choices") or ():
+            if choice.get("index", 0) != 0:
+                continue
+            part = choice.get("delta") or choice.get("message") or {}
+            seen = seen or bool(part)
+            if isinstance(part.get("content"), str):
+                text.append(part["content"])
+            for position, call in enumerate(part.get("tool_calls") or ()):
+                known = calls.setdefault(call.get("index", position), {"name": "", "arguments": ""})
+                function = call.get("function") or {}
+                known["name"] += function.get("name") or ""
+                known["arguments"] += function.get("arguments") or ""
+    if not seen:
+        return None
+    return {
+        "role": "assistant",
+        "content": "".join(text),
+        "tool_calls": [{"function": calls[index]} for index in sorted(calls)],
+    }
