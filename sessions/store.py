@@ -14,6 +14,15 @@ import msgspec
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
 
 
+class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """How long each kind of fact lives, in seconds from its last use."""
+
+    ttl_s: float = 24 * 3600.0
+    binding_ttl_s: float = 3600.0
+    turn_ttl_s: float = 24 * 3600.0
+    idempotency_ttl_s: float = 600.0
+
+
 class Claim(msgspec.Struct, frozen=True):
     """What `claim` found or made.
 

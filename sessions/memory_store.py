@@ -1,0 +1,223 @@
+"""The reference store: one router's memory, gone with its process.
+
+Simple on purpose: it is what the contract means, and what `redis_store` is tested against.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, TypeVar
+
+import msgspec
+
+from sessile.errors import TurnLockLost
+from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
+from sessile.sessions.store import Claim, StoredResult, StoreLimits, TurnEnd
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+_MOST_ENTRIES = 100_000
+
+
+class _Expiring(Generic[K, V]):
+    """A mapping whose entries end: at their time, or as the oldest of too many."""
+
+    def __init__(self, ttl_s: float, clock: Callable[[], float], most: int) -> None:
+        self._ttl_s = ttl_s
+        self._clock = clock
+        self._most = most
+        self._entries: OrderedDict[K, tuple[float, V]] = OrderedDict()
+
+    def get(self, key: K) -> V | None:
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        if entry[0] <= self._clock():
+            del self._entries[key]
+            return None
+        return entry[1]
+
+    def put(self, key: K, value: V, ttl_s: float | None = None) -> None:
+        """Store, and renew the expiry."""
+        self._entries[key] = (self._clock() + (ttl_s or self._ttl_s), value)
+        self._entries.move_to_end(key)
+        if len(self._entries) > self._most:
+            self._entries.popitem(last=False)
+
+    def drop(self, key: K) -> None:
+        self._entries.pop(key, None)
+
+    def newest(self) -> list[V]:
+        return [value for key in reversed(list(self._entries)) if (value := self.get(key))]
+
+
+class MemoryStore:
+    """Implements `Store`. Every step is atomic because none of them awaits."""
+
+    def __init__(
+        self,
+        limits: StoreLimits,
+        clock: Callable[[], float] = time.time,
+        most_entries: int = _MOST_ENTRIES,
+    ) -> None:
+        self._clock = clock
+        self._records: _Expiring[SessionKey, SessionRecord] = _Expiring(
+            limits.ttl_s, clock, most_entries
+        )
+        self._bindings: _Expiring[SessionKey, Binding] = _Expiring(
+            limits.binding_ttl_s, clock, most_entries
+        )
+        self._locks: _Expiring[SessionKey, str] = _Expiring(limits.ttl_s, clock, most_entries)
+        self._fences: _Expiring[SessionKey, int] = _Expiring(limits.ttl_s, clock, most_entries)
+        self._turns: _Expiring[str, TurnRecord] = _Expiring(limits.turn_ttl_s, clock, most_entries)
+        self._lineage: _Expiring[tuple[str, str, str], str] = _Expiring(
+            limits.binding_ttl_s, clock, most_entries
+        )
+        self._once: _Expiring[tuple[str, str], StoredResult | str] = _Expiring(
+            limits.idempotency_ttl_s, clock, most_entries
+        )
+
+    async def open(self) -> None:
+        """Nothing to connect."""
+
+    async def aclose(self) -> None:
+        """Nothing to write."""
+
+    @property
+    def available(self) -> bool:
+        return True
+
+    @property
+    def lost_writes(self) -> int:
+        return 0
+
+    async def claim(self, key: SessionKey, replica: str, incarnation: str) -> Claim:
+        record = self._records.get(key)
+        held = record.context_tokens if record is not None else 0
+        if record is not None and record.state == "closed":
+            return Claim(Binding(replica, incarnation, 0), False, "closed", held)
+        binding = self._bindings.get(key)
+        won = binding is None
+        if binding is None:
+            binding = Binding(replica, incarnation, 1)
+        self._bindings.put(key, binding)
+        return Claim(binding, won, "open", held)
+
+    async def refresh(self, key: SessionKey, binding: Binding) -> Binding | None:
+        return self._refresh(key, binding)
+
+    def _refresh(self, key: SessionKey, binding: Binding) -> Binding | None:
+        current = self._bindings.get(key)
+        if current == binding:
+            self._bindings.put(key, binding)
+        return current
+
+    async def rebind(
+        self, key: SessionKey, seen: Binding, replica: str, incarnation: str
+    ) -> Binding:
+        current = self._bindings.get(key)
+        if current is not None and current != seen:
+            return current
+        moved = Binding(replica, incarnation, seen.epoch + 1)
+        self._bindings.put(key, moved)
+        return moved
+
+    async def acquire(self, key: SessionKey, turn: str, ttl_s: float) -> int | None:
+        if self._locks.get(key) is not None:
+            return None
+        fence = (self._fences.get(key) or 0) + 1
+        self._locks.put(key, turn, ttl_s)
+        self._fences.put(key, fence)
+        return fence
+
+    async def release(self, key: SessionKey, turn: str) -> None:
+        if self._locks.get(key) == turn:
+            self._locks.drop(key)
+
+    def end_turn(self, end: TurnEnd, record: TurnRecord) -> None:
+        self._turns.put(record.turn, record)
+        self._end(end)
+
+    async def commit_turn(self, end: TurnEnd, record: TurnRecord) -> None:
+        newest = self._fences.get(end.key)
+        if end.fence is not None and newest is not None and end.fence < newest:
+            raise TurnLockLost(f"turn {end.turn} has lost the lock of its session")
+        self.end_turn(end, record)
+
+    def _end(self, end: TurnEnd) -> None:
+        key = end.key
+        record = self._records.get(key) or SessionRecord(
+            tenant=key.tenant,
+            session=key.session,
+            model=key.model,
+            created_at=self._clock(),
+            parent=end.parent,
+            program=end.parent,
+        )
+        record.turns += 1
+        record.last_turn_at = self._clock()
+        if end.stateful:
+            record.head = end.turn
+        if end.prompt_tokens is not None:
+            record.prompt_tokens += end.prompt_tokens
+            record.context_tokens = end.prompt_tokens + (end.completion_tokens or 0)
+        record.cached_tokens += end.cached_tokens or 0
+        record.completion_tokens += end.completion_tokens or 0
+        self._records.put(key, record)
+        if end.binding is not None:
+            self._refresh(key, end.binding)
+        for step in end.lineage:
+            self._lineage.put((key.tenant, key.model, step), key.session)
+
+    async def get_turn(self, tenant: str, turn: str) -> TurnRecord | None:
+        found = self._turns.get(turn)
+        return found if found is not None and found.tenant == tenant else None
+
+    async def create_session(self, record: SessionRecord) -> bool:
+        key = SessionKey(record.tenant, record.model, record.session)
+        if self._records.get(key) is not None:
+            return False
+        self._records.put(key, msgspec.structs.replace(record))
+        return True
+
+    async def get_session(self, key: SessionKey) -> SessionRecord | None:
+        found = self._records.get(key)
+        return msgspec.structs.replace(found) if found is not None else None
+
+    async def find_session(self, tenant: str, session: str) -> list[SessionRecord]:
+        return [
+            msgspec.structs.replace(record)
+            for record in self._records.newest()
+            if record.tenant == tenant and record.session == session
+        ]
+
+    async def close_session(self, key: SessionKey) -> bool:
+        record = self._records.get(key)
+        if record is None:
+            return False
+        record.state = "closed"
+        self._bindings.drop(key)
+        return True
+
+    async def list_sessions(self, tenant: str, limit: int) -> list[SessionRecord]:
+        mine = [record for record in self._records.newest() if record.tenant == tenant]
+        return [msgspec.structs.replace(record) for record in mine[:limit]]
+
+    async def find_lineage(self, tenant: str, model: str, keys: Sequence[str]) -> str | None:
+        for step in keys:
+            if (found := self._lineage.get((tenant, model, step))) is not None:
+                return found
+        return None
+
+    async def begin_once(self, tenant: str, key: str, turn: str) -> StoredResult | str | None:
+        found = self._once.get((tenant, key))
+        if found is None:
+            self._once.put((tenant, key), turn)
+        return found
+
+    async def end_once(self, tenant: str, key: str, result: StoredResult | None) -> None:
+        if result is None:
+            self._once.drop((tenant, key))
+        else:
+            self._once.put((tenant, key), result)
