@@ -1,0 +1,199 @@
+"""The router's HTTP calls that the SDK and the command line make, and how their answers read.
+
+Sans-I/O: a `Call` says what to send and as what to read the answer; `http` sends it.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+import msgspec
+
+from sessile.errors import ReplicaRefused, RouterUnreachable, SessileError, Unauthorized, from_code
+from sessile.sessions.record import Receipt
+
+T = TypeVar("T")
+
+
+class Model(msgspec.Struct):
+    """One entry of `/v1/models`."""
+
+    id: str
+
+
+class Models(msgspec.Struct):
+    data: list[Model]
+
+
+class SessionInfo(msgspec.Struct, kw_only=True):
+    """A session as the router shows it: its record, and where it is bound."""
+
+    session: str
+    model: str
+    state: str = "open"
+    created_at: float = 0.0
+    last_turn_at: float = 0.0
+    turns: int = 0
+    head: str | None = None
+    parent: str | None = None
+    program: str | None = None
+    context_tokens: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    metadata: dict[str, Any] = {}
+    replica: str | None = None
+    hit_rate: float | None = None
+
+
+class SessionList(msgspec.Struct):
+    sessions: list[SessionInfo]
+
+
+class TurnInfo(msgspec.Struct, kw_only=True):
+    """What of a stored turn a later turn needs."""
+
+    turn: str
+    instructions: str | None = None
+
+
+class ReplicaInfo(msgspec.Struct, kw_only=True):
+    """A replica as the router shows it. None: the engine does not say."""
+
+    id: str
+    url: str
+    engine: str
+    state: str
+    models: list[str] = []
+    incarnation: str | None = None
+    version: str | None = None
+    context_tokens: int | None = None
+    in_flight: int = 0
+    sessions: int = 0
+    load: dict[str, Any] | None = None
+    turns: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    hit_rate: float | None = None
+    failures: int = 0
+    why: str | None = None
+
+
+class ReplicaList(msgspec.Struct):
+    replicas: list[ReplicaInfo]
+
+
+class Ready(msgspec.Struct):
+    """`/ready`: `status` is ready, degraded, starting or down."""
+
+    status: str
+    store: str = "ok"
+    replicas: dict[str, int] = {}
+
+
+@dataclass(frozen=True)
+class Call(Generic[T]):
+    """One HTTP request, and the type of its answer; `accepts` are the statuses that carry one."""
+
+    method: str
+    path: str
+    answer: type[T]
+    body: dict[str, Any] | None = None
+    accepts: tuple[int, ...] = (200, 201, 202, 204)
+
+    def content(self) -> bytes | None:
+        """The body as bytes."""
+        return None if self.body is None else msgspec.json.encode(self.body)
+
+    def read(self, status: int, body: bytes) -> T:
+        """The answer; raises the error that the router tells of."""
+        if status not in self.accepts:
+            raise read_error(status, body)
+        try:
+            return msgspec.json.decode(body or b"null", type=self.answer)
+        except msgspec.MsgspecError as error:
+            raise ReplicaRefused(
+                f"{self.path} was not answered as a Sessile router does: {error}"
+            ) from error
+
+
+_V1 = "/sessile/v1"
+
+
+def list_models() -> Call[Models]:
+    return Call("GET", "/v1/models", Models)
+
+
+def ready() -> Call[Ready]:
+    return Call("GET", "/ready", Ready, accepts=(200, 503))
+
+
+def list_sessions(limit: int) -> Call[SessionList]:
+    return Call("GET", f"{_V1}/sessions?limit={limit}", SessionList)
+
+
+def show_session(session: str) -> Call[SessionInfo]:
+    return Call("GET", f"{_V1}/sessions/{_part(session)}", SessionInfo)
+
+
+def fork_session(session: str, n: int) -> Call[SessionList]:
+    return Call("POST", f"{_V1}/sessions/{_part(session)}/fork", SessionList, {"n": n})
+
+
+def close_session(session: str) -> Call[SessionInfo]:
+    return Call("POST", f"{_V1}/sessions/{_part(session)}/close", SessionInfo)
+
+
+def show_turn(turn: str) -> Call[TurnInfo]:
+    return Call("GET", f"{_V1}/turns/{_part(turn)}", TurnInfo)
+
+
+def show_receipt(turn: str) -> Call[Receipt]:
+    return Call("GET", f"{_V1}/turns/{_part(turn)}/receipt", Receipt)
+
+
+def list_replicas() -> Call[ReplicaList]:
+    return Call("GET", f"{_V1}/replicas", ReplicaList)
+
+
+def add_replica(engine: str, url: str, id: str | None = None) -> Call[ReplicaInfo]:
+    body = {"engine": engine, "url": url} | ({"id": id} if id else {})
+    return Call("POST", f"{_V1}/replicas", ReplicaInfo, body)
+
+
+def drain_replica(id: str) -> Call[ReplicaInfo]:
+    return Call("POST", f"{_V1}/replicas/{_part(id)}/drain", ReplicaInfo)
+
+
+def resume_replica(id: str) -> Call[ReplicaInfo]:
+    return Call("POST", f"{_V1}/replicas/{_part(id)}/resume", ReplicaInfo)
+
+
+def remove_replica(id: str) -> Call[Any]:
+    return Call("DELETE", f"{_V1}/replicas/{_part(id)}", object)
+
+
+def read_error(status: int, body: bytes) -> SessileError:
+    """An error answer of the router, as the class that its code names."""
+    try:
+        told = msgspec.json.decode(body)["error"]
+        message, code = str(told["message"]), str(told.get("code") or "")
+    except (msgspec.MsgspecError, KeyError, TypeError, AttributeError):
+        code, message = "", f"the router answered {status}"
+    error = from_code(code, message)
+    if type(error) is SessileError and status == 401:
+        return Unauthorized(message)
+    return error
+
+
+def unreachable(url: str, error: BaseException) -> RouterUnreachable:
+    """The error for an address where nobody answers."""
+    reason = str(error) or type(error).__name__
+    return RouterUnreachable(
+        f"no router answers at {url} ({reason}); start one with `sessile up`, or give its address"
+        " as base_url or SESSILE_URL"
+    )
+
+
+def _part(value: str) -> str:
+    return quote(value, safe="")
