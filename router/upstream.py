@@ -9,6 +9,7 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
+from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -162,6 +163,11 @@ class UpstreamResponse:
             self._connection = None
         return chunk
 
+    @property
+    def whole(self) -> bool:
+        """Whether the answer has ended and all of it has been read."""
+        return self._connection is None or self._connection.whole
+
     def close(self) -> None:
         """Hang up unless the answer has ended; never waits."""
         if self._connection is not None:
@@ -210,6 +216,10 @@ class _Connection(asyncio.Protocol):
     @property
     def usable(self) -> bool:
         return self._error is None and self._transport is not None
+
+    @property
+    def whole(self) -> bool:
+        return self._done and not self._chunks
 
     async def exchange(self, request: bytes, timeouts: Timeouts) -> UpstreamResponse:
         """Send `request`, wait for the head. On any failure the connection is gone."""
@@ -301,8 +311,7 @@ class _Connection(asyncio.Protocol):
     # -- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()

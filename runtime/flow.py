@@ -6,7 +6,6 @@ Responses read events from them. It knows no client protocol and no status code.
 
 import asyncio
 import logging
-import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -85,7 +84,8 @@ class Turn:
     """A turn under way: its answer, read as it comes, and its receipt. Made by `serve_turn`.
 
     An engine's own refusal is an answer like another: `status` is 400 or more, and the body says
-    why. After the block that served it, `receipt` is complete.
+    why. `whole` says that nothing is left to read. After the block that served it, `receipt` is
+    complete.
     """
 
     def __init__(self, request: TurnRequest, turn_id: str, session: str, receipt: Receipt) -> None:
@@ -106,34 +106,34 @@ class Turn:
         self._started = 0.0
         self._first_at = 0.0
         self._last_at = 0.0
-        self._ended = False
+        self.whole = False
         self.key: SessionKey | None = None
         self.binding: Binding | None = None
         self.fence: int | None = None
 
     async def read(self) -> bytes:
-        """The next bytes of the answer, `b""` at its end. For a stream: whole events.
+        """The next bytes of the answer, `b""` after its end. For a stream: whole events.
 
         Raises `StreamBroken` or `ReplicaTimeout` if the replica is lost on the way.
         """
-        while True:
+        passed = b""
+        while not passed and not self.whole:
             if self._first is not None:
                 chunk, self._first = self._first, None
-            elif self._response is not None:
+            else:
+                assert self._response is not None
                 chunk = await self._response.read()
                 self._last_at = time.monotonic()
-            else:
-                chunk = b""
-            if not chunk:
-                self._ended = True
-                self._response = None
-                return self._relay.rest() if self._relay is not None else b""
             if self._kept is not None:
                 self._keep(chunk)
-            if self._relay is None:
-                return chunk
-            if passed := self._relay.feed(chunk):
-                return passed
+            passed = chunk if self._relay is None else self._relay.feed(chunk)
+            if self._response is None or self._response.whole:
+                self.whole = True
+                if self._relay is not None:
+                    passed += self._relay.rest()
+                if self._response is not None:
+                    self._response.close()
+        return passed
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while chunk := await self.read():
@@ -176,7 +176,8 @@ class Flow:
         self._pool = pool
         self._store = store
         self._standings = standings
-        self._policy = make_policy(router.policy, Random())
+        self._random = Random()  # seeded by the system; ids need be unique, not secret
+        self._policy = make_policy(router.policy, self._random)
         self._gate_slack = router.gate_slack
         self._settings = sessions
         self._telemetry = telemetry
@@ -233,10 +234,10 @@ class Flow:
                 found = None
             if found is not None:
                 return found
-        return "ses_" + secrets.token_hex(12)
+        return f"ses_{self._random.getrandbits(96):024x}"
 
     def _new_turn(self, request: TurnRequest, model: str, session: str) -> Turn:
-        turn_id = request.turn or "turn_" + secrets.token_hex(12)
+        turn_id = request.turn or f"turn_{self._random.getrandbits(96):024x}"
         receipt = Receipt(
             turn=turn_id, session=session, model=model, policy=self._policy.name,
             started_at=time.time(),
@@ -485,7 +486,7 @@ class Flow:
         receipt = turn.receipt
         replica = self._pool.find(receipt.replica) if receipt.replica else None
         opened = turn._first_at > 0.0
-        if opened and not turn._ended and turn._response is not None:
+        if opened and not turn.whole and turn._response is not None:
             turn._response.close()
             if receipt.outcome == "running":
                 receipt.outcome = "client_gone"
@@ -508,7 +509,7 @@ class Flow:
         bodies: list[dict[str, Any]] = []
         kept = b"".join(turn._kept) if turn._kept else b""
         if turn._relay is None:
-            body = _object(kept) if turn._ended and turn.status < 400 else None
+            body = _object(kept) if turn.whole and turn.status < 400 else None
             bodies = [body] if body is not None else []
             used = body
         else:
@@ -528,7 +529,7 @@ class Flow:
         if usage.prompt_tokens is not None and usage.cached_tokens is not None:
             replica.prompt_tokens += usage.prompt_tokens
             replica.cached_tokens += usage.cached_tokens
-        return read_reply(bodies) if bodies and turn._ended else None
+        return read_reply(bodies) if bodies and turn.whole else None
 
     async def _write(self, turn: Turn, reply: dict[str, Any] | None) -> None:
         """Queue (stateless) or await (stateful) the turn's end. The store never fails a turn."""

@@ -57,20 +57,17 @@ class FastLane:
             async with self._flow.serve_turn(request) as turn:
                 chunk = await turn.read()
                 started = True
-                await send(_head(turn))
+                await send(_head(turn, len(chunk) if turn.whole else None))
                 try:
-                    while chunk:
-                        await send(
-                            {"type": "http.response.body", "body": chunk, "more_body": True}
-                        )
+                    while not turn.whole:
+                        await send(_body(chunk, more=True))
                         chunk = await turn.read()
                 except SessileError as error:
                     turn.receipt.outcome = error.code
-                    if turn.content_type.startswith(b"text/event-stream"):
-                        await send(_body(b"data: " + _encoded(error) + b"\n\n", more=True))
-                    else:
+                    if not turn.content_type.startswith(b"text/event-stream"):
                         raise
-            await send(_body(b""))
+                    chunk = b"data: " + _encoded(error) + b"\n\n"
+            await send(_body(chunk))
         except SessileError as error:
             if not started:
                 await send_error(send, error)
@@ -188,12 +185,11 @@ async def _hang_up(receive: Receive) -> None:
         pass
 
 
-def _head(turn: Turn) -> Message:
-    return {
-        "type": "http.response.start",
-        "status": turn.status,
-        "headers": [(b"content-type", turn.content_type), *turn.headers()],
-    }
+def _head(turn: Turn, length: int | None) -> Message:
+    headers = [(b"content-type", turn.content_type), *turn.headers()]
+    if length is not None:
+        headers.append((b"content-length", b"%d" % length))
+    return {"type": "http.response.start", "status": turn.status, "headers": headers}
 
 
 def _body(data: bytes, more: bool = False) -> Message:
