@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
-from weakref import WeakSet
 
 from sessile.client import calls
 from sessile.client.address import read_address
@@ -75,7 +74,7 @@ class AsyncClient:
         self._address = read_address(base_url, api_key)
         self._timeout_s = timeout_s
         self._http = AsyncHttp(self._address)
-        self._sockets: WeakSet[AsyncSocket] = WeakSet()
+        self._connected: set[AsyncSocket] = set()
         self._models: list[str] = []
 
     def session(
@@ -93,11 +92,11 @@ class AsyncClient:
         by side run side by side; plain functions run in threads.
 
         >>> session = client.session(system="You are brief.")
-        >>> session.id.startswith("sess_")
+        >>> session.id.startswith("ses_")
         True
         """
         conversation = Conversation(
-            id or f"sess_{uuid4().hex}", model, system, read_tools(tools), max_rounds
+            id or f"ses_{uuid4().hex}", model, system, read_tools(tools), max_rounds
         )
         return AsyncSession(self, conversation)
 
@@ -139,7 +138,7 @@ class AsyncClient:
         >>> (await client.attach("async-notes")).id
         'async-notes'
         """
-        for socket in list(self._sockets):
+        for socket in list(self._connected):
             await socket.drop()
         await self._http.aclose()
 
@@ -163,9 +162,7 @@ class AsyncClient:
         return self._models[0]
 
     def _socket(self, session_id: str) -> AsyncSocket:
-        socket = AsyncSocket(self._address, session_id, self._timeout_s)
-        self._sockets.add(socket)
-        return socket
+        return AsyncSocket(self._address, session_id, self._timeout_s, self._connected)
 
 
 class AsyncSession:
@@ -241,7 +238,7 @@ class AsyncSession:
         if n < 1:
             raise InvalidRequest(f"a fork makes at least one session, not {n}", param="n")
         if self._conversation.head is None:
-            ids = [f"sess_{uuid4().hex}" for _ in range(n)]
+            ids = [f"ses_{uuid4().hex}" for _ in range(n)]
         else:
             made = await self._client._http.call(calls.fork_session(self.id, n))
             ids = [child.session for child in made.sessions]
@@ -304,7 +301,7 @@ class AsyncSession:
                         yield event
         finally:
             if not turn.finished:
-                await self._socket.drop()
+                await self._socket.abandon()
         yield Done(AsyncReply(**vars(turn.outcome), _http=self._client._http))
 
     async def _call(self, call: ToolCall) -> ToolResult:

@@ -25,6 +25,11 @@ class Http:
             base_url=address.url, headers=_headers(address), timeout=_TIMEOUT_S
         )
 
+    @property
+    def url(self) -> str:
+        """The router's base URL."""
+        return self._address.url
+
     def call(self, call: Call[T]) -> T:
         """Send and read; raises `RouterUnreachable`, or the error that the router tells of."""
         try:

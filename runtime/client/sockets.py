@@ -5,6 +5,8 @@ connection that drops after that is an error: whether the turn ran is then not k
 """
 
 import asyncio
+import socket
+from contextlib import suppress
 from typing import Any
 
 import websockets.asyncio.client
@@ -53,9 +55,16 @@ def _silent(timeout_s: float) -> SessileError:
 
 
 class Socket:
-    """One session's connection, for threads."""
+    """One session's connection, for threads.
 
-    def __init__(self, address: Address, session: str, timeout_s: float) -> None:
+    While it is connected it is in `connected`, so that its client can close it even if its
+    session's handle is gone.
+    """
+
+    def __init__(
+        self, address: Address, session: str, timeout_s: float, connected: "set[Socket]"
+    ) -> None:
+        self._connected = connected
         self._address = address
         self._session = session
         self._timeout_s = timeout_s
@@ -71,6 +80,7 @@ class Socket:
                 pass  # it dropped since the last turn: the same as having been closed
         self.drop()
         self._connection = self._open()
+        self._connected.add(self)
         try:
             self._connection.send(frame)
         except ConnectionClosed as error:
@@ -88,9 +98,17 @@ class Socket:
 
     def drop(self) -> None:
         """Close the connection, if there is one; the next `send` opens another."""
+        connection, self._connection = self._connection, None
+        self._connected.discard(self)
+        if connection is not None:
+            connection.close()
+
+    def abandon(self) -> None:
+        """End the connection at once, amid a turn: a farewell would wait behind its events."""
         if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+            with suppress(OSError):  # it is closed already
+                self._connection.socket.shutdown(socket.SHUT_RDWR)
+            self.drop()
 
     def _open(self) -> websockets.sync.client.ClientConnection:
         options = _options(self._address, self._session)
@@ -101,9 +119,16 @@ class Socket:
 
 
 class AsyncSocket:
-    """One session's connection, for an event loop."""
+    """One session's connection, for an event loop.
 
-    def __init__(self, address: Address, session: str, timeout_s: float) -> None:
+    While it is connected it is in `connected`, so that its client can close it even if its
+    session's handle is gone.
+    """
+
+    def __init__(
+        self, address: Address, session: str, timeout_s: float, connected: "set[AsyncSocket]"
+    ) -> None:
+        self._connected = connected
         self._address = address
         self._session = session
         self._timeout_s = timeout_s
@@ -119,6 +144,7 @@ class AsyncSocket:
                 pass  # it dropped since the last turn: the same as having been closed
         await self.drop()
         self._connection = await self._open()
+        self._connected.add(self)
         try:
             await self._connection.send(frame)
         except ConnectionClosed as error:
@@ -138,8 +164,15 @@ class AsyncSocket:
     async def drop(self) -> None:
         """Close the connection, if there is one; the next `send` opens another."""
         connection, self._connection = self._connection, None
+        self._connected.discard(self)
         if connection is not None:
             await connection.close()
+
+    async def abandon(self) -> None:
+        """End the connection at once, amid a turn: a farewell would wait behind its events."""
+        if self._connection is not None:
+            self._connection.transport.abort()
+            await self.drop()
 
     async def _open(self) -> websockets.asyncio.client.ClientConnection:
         options = _options(self._address, self._session)

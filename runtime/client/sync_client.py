@@ -5,7 +5,6 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
-from weakref import WeakSet
 
 from sessile.client import calls
 from sessile.client.address import read_address
@@ -58,7 +57,7 @@ class Client:
         self._address = read_address(base_url, api_key)
         self._timeout_s = timeout_s
         self._http = Http(self._address)
-        self._sockets: WeakSet[Socket] = WeakSet()
+        self._connected: set[Socket] = set()
         self._models: list[str] = []
 
     def session(
@@ -77,11 +76,11 @@ class Client:
         when the model calls them, for at most `max_rounds` rounds a turn.
 
         >>> session = client.session(system="You are brief.")
-        >>> session.id.startswith("sess_")
+        >>> session.id.startswith("ses_")
         True
         """
         conversation = Conversation(
-            id or f"sess_{uuid4().hex}", model, system, read_tools(tools), max_rounds
+            id or f"ses_{uuid4().hex}", model, system, read_tools(tools), max_rounds
         )
         return Session(self, conversation)
 
@@ -123,7 +122,7 @@ class Client:
         >>> client.attach("notes").id
         'notes'
         """
-        for socket in list(self._sockets):
+        for socket in list(self._connected):
             socket.drop()
         self._http.close()
 
@@ -146,9 +145,7 @@ class Client:
         return self._models[0]
 
     def _socket(self, session_id: str) -> Socket:
-        socket = Socket(self._address, session_id, self._timeout_s)
-        self._sockets.add(socket)
-        return socket
+        return Socket(self._address, session_id, self._timeout_s, self._connected)
 
 
 class Session:
@@ -223,7 +220,7 @@ class Session:
         if n < 1:
             raise InvalidRequest(f"a fork makes at least one session, not {n}", param="n")
         if self._conversation.head is None:
-            ids = [f"sess_{uuid4().hex}" for _ in range(n)]
+            ids = [f"ses_{uuid4().hex}" for _ in range(n)]
         else:
             made = self._client._http.call(calls.fork_session(self.id, n))
             ids = [child.session for child in made.sessions]
@@ -283,7 +280,7 @@ class Session:
                     yield from turn.answer([self._call(call) for call in turn.calls])
         finally:
             if not turn.finished:
-                self._socket.drop()
+                self._socket.abandon()
         yield Done(Reply(**vars(turn.outcome), _fetch=self._receipt))
 
     def _call(self, call: ToolCall) -> ToolResult:

@@ -1,0 +1,231 @@
+"""The commands that look at a running router and act on it: status, replicas, drain, sessions.
+
+They speak to the native API as any client could; nothing here touches the pool or the store.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from sessile.cli.tables import replica_table, session_table, status_view
+from sessile.client import calls
+from sessile.client.address import read_address
+from sessile.client.calls import ReplicaInfo
+from sessile.client.http import Http
+from sessile.errors import (
+    InvalidRequest,
+    ReplicaNotFound,
+    RouterUnreachable,
+    SessileError,
+    SettingsError,
+)
+
+Url = Annotated[
+    str | None,
+    typer.Option("--url", metavar="URL", help="The router; else SESSILE_URL, else port 8000 here."),
+]
+Key = Annotated[
+    str | None, typer.Option("--api-key", metavar="KEY", help="Its key; else SESSILE_API_KEY.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+_POLL_S = 0.5
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the `sessile` command line."""
+    app.command(epilog=_examples("status", "status --once", "status --json | jq .ready"))(status)
+    app.command(epilog=_examples("drain llamacpp-0", "drain llamacpp-0 --wait"))(drain)
+    app.command(
+        epilog=_examples("sessions", "sessions ses_5f3a", "sessions ses_5f3a --close")
+    )(sessions)  # fmt: skip
+    group = typer.Typer(
+        invoke_without_command=True, epilog=_examples("replicas", "replicas add sglang=http://gpu1:30000")
+    )  # fmt: skip
+    group.callback()(replicas)
+    group.command("list", epilog=_examples("replicas list --json"))(list_replicas)
+    group.command(
+        "add",
+        epilog=_examples("replicas add sglang=http://gpu1:30000 vllm=http://gpu2:8000 --id gpu1"),
+    )(add_replicas)
+    group.command("remove", epilog=_examples("replicas remove sglang-0"))(remove_replica)
+    group.command("resume", epilog=_examples("replicas resume sglang-0"))(resume_replica)
+    app.add_typer(group, name="replicas")
+
+
+def status(
+    once: Annotated[bool, typer.Option("--once", help="Print it once, and end.")] = False,
+    every_s: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between looks.")] = 1,
+    json: Json = False,
+    url: Url = None,
+    api_key: Key = None,
+) -> None:
+    """Show the router and its replicas: state, load, sessions, hit rate; live, until Ctrl-C.
+
+    With --once or --json, or where the output is no terminal, it is shown once; the exit code is
+    then 1 unless the router takes turns.
+    """
+    console = Console()
+    with _router(url, api_key) as http:
+        if json or once or not console.is_terminal:
+            ready, found = http.call(calls.ready()), http.call(calls.list_replicas())
+            if json:
+                _print_json({"ready": ready, "replicas": found.replicas})
+            else:
+                console.print(status_view(http.url, ready, found.replicas))
+            if ready.status not in ("ready", "degraded"):
+                raise typer.Exit(1)
+            return
+        with Live(_look(http), console=console, auto_refresh=False, screen=False) as live:
+            while True:
+                time.sleep(every_s)
+                live.update(_look(http), refresh=True)
+
+
+def replicas(
+    context: typer.Context, json: Json = False, url: Url = None, api_key: Key = None
+) -> None:
+    """List the replicas; add, remove or resume one."""
+    if context.invoked_subcommand is None:
+        list_replicas(json, url, api_key)
+
+
+def list_replicas(json: Json = False, url: Url = None, api_key: Key = None) -> None:
+    """List the replicas of the pool."""
+    with _router(url, api_key) as http:
+        found = http.call(calls.list_replicas()).replicas
+    if json:
+        _print_json(found)
+    else:
+        Console().print(replica_table(found) if found else "no replica")
+
+
+def add_replicas(
+    specs: Annotated[list[str], typer.Argument(metavar="ENGINE=URL...")],
+    id: Annotated[str | None, typer.Option("--id", help="A name; else ENGINE-N.")] = None,
+    url: Url = None,
+    api_key: Key = None,
+) -> None:
+    """Take replicas that run already into the pool; they serve once a probe says so."""
+    with _router(url, api_key) as http:
+        if id is not None and len(specs) > 1:
+            raise InvalidRequest("--id names one replica; add them one by one")
+        for spec in specs:
+            engine, separator, address = spec.partition("=")
+            if not separator:
+                raise InvalidRequest(f"{spec!r} is not ENGINE=URL, as in sglang=http://gpu1:30000")
+            added = http.call(calls.add_replica(engine, address, id))
+            typer.echo(f"{added.id} added ({added.state})")
+
+
+def remove_replica(
+    id: Annotated[str, typer.Argument(metavar="ID")], url: Url = None, api_key: Key = None
+) -> None:
+    """Take a replica out of the pool now; `sessile drain ID --wait` first lets its turns finish."""
+    with _router(url, api_key) as http:
+        http.call(calls.remove_replica(id))
+        typer.echo(f"{id} removed")
+
+
+def resume_replica(
+    id: Annotated[str, typer.Argument(metavar="ID")], url: Url = None, api_key: Key = None
+) -> None:
+    """Let a drained replica take sessions again."""
+    with _router(url, api_key) as http:
+        typer.echo(f"{id} {http.call(calls.resume_replica(id)).state}")
+
+
+def drain(
+    id: Annotated[str, typer.Argument(metavar="ID")],
+    wait: Annotated[bool, typer.Option("--wait", help="Until none of its turns runs.")] = False,
+    url: Url = None,
+    api_key: Key = None,
+) -> None:
+    """Give a replica no new session; `sessile replicas resume ID` takes it back."""
+    console = Console()
+    with _router(url, api_key) as http:
+        replica = http.call(calls.drain_replica(id))
+        if wait:
+            with console.status(_left(replica)) as shown:
+                while replica.in_flight:
+                    time.sleep(_POLL_S)
+                    replica = _replica(http, id)
+                    shown.update(_left(replica))
+        left = f", {replica.in_flight} turns in flight" if replica.in_flight else ", nothing runs"
+        typer.echo(f"{id} {replica.state}{left}")
+
+
+def sessions(
+    id: Annotated[str | None, typer.Argument(metavar="[ID]")] = None,
+    close: Annotated[bool, typer.Option("--close", help="End the session ID.")] = False,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=1000, help="How many to list.")] = 50,
+    json: Json = False,
+    url: Url = None,
+    api_key: Key = None,
+) -> None:
+    """List the sessions, the last used first; or show, or close, one of them."""
+    with _router(url, api_key) as http:
+        if id is None:
+            if close:
+                raise InvalidRequest("--close needs the id of a session")
+            found = http.call(calls.list_sessions(limit)).sessions
+        else:
+            call = calls.close_session(id) if close else calls.show_session(id)
+            found = [http.call(call)]
+    if json:
+        _print_json(found if id is None else found[0])
+    else:
+        Console().print(session_table(found, time.time()) if found else "no session yet")
+
+
+@contextmanager
+def _router(url: str | None, api_key: str | None) -> Iterator[Http]:
+    """The router's HTTP side; an error is one sentence on stderr, and exit code 1 (2: settings)."""
+    try:
+        http = Http(read_address(url, api_key))
+        try:
+            yield http
+        finally:
+            http.close()
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+    except SessileError as error:
+        typer.echo(f"sessile: {error.message}", err=True)
+        raise typer.Exit(2 if isinstance(error, SettingsError) else 1) from None
+
+
+def _look(http: Http) -> RenderableType:
+    """One frame of the live view; a router that is away for a while is shown as that."""
+    try:
+        return status_view(
+            http.url, http.call(calls.ready()), http.call(calls.list_replicas()).replicas
+        )
+    except RouterUnreachable as error:
+        return Text(error.message, "red")
+
+
+def _replica(http: Http, id: str) -> ReplicaInfo:
+    for replica in http.call(calls.list_replicas()).replicas:
+        if replica.id == id:
+            return replica
+    raise ReplicaNotFound(f"{id} has left the pool")
+
+
+def _left(replica: ReplicaInfo) -> str:
+    return f"draining {replica.id}: {replica.in_flight} turns in flight"
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+
+
+def _examples(*commands: str) -> str:
+    """The end of a command's help: lines to copy."""
+    return "Examples:\n\n" + "\n\n".join(f"  sessile {command}" for command in commands)
