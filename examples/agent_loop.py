@@ -1,0 +1,56 @@
+"""An agent of `openai-agents` with a function tool, its turns over the Responses WebSocket.
+
+    sessile up --model path/to/a/model/that/calls/tools.gguf
+    python examples/agent_loop.py [http://localhost:8000]
+
+The default model is too small to call tools dependably; the loop runs to its end all the same.
+"""
+
+import asyncio
+import os
+import sys
+
+from agents import (
+    Agent,
+    ModelSettings,
+    Runner,
+    function_tool,
+    set_default_openai_client,
+    set_default_openai_responses_transport,
+    set_tracing_disabled,
+)
+from openai import AsyncOpenAI
+
+
+@function_tool
+def temperature(city: str) -> str:
+    """The temperature in a city, in degrees Celsius."""
+    return f"{10 + len(city)} degrees"
+
+
+async def main(url: str = os.environ.get("SESSILE_URL", "http://localhost:8000")) -> None:
+    set_tracing_disabled(True)
+    set_default_openai_responses_transport("websocket")
+    key = os.environ.get("SESSILE_API_KEY", "none")
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key=key) as client:
+        set_default_openai_client(client, use_for_tracing=False)
+        agent = Agent(
+            name="Weather",
+            instructions="You tell the weather. Be brief.",
+            model=(await client.models.list()).data[0].id,
+            model_settings=ModelSettings(max_tokens=60),
+            tools=[temperature],
+        )
+        result = None
+        for question in ("How warm is it in Oslo?", "And in Rome?"):
+            result = await Runner.run(
+                agent,
+                question,
+                previous_response_id=result.last_response_id if result else None,
+                max_turns=5,
+            )
+            print(f"> {question}\n{result.final_output}\n")
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
