@@ -21,41 +21,56 @@ def status_view(url: str, ready: Ready, replicas: list[ReplicaInfo]) -> Renderab
     )  # fmt: skip
     if not replicas:
         return Group(head, Text("no replica yet: `sessile replicas add ENGINE=URL`", "yellow"))
-    return Group(head, replica_table(replicas))
+    return Group(head, _load_table(replicas))
+
+
+def _load_table(replicas: list[ReplicaInfo]) -> Table:
+    """One row a replica, as it is now; what an engine does not report is a dash."""
+    table = _table(
+        ("REPLICA", "MODEL", "STATE"),
+        ("RUN/\nWAIT", "KV", "IN\nFLIGHT", "SESSIONS", "TURNS", "HIT\nRATE"),
+    )
+    for replica in replicas:
+        table.add_row(
+            replica.id, ", ".join(replica.models) or "-", _state(replica), _queue(replica),
+            _used(replica), str(replica.in_flight), str(replica.sessions), str(replica.turns),
+            share(replica.hit_rate),
+        )  # fmt: skip
+    return table
 
 
 def replica_table(replicas: list[ReplicaInfo]) -> Table:
-    """One row a replica; what an engine does not report is a dash."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("REPLICA", "ENGINE", "MODEL", "STATE"):
-        table.add_column(name, overflow="fold")
-    for name in ("RUN/WAIT", "KV", "IN FLIGHT", "SESSIONS", "TURNS", "HIT RATE"):
-        table.add_column(name, justify="right", no_wrap=True)
+    """One row a replica: what it is and where."""
+    table = _table(("REPLICA", "ENGINE", "MODEL", "STATE", "URL"), ("CONTEXT",))
     for replica in replicas:
-        state = coloured(replica.state)
-        if replica.why and replica.state != "ready":
-            state.append(f"\n{replica.why}", "dim")
+        context = "-" if replica.context_tokens is None else str(replica.context_tokens)
         table.add_row(
-            replica.id, replica.engine, ", ".join(replica.models) or "-", state,
-            _queue(replica), _used(replica), str(replica.in_flight), str(replica.sessions),
-            str(replica.turns), share(replica.hit_rate),
+            replica.id, replica.engine, ", ".join(replica.models) or "-", _state(replica),
+            replica.url, context,
         )  # fmt: skip
     return table
 
 
 def session_table(sessions: list[SessionInfo], now: float) -> Table:
     """One row a session, as the router gave them: the last used first."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("SESSION", "MODEL", "REPLICA", "STATE"):
-        table.add_column(name, overflow="fold")
-    for name in ("TURNS", "CONTEXT", "HIT RATE", "LAST TURN"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _table(("SESSION", "MODEL", "REPLICA"), ("TURNS", "CONTEXT", "HIT\nRATE", "IDLE"))
     for session in sessions:
+        closed = session.state == "closed"
         table.add_row(
-            session.session, session.model, session.replica or "-", coloured(session.state),
-            str(session.turns), str(session.context_tokens), share(session.hit_rate),
+            session.session, session.model,
+            coloured("closed") if closed else Text(session.replica or "-"), str(session.turns),
+            str(session.context_tokens), share(session.hit_rate),
             age(now - session.last_turn_at) if session.last_turn_at else "-",
         )  # fmt: skip
+    return table
+
+
+def _table(words: tuple[str, ...], numbers: tuple[str, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for place, name in enumerate(words):
+        table.add_column(name, no_wrap=place == 0, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
@@ -70,11 +85,18 @@ def share(rate: float | None) -> str:
 
 
 def age(seconds: float) -> str:
-    """How long ago, in the largest fitting unit."""
+    """A time span in its largest fitting unit."""
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= length:
-            return f"{seconds / length:.0f}{unit} ago"
-    return f"{max(0.0, seconds):.0f}s ago"
+            return f"{seconds / length:.0f}{unit}"
+    return f"{max(0.0, seconds):.0f}s"
+
+
+def _state(replica: ReplicaInfo) -> Text:
+    state = coloured(replica.state)
+    if replica.why and replica.state != "ready":
+        state.append(f"\n{replica.why}", "dim")
+    return state
 
 
 def _queue(replica: ReplicaInfo) -> str:

@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
-from uuid import uuid4
 
 from sessile.client import calls
 from sessile.client.address import read_address
@@ -15,7 +14,7 @@ from sessile.client.http import AsyncHttp
 from sessile.client.sockets import AsyncSocket
 from sessile.client.sync_client import MAX_ROUNDS
 from sessile.client.tools import failed, read_tools, succeeded, unknown
-from sessile.client.turns import Conversation, Turn
+from sessile.client.turns import Conversation, Turn, new_id
 from sessile.errors import (
     InvalidRequest,
     ModelNotFound,
@@ -95,9 +94,7 @@ class AsyncClient:
         >>> session.id.startswith("ses_")
         True
         """
-        conversation = Conversation(
-            id or f"ses_{uuid4().hex}", model, system, read_tools(tools), max_rounds
-        )
+        conversation = Conversation(id or new_id(), model, system, read_tools(tools), max_rounds)
         return AsyncSession(self, conversation)
 
     async def attach(
@@ -238,7 +235,7 @@ class AsyncSession:
         if n < 1:
             raise InvalidRequest(f"a fork makes at least one session, not {n}", param="n")
         if self._conversation.head is None:
-            ids = [f"ses_{uuid4().hex}" for _ in range(n)]
+            ids = [new_id() for _ in range(n)]
         else:
             made = await self._client._http.call(calls.fork_session(self.id, n))
             ids = [child.session for child in made.sessions]

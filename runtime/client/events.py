@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Generic, TypeVar
 
 from sessile.router.replica import Usage
@@ -59,7 +58,7 @@ class Reply(Outcome):
 
     _fetch: Callable[[str], Receipt] | None = field(default=None, repr=False, compare=False)
 
-    @cached_property
+    @property
     def receipt(self) -> Receipt:
         """Where the turn ran and why, and what it cost; asked of the router at first use.
 
@@ -69,8 +68,11 @@ class Reply(Outcome):
         >>> reply.receipt.replica is not None and reply.receipt.reason is not None
         True
         """
-        assert self._fetch is not None
-        return self._fetch(self.id)
+        if "_receipt" not in self.__dict__:
+            assert self._fetch is not None
+            self.__dict__["_receipt"] = self._fetch(self.id)
+        receipt: Receipt = self.__dict__["_receipt"]
+        return receipt
 
 
 R = TypeVar("R", bound=Outcome)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
-from uuid import uuid4
 
 from sessile.client import calls
 from sessile.client.address import read_address
@@ -12,7 +11,7 @@ from sessile.client.events import Done, Event, Reply, ToolCall, ToolResult
 from sessile.client.http import Http
 from sessile.client.sockets import Socket
 from sessile.client.tools import failed, read_tools, succeeded, unknown
-from sessile.client.turns import Conversation, Turn
+from sessile.client.turns import Conversation, Turn, new_id
 from sessile.errors import (
     InvalidRequest,
     ModelNotFound,
@@ -79,9 +78,7 @@ class Client:
         >>> session.id.startswith("ses_")
         True
         """
-        conversation = Conversation(
-            id or f"ses_{uuid4().hex}", model, system, read_tools(tools), max_rounds
-        )
+        conversation = Conversation(id or new_id(), model, system, read_tools(tools), max_rounds)
         return Session(self, conversation)
 
     def attach(
@@ -220,7 +217,7 @@ class Session:
         if n < 1:
             raise InvalidRequest(f"a fork makes at least one session, not {n}", param="n")
         if self._conversation.head is None:
-            ids = [f"ses_{uuid4().hex}" for _ in range(n)]
+            ids = [new_id() for _ in range(n)]
         else:
             made = self._client._http.call(calls.fork_session(self.id, n))
             ids = [child.session for child in made.sessions]

@@ -6,6 +6,7 @@ Both clients drive a `Turn` in the same few lines: send `frame()`, feed `receive
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from secrets import token_hex
 from typing import Any
 
 import msgspec
@@ -159,6 +160,11 @@ class Turn:
         conversation.head = response["id"]
         conversation.unanswered = tuple(self.calls)
         conversation.turns += 1
+
+
+def new_id() -> str:
+    """An id for a session that its caller did not name."""
+    return f"ses_{token_hex(12)}"
 
 
 _NOT_RUN = "not run: too many calls in one turn"
