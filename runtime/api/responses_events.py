@@ -117,22 +117,21 @@ class ResponseStream:
             self._event("response.in_progress", response=self.response),
         ]
 
-    def feed(self, data: bytes) -> list[Event]:
-        """The events of a stretch of whole server-sent events, as an engine sends them.
+    def feed(self, data: bytes, events: list[Event]) -> None:
+        """A stretch of whole server-sent events, as an engine sends them; what they tell is added
+        to `events`.
 
         Raises `ReplicaRefused` for an error that the engine tells in its stream, and for what is
         no chunk at all; the caller hands it to `fail`.
         """
-        events: list[Event] = []
         for line in data.split(b"\n"):
             if line.startswith(b"data:"):
                 payload = line[5:].strip()
                 if payload and payload != b"[DONE]":
                     self.feed_chunk(payload, events)
-        return events
 
     def feed_chunk(self, payload: bytes, events: list[Event]) -> None:
-        """One chunk, or one whole completion, as JSON; its events are added to `events`."""
+        """As `feed`, for the JSON of one chunk or of one whole completion."""
         try:
             chunk = _decode_chunk(payload)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -48,12 +48,9 @@ USAGE = {
 
 
 def run(stream: ResponseStream, *chunks: object) -> list[dict]:
-    events = [
-        *stream.start(),
-        *stream.feed(sse(*chunks) + b"data: [DONE]\n\n"),
-        *stream.finish(9.5),
-    ]
-    return checked(events)
+    events = stream.start()
+    stream.feed(sse(*chunks) + b"data: [DONE]\n\n", events)
+    return checked(events + stream.finish(9.5))
 
 
 def checked(events: list[Event]) -> list[dict]:
@@ -203,10 +200,11 @@ def test_an_engine_that_stopped_the_turn_has_failed_it(reason):
 def test_a_failure_is_told_once(error, code):
     """After a failure nothing more is said, whatever else happens."""
     stream = machine()
-    events = [
-        *stream.start(), *stream.feed(sse(delta(content="a"))), *stream.fail(error, 9.0),
-        *stream.fail(error, 9.0), *stream.finish(9.0), *stream.feed(sse(delta(content="b"))),
-    ]  # fmt: skip
+    events = stream.start()
+    stream.feed(sse(delta(content="a")), events)
+    events += stream.fail(error, 9.0)
+    events += stream.fail(error, 9.0) + stream.finish(9.0)
+    stream.feed(sse(delta(content="b")), events)
     assert checked(events)[-1]["response"]["error"]["code"] == code
 
 
@@ -216,7 +214,7 @@ def test_a_failure_is_told_once(error, code):
 def test_garbage_and_errors_in_the_stream_are_the_engines_fault(data):
     """A chunk that is none, or tells an error, raises for the caller to fail the response with."""
     with pytest.raises(ReplicaRefused):
-        machine().feed(data)
+        machine().feed(data, [])
 
 
 def test_a_whole_completion_is_read_like_a_stream():

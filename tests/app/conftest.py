@@ -1,0 +1,198 @@
+"""The router in this process, served on loopback, before an engine that plays a script."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from sessile.app import App, create_app
+from sessile.router.replica import ReplicaSpec
+from sessile.settings import Settings
+
+
+class Cut(Exception):
+    """The engine's connection breaks."""
+
+
+class ScriptedEngine:
+    """An OpenAI-compatible engine. Each chat request plays the next script, as it was queued; with
+    none left, it says how many messages it was given."""
+
+    def __init__(self) -> None:
+        self._scripts: list[Any] = []
+        self.asked: list[dict[str, Any]] = []
+        self.running = 0
+        self.aborted = 0
+
+    def says(self, *pieces: str, finish: str = "stop") -> None:
+        """Queue a reply of text."""
+        self.plays(*pieces, _chunk(finish))
+
+    def calls(self, name: str, arguments: str, id: str = "call_1") -> None:
+        """Queue a reply that calls a function, its arguments in two pieces."""
+        cut = len(arguments) // 2
+        pieces = [{"id": id, "type": "function", "function": {"name": name, "arguments": ""}}]
+        pieces += [{"function": {"arguments": a}} for a in (arguments[:cut], arguments[cut:])]
+        self.plays(
+            *(_chunk(tool_calls=[{"index": 0, **piece}]) for piece in pieces),
+            _chunk("tool_calls"),
+        )
+
+    def plays(self, *steps: str | dict[str, Any] | asyncio.Event | type[Cut]) -> None:
+        """Queue a reply step by step: text, a chunk, something to wait for, or the line's end."""
+        self._scripts.append(
+            [_chunk(content=step) if isinstance(step, str) else step for step in steps]
+        )
+
+    def refuses(self, status: int, message: str) -> None:
+        """Queue an error."""
+        self._scripts.append((status, {"error": {"message": message}}))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        if scope["method"] == "GET":
+            await _answer(send, 200, {"data": [{"id": "m", "object": "model"}]})
+            return
+        body = b""
+        while (message := await receive())["type"] == "http.request":
+            body += message["body"]
+            if not message["more_body"]:
+                break
+        request = msgspec.json.decode(body)
+        self.asked.append(request)
+        if not self._scripts:
+            self.says(f"{len(request['messages'])}")
+        script = self._scripts.pop(0)
+        if isinstance(script, tuple):
+            await _answer(send, *script)
+            return
+        self.running += 1
+        playing = asyncio.create_task(self._play(script, len(request["messages"]), send))
+        leaving = asyncio.create_task(_gone(receive))
+        try:
+            await asyncio.wait((playing, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if playing.done():
+                playing.result()
+            else:
+                self.aborted += 1
+        finally:
+            self.running -= 1
+            playing.cancel()
+            leaving.cancel()
+
+    async def _play(self, script: list[Any], prompt: int, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        usage = {"prompt_tokens": prompt, "completion_tokens": 2, "total_tokens": prompt + 2,
+                 "prompt_tokens_details": {"cached_tokens": 1}}  # fmt: skip
+        for step in [*script, {"choices": [], "usage": usage}]:
+            if isinstance(step, asyncio.Event):
+                await step.wait()
+            elif step is Cut:
+                raise Cut
+            else:
+                data = b"data: " + msgspec.json.encode(step) + b"\n\n"
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+
+class Router:
+    """A served router and its engine."""
+
+    cut = Cut
+
+    def __init__(self, app: App, engine: ScriptedEngine, url: str) -> None:
+        self.app = app
+        self.engine = engine
+        self.url = url
+
+    @property
+    def ws_url(self) -> str:
+        """Where the Responses WebSocket is."""
+        return self.url.replace("http", "ws", 1) + "/v1/responses"
+
+    async def until(self, true: Callable[[], bool]) -> None:
+        """Wait for something that must come true; the test's own time-out says that it did not."""
+        await _until(true)
+
+
+Start = Callable[..., Awaitable[Router]]
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """Starts routers with settings of the test's; fails a test that leaves a task behind."""
+    before = asyncio.all_tasks()
+    async with AsyncExitStack() as stack:
+
+        async def start(**settings: Any) -> Router:
+            engine = ScriptedEngine()
+            engine_url = await stack.enter_async_context(_served(engine))
+            tree = Settings(**settings)
+            app = create_app(tree, specs=[ReplicaSpec(id="one", engine="openai", url=engine_url)])
+            url = await stack.enter_async_context(_served(app, tree))
+            await _until(lambda: bool(app.pool.candidates("m")))
+            return Router(app, engine, url)
+
+        yield start
+    mine = asyncio.current_task()
+    await _until(lambda: not asyncio.all_tasks() - before - {mine})
+
+
+@pytest.fixture
+async def router(start: Start) -> Router:
+    """A router with the default settings."""
+    return await start()
+
+
+@asynccontextmanager
+async def _served(app: ASGIApp, settings: Settings | None = None) -> AsyncIterator[str]:
+    settings = settings or Settings()
+    config = uvicorn.Config(
+        app,
+        host="127.0.0.1",
+        port=0,
+        http="httptools",
+        ws="websockets-sansio",
+        ws_max_size=settings.websocket.max_message_bytes,
+        ws_per_message_deflate=False,
+        access_log=False,
+        log_config=None,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    await _until(lambda: server.started or serving.done())
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _answer(send: Send, status: int, body: Any) -> None:
+    headers = [(b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": msgspec.json.encode(body)})
+
+
+async def _until(true: Callable[[], bool]) -> None:
+    while not true():
+        await asyncio.sleep(0.01)
+
+
+def _chunk(finish: str | None = None, **delta: Any) -> dict[str, Any]:
+    """One chunk of a chat completion."""
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    return {"id": "x", "object": "chat.completion.chunk", "model": "m", "choices": [choice]}
