@@ -11,7 +11,9 @@ from typing import Any
 import msgspec
 
 _KEY_BYTES = 16
-_DEEPEST = 8  # how many earlier replies of a request are worth a look: parallel branches re-join late
+_DEEPEST = (
+    8  # how many earlier replies of a request are worth a look: parallel branches re-join late
+)
 
 
 class Lineage:

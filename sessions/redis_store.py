@@ -1,0 +1,301 @@
+"""The store that many routers share: Redis 7 or Valkey, one server or a Cluster.
+
+What is kept and under which key is decided here; how commands travel is `redis_link`'s business.
+Every key has an expiry, and is built by `Keys`.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from sessile.errors import TurnLockLost
+from sessile.sessions import scripts
+from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
+from sessile.sessions.redis_link import Command, RedisLink, Script
+from sessile.sessions.store import Claim, StoredResult, StoreLimits, TurnEnd
+
+log = logging.getLogger("sessile.store")
+
+_SEPARATOR = "\x1f"
+_MOST_RECENT = 10_000
+
+_CLAIM = Script(scripts.CLAIM)
+_REFRESH = Script(scripts.REFRESH)
+_REBIND = Script(scripts.REBIND)
+_ACQUIRE = Script(scripts.ACQUIRE)
+_RELEASE = Script(scripts.RELEASE)
+_CREATE = Script(scripts.CREATE)
+_CLOSE = Script(scripts.CLOSE)
+_END = Script(scripts.END)
+_RECENT = Script(scripts.RECENT)
+_SCRIPTS = (
+    _CLAIM, _REFRESH, _REBIND, _ACQUIRE, _RELEASE, _CREATE, _CLOSE, _END, _RECENT,
+)  # fmt: skip
+
+_encode = msgspec.msgpack.Encoder().encode
+_turn = msgspec.msgpack.Decoder(TurnRecord).decode
+_result = msgspec.msgpack.Decoder(StoredResult | str).decode
+
+
+class Keys:
+    """Every key name. Those of one session share a hash tag, the digest of tenant and session, so
+    that they lie in one Cluster slot; client-made ids never stand in a key."""
+
+    def __init__(self, tenant: str, session: str, model: str = "") -> None:
+        tag = _digest(tenant, session)
+        self.models = f"sessile:{{{tag}}}:models"
+        end = f"{{{tag}}}:{_digest(model)}"
+        self.record = f"sessile:rec:{end}"
+        self.binding = f"sessile:bind:{end}"
+        self.lock = f"sessile:lock:{end}"
+        self.fence = f"sessile:fence:{end}"
+
+    @staticmethod
+    def turn(turn: str) -> str:
+        return f"sessile:turn:{turn}"
+
+    @staticmethod
+    def recent(tenant: str) -> str:
+        return f"sessile:recent:{_digest(tenant)}"
+
+    @staticmethod
+    def lineage(tenant: str, model: str, step: str) -> str:
+        return f"sessile:line:{_digest(tenant, model)}:{step}"
+
+    @staticmethod
+    def once(tenant: str, key: str) -> str:
+        return f"sessile:once:{_digest(tenant, key)}"
+
+
+class RedisStore:
+    """Implements `Store`. One a router; opened and closed by the router's lifespan."""
+
+    def __init__(
+        self, url: str, limits: StoreLimits, *, timeout_s: float = 0.25, retry_after_s: float = 1.0
+    ) -> None:
+        """Raises `SettingsError` for a URL that names no Redis. Nothing is connected yet."""
+        self._link = RedisLink(url, _SCRIPTS, timeout_s=timeout_s, retry_after_s=retry_after_s)
+        self._ttl_ms = _ms(limits.ttl_s)
+        self._binding_ttl_ms = _ms(limits.binding_ttl_s)
+        self._turn_ttl_ms = _ms(limits.turn_ttl_s)
+        self._once_ttl_ms = _ms(limits.idempotency_ttl_s)
+
+    async def open(self) -> None:
+        await self._link.open()
+
+    async def aclose(self) -> None:
+        await self._link.aclose()
+
+    @property
+    def available(self) -> bool:
+        return self._link.available
+
+    @property
+    def lost_writes(self) -> int:
+        return self._link.lost_writes
+
+    # -- the binding
+
+    async def claim(self, key: SessionKey, replica: str, incarnation: str) -> Claim:
+        keys = Keys(key.tenant, key.session, key.model)
+        won, binding, state, held = await self._link.run(
+            _CLAIM.command((keys.binding, keys.record), replica, incarnation, self._binding_ttl_ms)
+        )
+        if state == b"closed":
+            return Claim(Binding(replica, incarnation, 0), False, "closed", int(held))
+        return Claim(_read_binding(binding), won == 1, "open", int(held))
+
+    async def refresh(self, key: SessionKey, binding: Binding) -> Binding | None:
+        keys = Keys(key.tenant, key.session, key.model)
+        current = await self._link.run(
+            _REFRESH.command((keys.binding,), _write_binding(binding), self._binding_ttl_ms)
+        )
+        return None if current is None else _read_binding(current)
+
+    async def rebind(
+        self, key: SessionKey, seen: Binding, replica: str, incarnation: str
+    ) -> Binding:
+        keys = Keys(key.tenant, key.session, key.model)
+        moved = Binding(replica, incarnation, seen.epoch + 1)
+        return _read_binding(
+            await self._link.run(
+                _REBIND.command(
+                    (keys.binding,), _write_binding(seen), _write_binding(moved),
+                    self._binding_ttl_ms,
+                )
+            )
+        )  # fmt: skip
+
+    # -- the turn lock
+
+    async def acquire(self, key: SessionKey, turn: str, ttl_s: float) -> int | None:
+        keys = Keys(key.tenant, key.session, key.model)
+        fence: int | None = await self._link.run(
+            _ACQUIRE.command((keys.lock, keys.fence), turn, _ms(ttl_s), self._ttl_ms)
+        )
+        return fence
+
+    async def release(self, key: SessionKey, turn: str) -> None:
+        keys = Keys(key.tenant, key.session, key.model)
+        await self._link.run(_RELEASE.command((keys.lock,), turn))
+
+    # -- turns and sessions
+
+    def end_turn(self, end: TurnEnd, record: TurnRecord) -> None:
+        self._link.queue(self._end(end, record))
+
+    async def commit_turn(self, end: TurnEnd, record: TurnRecord) -> None:
+        first, *rest = self._end(end, record)
+        if await self._link.run(first) == 0:
+            raise TurnLockLost(f"turn {end.turn} has lost the lock of its session")
+        await self._link.run_all(rest)
+
+    def _end(self, end: TurnEnd, record: TurnRecord) -> list[Command]:
+        key = end.key
+        keys = Keys(key.tenant, key.session, key.model)
+        commands = [
+            _END.command(
+                (keys.record, keys.models, keys.binding, keys.fence),
+                _given(end.fence),
+                "" if end.binding is None else _write_binding(end.binding),
+                end.turn if end.stateful else "",
+                _given(end.prompt_tokens),
+                _given(end.cached_tokens),
+                _given(end.completion_tokens),
+                end.parent or "",
+                key.tenant,
+                key.session,
+                key.model,
+                self._ttl_ms,
+                self._binding_ttl_ms,
+            ),
+            ("SET", Keys.turn(end.turn), _encode(record), "PX", self._turn_ttl_ms),
+            self._recent(key),
+        ]
+        commands += [
+            ("SET", Keys.lineage(key.tenant, key.model, step), key.session, "PX",
+             self._binding_ttl_ms)
+            for step in end.lineage
+        ]  # fmt: skip
+        return commands
+
+    def _recent(self, key: SessionKey) -> Command:
+        return _RECENT.command(
+            (Keys.recent(key.tenant),), time.time(), key.session, self._ttl_ms, _MOST_RECENT
+        )
+
+    async def get_turn(self, tenant: str, turn: str) -> TurnRecord | None:
+        data = await self._link.run(("GET", Keys.turn(turn)))
+        found = _turn(data) if data is not None else None
+        return found if found is not None and found.tenant == tenant else None
+
+    async def create_session(self, record: SessionRecord) -> bool:
+        keys = Keys(record.tenant, record.session, record.model)
+        made, _ = await self._link.run_all(
+            [
+                _CREATE.command(
+                    (keys.record, keys.models), self._ttl_ms, record.model, *_write_record(record)
+                ),
+                self._recent(SessionKey(record.tenant, record.model, record.session)),
+            ]
+        )
+        return bool(made)
+
+    async def get_session(self, key: SessionKey) -> SessionRecord | None:
+        keys = Keys(key.tenant, key.session, key.model)
+        return _read_record(await self._link.run(("HGETALL", keys.record)))
+
+    async def find_session(self, tenant: str, session: str) -> list[SessionRecord]:
+        models = await self._link.run(("SMEMBERS", Keys(tenant, session).models))
+        reads = [
+            ("HGETALL", Keys(tenant, session, model.decode()).record) for model in sorted(models)
+        ]
+        found = [_read_record(pairs) for pairs in await self._link.run_all(reads)]
+        return [record for record in found if record is not None]
+
+    async def close_session(self, key: SessionKey) -> bool:
+        keys = Keys(key.tenant, key.session, key.model)
+        return bool(await self._link.run(_CLOSE.command((keys.record, keys.binding))))
+
+    async def list_sessions(self, tenant: str, limit: int) -> list[SessionRecord]:
+        ids = await self._link.run(("ZREVRANGE", Keys.recent(tenant), 0, limit - 1))
+        sessions = [raw.decode() for raw in ids]
+        known = await self._link.run_all(
+            [("SMEMBERS", Keys(tenant, session).models) for session in sessions]
+        )
+        reads = [
+            ("HGETALL", Keys(tenant, session, model.decode()).record)
+            for session, models in zip(sessions, known, strict=True)
+            for model in sorted(models)
+        ]
+        found = [_read_record(pairs) for pairs in await self._link.run_all(reads)]
+        return [record for record in found if record is not None][:limit]
+
+    async def find_lineage(self, tenant: str, model: str, keys: Sequence[str]) -> str | None:
+        reads = [("GET", Keys.lineage(tenant, model, step)) for step in keys]
+        found = [value for value in await self._link.run_all(reads) if value is not None]
+        return found[0].decode() if found else None
+
+    # -- idempotency
+
+    async def begin_once(self, tenant: str, key: str, turn: str) -> StoredResult | str | None:
+        name = Keys.once(tenant, key)
+        previous = await self._link.run(
+            ("SET", name, _encode(turn), "NX", "GET", "PX", self._once_ttl_ms)
+        )
+        return None if previous is None else _result(previous)
+
+    async def end_once(self, tenant: str, key: str, result: StoredResult | None) -> None:
+        name = Keys.once(tenant, key)
+        if result is None:
+            await self._link.run(("DEL", name))
+        else:
+            await self._link.run(("SET", name, _encode(result), "PX", self._once_ttl_ms))
+
+
+def _digest(*parts: str) -> str:
+    data = "\x00".join(parts).encode("utf-8", "surrogatepass")
+    return blake2b(data, digest_size=12).hexdigest()
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _given(value: int | None) -> str | int:
+    return "" if value is None else value
+
+
+def _write_binding(binding: Binding) -> str:
+    return f"{binding.epoch}{_SEPARATOR}{binding.replica}{_SEPARATOR}{binding.incarnation}"
+
+
+def _read_binding(data: bytes) -> Binding:
+    epoch, replica, incarnation = data.decode().split(_SEPARATOR)
+    return Binding(replica, incarnation, int(epoch))
+
+
+def _write_record(record: SessionRecord) -> list[str]:
+    pairs: list[str] = []
+    for name, value in msgspec.to_builtins(record).items():
+        if name == "metadata":
+            value = msgspec.json.encode(value).decode() if value else None
+        if value is not None:
+            pairs += (name, str(value))
+    return pairs
+
+
+def _read_record(found: Any) -> SessionRecord | None:
+    """A hash as `HGETALL` gives it, a dict or (RESP2) a flat list, as a record; None if empty."""
+    if isinstance(found, list):
+        found = dict(zip(found[::2], found[1::2], strict=True))
+    if not found or b"session" not in found:
+        return None
+    fields: dict[str, Any] = {name.decode(): value.decode() for name, value in found.items()}
+    if "metadata" in fields:
+        fields["metadata"] = msgspec.json.decode(fields["metadata"])
+    return msgspec.convert(fields, SessionRecord, strict=False)

@@ -1,0 +1,141 @@
+"""The Lua that must be atomic: the binding's three steps, the turn lock, the end of a turn.
+
+Every script touches the keys of one session, which share a hash tag, and so one Cluster slot.
+A binding is stored as `epoch US replica US incarnation` (US: unit separator).
+"""
+
+CLAIM = """
+-- KEYS binding record   ARGV replica incarnation ttl_ms
+-- The binding in force, claimed if there is none: {won, binding, state, context_tokens}
+local facts = redis.call('HMGET', KEYS[2], 'state', 'context_tokens')
+local state = facts[1] or 'open'
+local held = facts[2] or '0'
+if state == 'closed' then
+  return {0, '', state, held}
+end
+local binding = redis.call('GET', KEYS[1])
+local won = 0
+if not binding then
+  binding = '1\\31' .. ARGV[1] .. '\\31' .. ARGV[2]
+  won = 1
+end
+redis.call('SET', KEYS[1], binding, 'PX', ARGV[3])
+return {won, binding, state, held}
+"""
+
+REFRESH = """
+-- KEYS binding   ARGV binding ttl_ms
+-- Renews the expiry of exactly this binding; what is in force, or nil. Revives nothing.
+local current = redis.call('GET', KEYS[1])
+if current == ARGV[1] then
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+end
+return current
+"""
+
+REBIND = """
+-- KEYS binding   ARGV seen moved ttl_ms
+-- Compare and set: `moved` if `seen` is in force or nothing is; what is in force afterwards.
+local current = redis.call('GET', KEYS[1])
+if current and current ~= ARGV[1] then
+  return current
+end
+redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
+return ARGV[2]
+"""
+
+ACQUIRE = """
+-- KEYS lock fence   ARGV turn lock_ttl_ms fence_ttl_ms
+-- The fencing number, or nil while another turn holds the lock.
+if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
+  return nil
+end
+local fence = redis.call('INCR', KEYS[2])
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
+return fence
+"""
+
+RELEASE = """
+-- KEYS lock   ARGV turn
+if redis.call('GET', KEYS[1]) == ARGV[1] then
+  redis.call('DEL', KEYS[1])
+end
+return 1
+"""
+
+CREATE = """
+-- KEYS record models   ARGV ttl_ms model field value ...
+-- 1 if the session is new, else 0.
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  return 0
+end
+redis.call('HSET', KEYS[1], unpack(ARGV, 3))
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+redis.call('SADD', KEYS[2], ARGV[2])
+redis.call('PEXPIRE', KEYS[2], ARGV[1])
+return 1
+"""
+
+CLOSE = """
+-- KEYS record binding   1 if there is such a session.
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  return 0
+end
+redis.call('HSET', KEYS[1], 'state', 'closed')
+redis.call('DEL', KEYS[2])
+return 1
+"""
+
+END = """
+-- KEYS record models binding fence
+-- ARGV fence binding head prompt cached completion parent tenant session model ttl_ms binding_ttl_ms
+-- Empty strings stand for what is unknown or not given. 0 if a newer turn has taken the lock.
+if ARGV[1] ~= '' then
+  local newest = redis.call('GET', KEYS[4])
+  if newest and tonumber(newest) > tonumber(ARGV[1]) then
+    return 0
+  end
+end
+local clock = redis.call('TIME')
+local now = string.format('%d.%06d', clock[1], clock[2])
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  redis.call('HSET', KEYS[1], 'tenant', ARGV[8], 'session', ARGV[9], 'model', ARGV[10],
+    'created_at', now)
+  if ARGV[7] ~= '' then
+    redis.call('HSET', KEYS[1], 'parent', ARGV[7], 'program', ARGV[7])
+  end
+  redis.call('SADD', KEYS[2], ARGV[10])
+end
+redis.call('HINCRBY', KEYS[1], 'turns', 1)
+redis.call('HSET', KEYS[1], 'last_turn_at', now)
+if ARGV[3] ~= '' then
+  redis.call('HSET', KEYS[1], 'head', ARGV[3])
+end
+if ARGV[4] ~= '' then
+  redis.call('HINCRBY', KEYS[1], 'prompt_tokens', ARGV[4])
+  redis.call('HSET', KEYS[1], 'context_tokens', string.format('%d', ARGV[4] + (tonumber(ARGV[6]) or 0)))
+end
+if ARGV[5] ~= '' then
+  redis.call('HINCRBY', KEYS[1], 'cached_tokens', ARGV[5])
+end
+if ARGV[6] ~= '' then
+  redis.call('HINCRBY', KEYS[1], 'completion_tokens', ARGV[6])
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[11])
+redis.call('PEXPIRE', KEYS[2], ARGV[11])
+if ARGV[2] ~= '' and redis.call('GET', KEYS[3]) == ARGV[2] then
+  redis.call('PEXPIRE', KEYS[3], ARGV[12])
+end
+return 1
+"""
+
+RECENT = """
+-- KEYS recent   ARGV score member ttl_ms most
+redis.call('ZADD', KEYS[1], ARGV[1], ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+local over = redis.call('ZCARD', KEYS[1]) - tonumber(ARGV[4])
+if over > 0 then
+  redis.call('ZREMRANGEBYRANK', KEYS[1], 0, over - 1)
+end
+return 1
+"""
