@@ -1,1 +1,1 @@
-"""Where a turn goes: the pool of replicas, the policies, the decision, and the connection upstream."""
+"""Where a turn goes: the pool of replicas, the policies, the decision, the way upstream."""

@@ -214,7 +214,7 @@ class Pool:
             replica.state, replica.why = "draining", "asked to drain"
             log.info("replica drains replica=%s in_flight=%d", replica_id, replica.in_flight)
         elif replica.state != "draining":
-            raise InvalidRequest(f"replica {replica_id} is {replica.state}, there is nothing to drain")
+            raise InvalidRequest(f"replica {replica_id} is {replica.state}: nothing to drain")
         return replica
 
     def resume(self, replica_id: str) -> Replica:

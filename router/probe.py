@@ -108,4 +108,3 @@ def _report(task: asyncio.Task[None]) -> None:
     """A probe never ends by itself: if one does, that is a defect, and must not pass unseen."""
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("probe failed task=%r", task.get_name(), exc_info=error)
-

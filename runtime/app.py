@@ -179,7 +179,9 @@ def _specs(settings: Settings) -> list[ReplicaSpec]:
     for text in settings.replica:
         kind, separator, url = text.partition("=")
         if not separator:
-            raise SettingsError(f"replica: {text!r} is not ENGINE=URL, as in sglang=http://gpu1:30000")
+            raise SettingsError(
+                f"replica: {text!r} is not ENGINE=URL, as in sglang=http://gpu1:30000"
+            )
         found.append((kind, url, None))
     found += [(p.engine, url, p.model) for p in settings.pool for url in p.urls]
     specs = []

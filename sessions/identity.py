@@ -82,10 +82,11 @@ def checked_id(value: object, name: str) -> str:
 def _from_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str | None, str | None]:
     found: dict[bytes, bytes] = {}
     for name, value in headers:
-        if name in _RANK or name in _PARENT_RANK:
-            if found.setdefault(name, value) != value:
-                shown = name.decode()
-                raise InvalidRequest(f"the header {shown} came twice, with two values", param=shown)
+        if name not in _RANK and name not in _PARENT_RANK:
+            continue
+        if found.setdefault(name, value) != value:
+            shown = name.decode()
+            raise InvalidRequest(f"the header {shown} came twice, with two values", param=shown)
     if not found:
         return None, None
     return _first(found, _RANK), _first(found, _PARENT_RANK)

@@ -88,7 +88,7 @@ return 1
 
 END = """
 -- KEYS record models binding fence
--- ARGV fence binding head prompt cached completion parent tenant session model ttl_ms binding_ttl_ms
+-- ARGV fence binding head prompt cached completion parent tenant session model ttl binding_ttl
 -- Empty strings stand for what is unknown or not given. 0 if a newer turn has taken the lock.
 if ARGV[1] ~= '' then
   local newest = redis.call('GET', KEYS[4])
@@ -113,7 +113,8 @@ if ARGV[3] ~= '' then
 end
 if ARGV[4] ~= '' then
   redis.call('HINCRBY', KEYS[1], 'prompt_tokens', ARGV[4])
-  redis.call('HSET', KEYS[1], 'context_tokens', string.format('%d', ARGV[4] + (tonumber(ARGV[6]) or 0)))
+  local held = string.format('%d', ARGV[4] + (tonumber(ARGV[6]) or 0))
+  redis.call('HSET', KEYS[1], 'context_tokens', held)
 end
 if ARGV[5] ~= '' then
   redis.call('HINCRBY', KEYS[1], 'cached_tokens', ARGV[5])

@@ -232,5 +232,7 @@ def _shown(record: SessionRecord, standings: Standings) -> dict[str, Any]:
     shown: dict[str, Any] = msgspec.to_builtins(record)
     del shown["tenant"]
     shown["replica"] = standing.binding.replica if standing is not None else None
-    shown["hit_rate"] = record.cached_tokens / record.prompt_tokens if record.prompt_tokens else None
+    shown["hit_rate"] = (
+        record.cached_tokens / record.prompt_tokens if record.prompt_tokens else None
+    )
     return shown

@@ -30,9 +30,7 @@ _LONGEST_KEY = 256
 class FastLane:
     """Serves one path of the OpenAI API over HTTP. Made by `app`, one for each path."""
 
-    def __init__(
-        self, path: str, flow: Flow, auth: Authenticator, max_body_bytes: int
-    ) -> None:
+    def __init__(self, path: str, flow: Flow, auth: Authenticator, max_body_bytes: int) -> None:
         self._path = path
         self._flow = flow
         self._auth = auth
