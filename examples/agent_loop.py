@@ -13,9 +13,10 @@ import sys
 from agents import (
     Agent,
     ModelSettings,
+    OpenAIProvider,
+    RunConfig,
     Runner,
     function_tool,
-    set_default_openai_client,
     set_default_openai_responses_transport,
     set_tracing_disabled,
 )
@@ -33,7 +34,8 @@ async def main(url: str = os.environ.get("SESSILE_URL", "http://localhost:8000")
     set_default_openai_responses_transport("websocket")
     key = os.environ.get("SESSILE_API_KEY", "none")
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key=key) as client:
-        set_default_openai_client(client, use_for_tracing=False)
+        # A provider of its own takes any model's name, also one with a slash in it.
+        config = RunConfig(model_provider=OpenAIProvider(openai_client=client))
         agent = Agent(
             name="Weather",
             instructions="You tell the weather. Be brief.",
@@ -48,8 +50,10 @@ async def main(url: str = os.environ.get("SESSILE_URL", "http://localhost:8000")
                 question,
                 previous_response_id=result.last_response_id if result else None,
                 max_turns=5,
+                run_config=config,
             )
             print(f"> {question}\n{result.final_output}\n")
+        await config.model_provider.aclose()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from sessile.client.tools import failed, read_tools, succeeded, unknown
 from sessile.client.turns import Conversation, Turn, new_id
 from sessile.errors import (
     InvalidRequest,
-    ModelNotFound,
+    NoReplica,
     SessionBusy,
     SessionExpired,
     SessionNotFound,
@@ -155,7 +155,7 @@ class AsyncClient:
             listed = await self._http.call(calls.list_models())
             self._models = [model.id for model in listed.data]
         if not self._models:
-            raise ModelNotFound("the router serves no model yet; `sessile status` shows why")
+            raise NoReplica("the router serves no model yet; `sessile status` shows why")
         return self._models[0]
 
     def _socket(self, session_id: str) -> AsyncSocket:

@@ -14,7 +14,7 @@ from sessile.client.tools import failed, read_tools, succeeded, unknown
 from sessile.client.turns import Conversation, Turn, new_id
 from sessile.errors import (
     InvalidRequest,
-    ModelNotFound,
+    NoReplica,
     SessionBusy,
     SessionExpired,
     SessionNotFound,
@@ -138,7 +138,7 @@ class Client:
         if not self._models:
             self._models = [model.id for model in self._http.call(calls.list_models()).data]
         if not self._models:
-            raise ModelNotFound("the router serves no model yet; `sessile status` shows why")
+            raise NoReplica("the router serves no model yet; `sessile status` shows why")
         return self._models[0]
 
     def _socket(self, session_id: str) -> Socket:
