@@ -353,9 +353,7 @@ class Flow:
     def _decide(
         self, ask: Ask, candidates: list[Candidate], failed: tuple[str, ...] = ()
     ) -> Decision:
-        return decide(
-            ask, candidates, self._policy, gate_slack=self._gate_slack, failed=failed
-        )
+        return decide(ask, candidates, self._policy, gate_slack=self._gate_slack, failed=failed)
 
     def _candidates(self, model: str, path: str) -> list[Candidate]:
         candidates = self._pool.candidates(model)

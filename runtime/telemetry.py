@@ -168,5 +168,3 @@ def set_up_logs(format_: str, level: str) -> None:
         logger.handlers[:] = [handler]
         logger.propagate = False
         logger.setLevel(level.upper() if name == "sessile" else logging.WARNING)
-
-
