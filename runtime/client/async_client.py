@@ -18,6 +18,7 @@ from sessile.client.turns import Conversation, Turn, new_id
 from sessile.errors import (
     InvalidRequest,
     NoReplica,
+    SessileError,
     SessionBusy,
     SessionExpired,
     SessionNotFound,
@@ -199,7 +200,8 @@ class AsyncSession:
         async for event in self.stream(content, **options):
             if isinstance(event, Done):
                 reply = event.reply
-        assert reply is not None  # a stream ends with Done or raises
+        if reply is None:  # a stream that nobody else ended gives Done or raises
+            raise SessionBusy("another turn of this session ended this one; fork it")
         return reply
 
     async def stream(
@@ -270,7 +272,8 @@ class AsyncSession:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.close()
+        with suppress(*(() if exc is None else (SessileError,))):  # the first error is the news
+            await self.close()
 
     async def _begin(self) -> None:
         """Nothing else of this session is running from here on; a stream left half read ends."""

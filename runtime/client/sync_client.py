@@ -15,6 +15,7 @@ from sessile.client.turns import Conversation, Turn, new_id
 from sessile.errors import (
     InvalidRequest,
     NoReplica,
+    SessileError,
     SessionBusy,
     SessionExpired,
     SessionNotFound,
@@ -185,7 +186,8 @@ class Session:
         for event in self.stream(content, **options):
             if isinstance(event, Done):
                 reply = event.reply
-        assert reply is not None  # a stream ends with Done or raises
+        if reply is None:  # a stream that nobody else ended gives Done or raises
+            raise SessionBusy("another turn of this session ended this one; fork it")
         return reply
 
     def stream(
@@ -252,7 +254,8 @@ class Session:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        with suppress(*(() if exc is None else (SessileError,))):  # the first error is the news
+            self.close()
 
     def _begin(self) -> None:
         """Nothing else of this session is running from here on; a stream left half read ends."""

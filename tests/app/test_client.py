@@ -341,3 +341,15 @@ def test_what_cannot_be_sent_is_refused_here(play: Any) -> None:
         session.close()
         with pytest.raises(errors.SessionExpired):
             session.send("x")
+
+
+def test_an_error_inside_a_with_block_is_the_one_that_is_told(play: Any) -> None:
+    """Closing the session fails too when the router is gone; the first error is the news."""
+    router = play(says("one"))
+    with Client(router.url) as client:
+        with pytest.raises(ZeroDivisionError), client.session() as session:
+            session.send("a")
+            raise ZeroDivisionError
+        with pytest.raises(errors.SessileError), client.session() as session:
+            router.script.append(says("two"))
+            session.send("b")
