@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import uvicorn
 
+from sessile.api.ws_protocol import WebSocketProtocol
 from sessile.app import App
 from sessile.errors import SettingsError
 from sessile.settings import Settings
@@ -46,7 +47,7 @@ async def serve(
         uvicorn.Config(
             app,
             http="httptools",
-            ws="websockets-sansio",
+            ws=WebSocketProtocol,
             ws_max_size=websocket.max_message_bytes,
             ws_ping_interval=websocket.ping_interval_s,
             ws_ping_timeout=websocket.ping_timeout_s,

@@ -261,10 +261,11 @@ class _Connection:
                         "reason": "events were not read in time",
                     }
                 )
-        self._closed = True
-        assert self._reading is not None
-        if self._reading is not asyncio.current_task():
-            self._reading.cancel()
+        if not self._closed:
+            self._closed = True
+            assert self._reading is not None
+            if self._reading is not asyncio.current_task():
+                self._reading.cancel()
 
 
 def _chosen(offered: Sequence[str]) -> str | None:

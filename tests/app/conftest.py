@@ -10,6 +10,7 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sessile.api.ws_protocol import WebSocketProtocol
 from sessile.app import App, create_app
 from sessile.router.replica import ReplicaSpec
 from sessile.settings import Settings
@@ -159,7 +160,7 @@ async def _served(app: ASGIApp, settings: Settings | None = None) -> AsyncIterat
         host="127.0.0.1",
         port=0,
         http="httptools",
-        ws="websockets-sansio",
+        ws=WebSocketProtocol,
         ws_max_size=settings.websocket.max_message_bytes,
         ws_per_message_deflate=False,
         access_log=False,
@@ -188,7 +189,7 @@ async def _answer(send: Send, status: int, body: Any) -> None:
 
 
 async def _until(true: Callable[[], bool]) -> None:
-    while not true():
+    while not true():  # noqa: ASYNC110 - what is waited for is in no position to set an event
         await asyncio.sleep(0.01)
 
 
