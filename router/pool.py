@@ -174,7 +174,7 @@ class Pool:
         """A probe found the replica up. A new incarnation means that its KV cache is empty."""
         before, was = replica.identity, replica.incarnation
         replica.identity = identity
-        if replica.spec.incarnation is None or identity.incarnation is not None:
+        if replica.spec.incarnation is None:  # else its launcher has told, and knows better
             counted = f"seen-{replica.restarts_seen}"
             replica.incarnation = identity.incarnation or counted
         if was is not None and before is not None and was != replica.incarnation:

@@ -7,8 +7,9 @@ is refused a connection. A look costs a few cheap calls; none of them runs a gen
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
-from sessile.errors import ReplicaError, ReplicaUnreachable
+from sessile.errors import ReplicaError, ReplicaTimeout, ReplicaUnreachable
 from sessile.router.pool import Pool, Replica
 from sessile.router.replica import Call, Reply
 
@@ -44,15 +45,18 @@ class Probe:
         """One look; never raises for what the replica does."""
         replica = self._replica
         try:
-            if replica.state in ("starting", "down") or self._looks % _IDENTITY_EVERY == 0:
-                await self._health()
-                calls = replica.engine.identity_calls()
-                self._pool.seen(replica, replica.engine.read_identity(await self._replies(calls)))
+            await self._health()
+            coming_up = replica.state in ("starting", "down")
+            if coming_up:
+                await self._identify()
             if calls := replica.engine.load_calls():
                 replies = await self._replies(calls)
                 replica.load = replica.engine.read_load(replies, self._clock())
-            elif self._looks % _IDENTITY_EVERY:
-                await self._health()
+            if not coming_up and self._looks % _IDENTITY_EVERY == 0:
+                # NOTE: a busy engine may tell it late (SGLang's waits for the end of a prefill,
+                # many seconds on a CPU): that is no sign of trouble.
+                with suppress(ReplicaTimeout):
+                    await self._identify()
             self._looks += 1
             self._missed = 0
         except ReplicaError as error:
@@ -64,8 +68,12 @@ class Probe:
 
     async def _health(self) -> None:
         (reply,) = await self._replies((self._replica.engine.health_call(),))
-        if reply.status != 200:
-            raise ReplicaUnreachable(f"its health answered {reply.status}")
+        self._replica.engine.read_health(reply)
+
+    async def _identify(self) -> None:
+        engine = self._replica.engine
+        identity = engine.read_identity(await self._replies(engine.identity_calls()))
+        self._pool.seen(self._replica, identity)
 
     async def _replies(self, calls: tuple[Call, ...]) -> tuple[Reply, ...]:
         upstream = self._replica.upstream

@@ -69,12 +69,17 @@ class Engine(Protocol):
     embeddings: bool
     """Whether the engine may serve `/v1/embeddings`."""
 
-    def identity_calls(self) -> tuple[Call, ...]: ...
+    def identity_calls(self) -> tuple[Call, ...]:
+        """What is asked of a replica that comes up, and now and then after; may be slow while
+        it is busy."""
 
     def read_identity(self, replies: tuple[Reply, ...]) -> Identity: ...
 
     def health_call(self) -> Call:
-        """A cheap call whose 200 means that the replica takes requests."""
+        """A cheap call that tells whether the replica takes requests, loading and draining told."""
+
+    def read_health(self, reply: Reply) -> None:
+        """Raises `ReplicaUnreachable` unless the replica takes requests."""
 
     def load_calls(self) -> tuple[Call, ...]: ...
 

@@ -69,7 +69,7 @@ class Unauthorized(RequestError):
 
 
 class Forbidden(RequestError):
-    """The caller is known, or needs not be, but may not do this (a browser's foreign origin, say)."""
+    """The caller may not do this, whoever it is (a browser's foreign origin, say)."""
 
     code = "forbidden"
 

@@ -374,7 +374,7 @@ class Flow:
         )
 
     def _continues(self, request: TurnRequest) -> bool:
-        """Whether a later request can belong to the same session, so that binding it is worth it."""
+        """Whether a later request can belong to the same session, so that binding it pays."""
         return (
             request.stateful
             or request.claims.explicit is not None

@@ -85,5 +85,5 @@ class _Server(uvicorn.Server):
 
     async def up(self, serving: "asyncio.Task[None]") -> None:
         """Wait until the sockets are served, or the server has ended."""
-        while not self.started and not serving.done():
+        while not self.started and not serving.done():  # noqa: ASYNC110 (uvicorn has no event)
             await asyncio.sleep(0.01)

@@ -11,10 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic import model_validator
-from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
-from pydantic_settings import SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from sessile.errors import SettingsError
 
@@ -65,7 +71,7 @@ class StoreSettings(_Slice):
 
     url: str | None = Field(
         None,
-        description="redis://, rediss://, unix:// or redis-cluster://; none: this process's memory.",
+        description="redis://, rediss://, unix:// or redis-cluster://; none: this process's memory",
     )
     timeout_s: float = Field(0.25, gt=0, description="Longest wait for one round trip.")
     retry_after_s: float = Field(
@@ -142,7 +148,7 @@ class PoolSettings(_Slice):
     urls: tuple[str, ...] = Field((), description="Replicas that run already.")
     replicas: int | None = Field(None, ge=1, le=64, description="Replicas to start here.")
     context_tokens: int = Field(8192, ge=256, description="Context of a replica started here.")
-    slots: int = Field(4, ge=1, description="Turns at once on a replica started here.")
+    slots: int = Field(2, ge=1, description="Turns at once on a replica started here.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -242,7 +248,9 @@ def _refuse_unknown_variables() -> None:
             head = variable.removeprefix("SESSILE_").split("__")[0].lower()
             if head not in Settings.model_fields and head not in _OTHER_VARIABLES:
                 known = ", ".join(sorted(Settings.model_fields))
-                raise SettingsError(f"{variable} is not a setting; the first part is one of {known}")
+                raise SettingsError(
+                    f"{variable} is not a setting; the first part is one of {known}"
+                )
 
 
 _OTHER_VARIABLES = frozenset({"url", "api_key", "cache_dir"})

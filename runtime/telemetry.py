@@ -1,4 +1,4 @@
-"""What an operator sees: Prometheus metrics, and one log line a turn. It measures nothing itself."""
+"""What an operator sees: Prometheus metrics, and one log line a turn; nothing is decided here."""
 
 import json
 import logging

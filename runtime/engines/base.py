@@ -1,12 +1,22 @@
-"""Which adapter speaks to which engine, and what all OpenAI-shaped engines share."""
+"""Which adapter speaks to which engine, and what all OpenAI-shaped engines share.
 
+An adapter is strict with what a replica must say (its models) and lenient with the rest: what it
+leaves out, or has switched off, is unknown (None), and what is not an answer at all raises
+`ReplicaRefused`.
+"""
+
+import re
 from collections.abc import Mapping
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import msgspec
 
-from sessile.errors import InvalidRequest, ReplicaRefused
+from sessile.errors import InvalidRequest, ReplicaRefused, ReplicaUnreachable
 from sessile.router.replica import Call, Engine, Identity, Load, Reply, Usage
+
+_ABSENT = (404, 405, 501)  # how engines answer a path that they lack or have switched off
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 class OpenAIShaped:
@@ -22,13 +32,21 @@ class OpenAIShaped:
         listed = document(replies[0], "/v1/models").get("data")
         if not isinstance(listed, list):
             raise ReplicaRefused("its /v1/models is not a list of models")
-        names = tuple(m["id"] for m in listed if isinstance(m, dict) and isinstance(m["id"], str))
-        lengths = [m.get("max_model_len") for m in listed if isinstance(m, dict)]
-        known = [length for length in lengths if isinstance(length, int)]
-        return Identity(models=names, context_tokens=min(known, default=None))
+        models = [m for m in listed if isinstance(m, dict) and isinstance(m.get("id"), str)]
+        if not models:
+            raise ReplicaRefused("its /v1/models lists no model")
+        lengths = [count(m.get("max_model_len")) for m in models]
+        known = [length for length in lengths if length]
+        return Identity(
+            models=tuple(m["id"] for m in models), context_tokens=min(known, default=None)
+        )
 
     def health_call(self) -> Call:
         return Call("GET", "/v1/models")
+
+    def read_health(self, reply: Reply) -> None:
+        if reply.status != 200:
+            raise ReplicaUnreachable(f"its {self.health_call().path} answered {reply.status}")
 
     def load_calls(self) -> tuple[Call, ...]:
         return ()
@@ -52,49 +70,96 @@ class OpenAIShaped:
 
 def engine(kind: str) -> Engine:
     """The adapter of that kind; raises `InvalidRequest` naming those there are."""
+    try:
+        return engines()[kind]
+    except KeyError:
+        known = ", ".join(engines())
+        raise InvalidRequest(f"{kind!r} is not an engine; there are: {known}") from None
+
+
+@cache
+def engines() -> Mapping[str, Engine]:
+    """Every adapter by its kind."""
     from sessile.engines.llamacpp import LlamaCpp
     from sessile.engines.openai import OpenAI
     from sessile.engines.sglang import SGLang
     from sessile.engines.vllm import VLLM
 
-    kinds: dict[str, Engine] = {e.kind: e for e in (SGLang(), VLLM(), LlamaCpp(), OpenAI())}
-    try:
-        return kinds[kind]
-    except KeyError:
-        known = ", ".join(kinds)
-        raise InvalidRequest(f"{kind!r} is not an engine; there are: {known}") from None
+    return {e.kind: e for e in (SGLang(), VLLM(), LlamaCpp(), OpenAI())}
 
 
 def document(reply: Reply, path: str) -> dict[str, Any]:
     """A reply's JSON object; raises `ReplicaRefused` saying what came instead."""
-    if reply.status != 200:
-        raise ReplicaRefused(f"its {path} answered {reply.status}")
-    try:
-        body = msgspec.json.decode(reply.body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ReplicaRefused(f"its {path} is not JSON") from error
+    body = _json(reply, path)
     if not isinstance(body, dict):
         raise ReplicaRefused(f"its {path} is not a JSON object")
     return body
 
 
+def array(reply: Reply, path: str) -> list[Any]:
+    """A reply's JSON array; raises `ReplicaRefused` saying what came instead."""
+    body = _json(reply, path)
+    if not isinstance(body, list):
+        raise ReplicaRefused(f"its {path} is not a JSON array")
+    return body
+
+
+def absent(reply: Reply) -> bool:
+    """Whether the replica has no such path, or was started without it."""
+    return reply.status in _ABSENT
+
+
 def count(value: object) -> int | None:
-    """A token count, or None for anything that is not one."""
-    return value if isinstance(value, int) and value >= 0 else None
+    """A count of tokens or requests, or None for anything that is not one."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and type(value) is int and value >= 0 else None
 
 
-def samples(reply: Reply, path: str) -> dict[str, float]:
-    """The values of a Prometheus text page by metric name, summed over labels."""
+class Sample(NamedTuple):
+    """One line of a Prometheus text page."""
+
+    labels: Mapping[str, str]
+    value: float
+
+
+class Samples:
+    """The samples of some metrics on a Prometheus text page; the rest of the page is skipped.
+
+    Raises `ReplicaRefused` for a page that is no such page at all.
+    """
+
+    def __init__(self, reply: Reply, path: str, names: tuple[str, ...]) -> None:
+        if reply.status != 200:
+            raise ReplicaRefused(f"its {path} answered {reply.status}")
+        text = reply.body.decode("utf-8", "replace")
+        if text and not re.search(r"^(# |[A-Za-z_:])", text) or text.startswith("<"):
+            raise ReplicaRefused(f"its {path} is not Prometheus text")
+        self._found: dict[str, list[Sample]] = {name: [] for name in names}
+        # The text format: NAME, perhaps {LABELS}, a value, perhaps a timestamp.
+        wanted = "|".join(re.escape(name) for name in names)
+        for match in re.finditer(rf"^({wanted})(\{{.*\}})? +(\S+)", text, re.MULTILINE):
+            name, labels, value = match.groups()
+            try:
+                sample = Sample(dict(_LABEL.findall(labels or "")), float(value))
+            except ValueError as error:
+                raise ReplicaRefused(f"its {path} has {name} at {value!r}") from error
+            self._found[name].append(sample)
+
+    def all(self, name: str) -> list[Sample]:
+        """Every sample of a metric, one for each set of labels."""
+        return self._found[name]
+
+    def total(self, name: str) -> float | None:
+        """The sum over labels; None where the page has no such metric."""
+        found = self._found[name]
+        return sum(sample.value for sample in found) if found else None
+
+
+def _json(reply: Reply, path: str) -> Any:
     if reply.status != 200:
         raise ReplicaRefused(f"its {path} answered {reply.status}")
-    found: dict[str, float] = {}
-    for line in reply.body.decode("utf-8", "replace").splitlines():
-        if not line or line.startswith("#"):
-            continue
-        name, _, value = line.rpartition(" ")
-        name = name.partition("{")[0]
-        try:
-            found[name] = found.get(name, 0.0) + float(value)
-        except ValueError as error:
-            raise ReplicaRefused(f"its {path} is not Prometheus text") from error
-    return found
+    try:
+        return msgspec.json.decode(reply.body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ReplicaRefused(f"its {path} is not JSON") from error

@@ -1,17 +1,21 @@
 """llama.cpp's HTTP server: slots are its unit of load, its timings the evidence of a cache hit."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from sessile.engines.base import OpenAIShaped, count, document, samples
+from sessile.engines.base import OpenAIShaped, Samples, absent, array, count, document
 from sessile.router.replica import Call, Identity, Load, Reply, Usage
+
+_PROCESSING = "llamacpp:requests_processing"
+_DEFERRED = "llamacpp:requests_deferred"
+_MARKER = re.compile(r"<__media_\w{32}__>")
 
 
 class LlamaCpp(OpenAIShaped):
-    """The adapter of `llamacpp=URL`, and of the embedded replicas."""
+    """The adapter of `llamacpp=URL`, and of the embedded replicas. A hang-up stops a request."""
 
     kind = "llamacpp"
-    embeddings = False
 
     def identity_calls(self) -> tuple[Call, ...]:
         return (Call("GET", "/v1/models"), Call("GET", "/props"))
@@ -19,28 +23,34 @@ class LlamaCpp(OpenAIShaped):
     def read_identity(self, replies: tuple[Reply, ...]) -> Identity:
         models = super().read_identity(replies[:1]).models
         props = document(replies[1], "/props")
-        settings = props.get("default_generation_settings") or {}
+        settings = props.get("default_generation_settings")
+        build = props.get("build_info")
         return Identity(
             models=models,
-            context_tokens=count(settings.get("n_ctx")),
-            version=props.get("build_info"),
+            context_tokens=count(settings.get("n_ctx")) if isinstance(settings, dict) else None,
+            # b0: a build that was not told its number, as xllamacpp's.
+            version=build if isinstance(build, str) and not build.startswith("b0-") else None,
+            incarnation=_incarnation(props),
         )
 
     def health_call(self) -> Call:
         return Call("GET", "/health")
 
     def load_calls(self) -> tuple[Call, ...]:
-        return (Call("GET", "/metrics"), Call("GET", "/props"))
+        return (Call("GET", "/slots"), Call("GET", "/metrics"))
 
     def read_load(self, replies: tuple[Reply, ...], now: float) -> Load:
-        found = samples(replies[0], "/metrics")
-        props = document(replies[1], "/props")
-        return Load(
-            at=now,
-            running=int(found.get("llamacpp:requests_processing", 0)),
-            waiting=int(found.get("llamacpp:requests_deferred", 0)),
-            slots=count(props.get("total_slots")),
-        )
+        """Either page may be switched off (501): `--no-slots`, or no `--metrics`, the default."""
+        running = waiting = slots = None
+        if not absent(replies[0]):
+            states = [s for s in array(replies[0], "/slots") if isinstance(s, dict)]
+            slots = len(states)
+            running = sum(1 for state in states if state.get("is_processing") is True)
+        if not absent(replies[1]):
+            metrics = Samples(replies[1], "/metrics", (_PROCESSING, _DEFERRED))
+            running = count(metrics.total(_PROCESSING)) if running is None else running
+            waiting = count(metrics.total(_DEFERRED))
+        return Load(at=now, running=running, waiting=waiting, slots=slots)
 
     def read_usage(self, usage: Mapping[str, Any], body: Mapping[str, Any]) -> Usage:
         read = super().read_usage(usage, body)
@@ -48,3 +58,12 @@ class LlamaCpp(OpenAIShaped):
         if read.cached_tokens is None and isinstance(timings, Mapping):
             return Usage(read.prompt_tokens, read.completion_tokens, count(timings.get("cache_n")))
         return read
+
+
+def _incarnation(props: Mapping[str, Any]) -> str | None:
+    """The marker that stands for media in a prompt: 32 random letters, drawn at each start. A
+    build that uses a fixed one has nothing that tells two starts apart."""
+    marker = props.get("media_marker")
+    if isinstance(marker, str) and _MARKER.fullmatch(marker):
+        return marker.removeprefix("<__media_").removesuffix("__>")[:16]
+    return None

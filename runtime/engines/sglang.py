@@ -1,11 +1,18 @@
-"""SGLang's HTTP server."""
+"""SGLang's HTTP server (0.5.23): its own request ids, cache salts and abort.
+
+Three things that its documentation does not say. `/health` runs a generation and takes a second;
+`/model_info` and `/v1/models` answer while the model still warms up, and after SIGTERM; `/ready`
+tells the truth in both. `/server_info` waits for the scheduler, so a long prefill holds it back.
+"""
 
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
 
-from sessile.engines.base import OpenAIShaped, count, document
+from sessile.engines.base import OpenAIShaped, absent, count, document
+from sessile.errors import ReplicaRefused
 from sessile.router.replica import Call, Identity, Load, Reply
 
 
@@ -20,26 +27,33 @@ class SGLang(OpenAIShaped):
     def read_identity(self, replies: tuple[Reply, ...]) -> Identity:
         models = super().read_identity(replies[:1])
         info = document(replies[1], "/server_info")
-        seed = info.get("random_seed")
         return Identity(
             models=models.models,
             context_tokens=models.context_tokens or count(info.get("context_length")),
-            version=info.get("version"),
-            incarnation=None if seed is None else str(seed),
+            version=_text(info.get("version")),
+            incarnation=_incarnation(info),
         )
 
     def health_call(self) -> Call:
-        return Call("GET", "/model_info")
+        return Call("GET", "/ready")
+
+    def read_health(self, reply: Reply) -> None:
+        if not absent(reply):  # an SGLang without /ready: its identity must do
+            super().read_health(reply)
 
     def load_calls(self) -> tuple[Call, ...]:
-        return (Call("GET", "/v1/loads"),)
+        return (Call("GET", "/v1/loads?include=core"),)
 
     def read_load(self, replies: tuple[Reply, ...], now: float) -> Load:
-        loads = [x for x in document(replies[0], "/v1/loads").get("loads") or [{}]]
+        """The sum over the data-parallel ranks; an SGLang without /v1/loads reports nothing."""
+        if absent(replies[0]):
+            return Load(at=now)
+        ranks = document(replies[0], "/v1/loads").get("loads")
+        if not isinstance(ranks, list) or not all(isinstance(rank, dict) for rank in ranks):
+            raise ReplicaRefused("its /v1/loads is not a list of loads")
 
         def total(name: str) -> int | None:
-            values = [count(x.get(name)) for x in loads]
-            known = [v for v in values if v is not None]
+            known = [n for rank in ranks if (n := count(rank.get(name))) is not None]
             return sum(known) if known else None
 
         return Load(
@@ -52,6 +66,7 @@ class SGLang(OpenAIShaped):
         )
 
     def fields(self, *, turn: str, session: str | None, salt: str | None) -> Mapping[str, Any]:
+        """`rid` is refused while another request of that id runs: a turn id is used once."""
         fields: dict[str, Any] = {"rid": turn}
         if session is not None:
             fields["session_id"] = session
@@ -60,4 +75,22 @@ class SGLang(OpenAIShaped):
         return fields
 
     def abort_call(self, turn: str) -> Call | None:
+        """Takes 0.2 s; closing the connection alone takes 2 s for an answer that is not streamed.
+
+        NOTE: SGLang gives the samples of `n > 1`, and each prompt of a list, ids of its own; this
+        call does not find them, and closing the connection is what stops them.
+        """
         return Call("POST", "/abort_request", msgspec.json.encode({"rid": turn}))
+
+
+def _incarnation(info: Mapping[str, Any]) -> str | None:
+    """What differs between two starts: the seed, unless it was chosen, and how many seconds each
+    step of the start took, to the nanosecond."""
+    facts = [info.get("random_seed"), info.get("startup_time")]
+    if facts == [None, None]:
+        return None
+    return blake2b(msgspec.json.encode(facts, order="sorted"), digest_size=8).hexdigest()
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

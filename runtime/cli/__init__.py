@@ -1,0 +1,32 @@
+"""The `sessile` command: which subcommands there are, and how an error ends one."""
+
+import sys
+
+import typer
+
+from sessile.cli import admin, bench, up
+from sessile.errors import SessileError, SettingsError
+
+app = typer.Typer(
+    name="sessile",
+    help="The serving runtime for AI agents: sessions that stay where their KV cache is.",
+    epilog="Start with: sessile up",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+up.register(app)
+admin.register(app)
+bench.register(app)
+
+
+def main() -> None:
+    """Run the command; an error is one sentence on standard error, never a traceback."""
+    try:
+        app()
+    except SessileError as error:
+        print(f"sessile: {error.message}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, SettingsError) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)

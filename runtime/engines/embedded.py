@@ -1,0 +1,91 @@
+"""One embedded replica: llama.cpp's own HTTP server (package `xllamacpp`) in a process of its own.
+
+`python -m sessile.engines.embedded --model FILE --alias NAME --port N ...` serves until SIGTERM,
+or until its standard input ends, which it does when the process that started it is gone.
+"""
+
+import argparse
+import os
+import platform
+import signal
+import sys
+import threading
+from pathlib import Path
+
+_HOST_CACHE_MIB = 512
+
+
+def check_processor() -> None:
+    """Exit with one sentence if llama.cpp's wheel cannot run here: loading it would be SIGILL."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return  # not Linux: the loader will tell
+    if " avx2 " not in flags.replace("\n", " \n"):
+        sys.exit(
+            "this processor has no AVX2, which the embedded engine needs; serve the model with an "
+            "engine built for it and use: sessile serve --replica ENGINE=URL"
+        )
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Load the model and serve it; returns when told to stop."""
+    check_processor()
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(arguments.model)
+    params.model_alias = {arguments.alias}
+    params.hostnames = ["127.0.0.1"]
+    params.port = arguments.port
+    params.n_parallel = arguments.slots
+    # One KV memory for all slots: a lone session may use the model's whole context, and several
+    # share what there is. Two whole contexts would not leave room for anything else in 1 GB.
+    params.kv_unified = True
+    params.n_ctx = _kv_tokens(arguments.context, arguments.slots)
+    params.cache_ram_mib = _HOST_CACHE_MIB  # idle sessions wait here for their next turn
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = arguments.threads
+    params.n_threads_http = 8
+    params.endpoint_metrics = params.endpoint_slots = True
+    params.ui = False
+    params.use_jinja = True
+    params.slot_save_path = os.path.join(arguments.slots_dir, "")
+    params.verbosity = 1
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    threading.Thread(target=_until_input_ends, args=(stopping,), daemon=True).start()
+    server = xllamacpp.Server(params)
+    print(f"serving {arguments.alias} on {server.listening_address}", flush=True)
+    stopping.wait()
+    # NOTE: llama.cpp's own shutdown waits for running turns; nobody is left to read them.
+    os._exit(0)
+
+
+def _kv_tokens(context: int, slots: int) -> int:
+    return context * 15 // 8 if slots > 1 else context
+
+
+def _until_input_ends(stopping: threading.Event) -> None:
+    while os.read(0, 1024):
+        pass
+    stopping.set()
+
+
+def main() -> None:
+    """Parse the command line and serve."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--alias", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--context", type=int, default=8192)
+    parser.add_argument("--slots", type=int, default=2)
+    parser.add_argument("--slots-dir", required=True)
+    serve(parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
