@@ -9,9 +9,11 @@ The default model is too small to call tools dependably; the loop runs to its en
 import asyncio
 import os
 import sys
+from contextlib import aclosing
 
 from agents import (
     Agent,
+    AgentsException,
     ModelSettings,
     OpenAIProvider,
     RunConfig,
@@ -33,27 +35,34 @@ async def main(url: str = os.environ.get("SESSILE_URL", "http://localhost:8000")
     set_tracing_disabled(True)
     set_default_openai_responses_transport("websocket")
     key = os.environ.get("SESSILE_API_KEY", "none")
-    async with AsyncOpenAI(base_url=f"{url}/v1", api_key=key) as client:
-        # A provider of its own takes any model's name, also one with a slash in it.
-        config = RunConfig(model_provider=OpenAIProvider(openai_client=client))
+    # A provider of its own takes any model's name, also one with a slash in it.
+    async with (
+        AsyncOpenAI(base_url=f"{url}/v1", api_key=key) as client,
+        aclosing(OpenAIProvider(openai_client=client)) as provider,
+    ):
         agent = Agent(
             name="Weather",
-            instructions="You tell the weather. Be brief.",
+            instructions="You tell the weather. Answer in one short sentence.",
             model=(await client.models.list()).data[0].id,
-            model_settings=ModelSettings(max_tokens=60),
+            model_settings=ModelSettings(max_tokens=200),
             tools=[temperature],
         )
-        result = None
+        previous = None
         for question in ("How warm is it in Oslo?", "And in Rome?"):
-            result = await Runner.run(
-                agent,
-                question,
-                previous_response_id=result.last_response_id if result else None,
-                max_turns=5,
-                run_config=config,
-            )
-            print(f"> {question}\n{result.final_output}\n")
-        await config.model_provider.aclose()
+            print(f"> {question}")
+            try:
+                result = await Runner.run(
+                    agent,
+                    question,
+                    previous_response_id=previous,
+                    max_turns=5,
+                    run_config=RunConfig(model_provider=provider),
+                )
+            except AgentsException as error:  # a small model may not stop by itself
+                print(f"({error})\n")
+            else:
+                previous = result.last_response_id
+                print(f"{result.final_output}\n")
 
 
 if __name__ == "__main__":

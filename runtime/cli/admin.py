@@ -36,19 +36,27 @@ Key = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
+_PANEL = "Watch and manage"
 _POLL_S = 0.5
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the `sessile` command line."""
-    app.command(epilog=_examples("status", "status --once", "status --json | jq .ready"))(status)
-    app.command(epilog=_examples("drain llamacpp-0", "drain llamacpp-0 --wait"))(drain)
     app.command(
-        epilog=_examples("sessions", "sessions ses_5f3a", "sessions ses_5f3a --close")
-    )(sessions)  # fmt: skip
+        rich_help_panel=_PANEL,
+        epilog=_examples("status", "status --once", "status --json | jq .ready"),
+    )(status)
+    app.command(rich_help_panel=_PANEL, epilog=_examples("drain local-0", "drain local-0 --wait"))(
+        drain
+    )
+    app.command(
+        rich_help_panel=_PANEL,
+        epilog=_examples("sessions", "sessions ses_5f3a", "sessions ses_5f3a --close"),
+    )(sessions)
     group = typer.Typer(
-        invoke_without_command=True, epilog=_examples("replicas", "replicas add sglang=http://gpu1:30000")
-    )  # fmt: skip
+        invoke_without_command=True,
+        epilog=_examples("replicas", "replicas add sglang=http://gpu1:30000"),
+    )
     group.callback()(replicas)
     group.command("list", epilog=_examples("replicas list --json"))(list_replicas)
     group.command(
@@ -57,7 +65,7 @@ def register(app: typer.Typer) -> None:
     )(add_replicas)
     group.command("remove", epilog=_examples("replicas remove sglang-0"))(remove_replica)
     group.command("resume", epilog=_examples("replicas resume sglang-0"))(resume_replica)
-    app.add_typer(group, name="replicas")
+    app.add_typer(group, name="replicas", rich_help_panel=_PANEL)
 
 
 def status(

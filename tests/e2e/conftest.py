@@ -1,52 +1,38 @@
 """Routers as a client meets them: on a port of this machine, with replicas behind them."""
 
-import asyncio
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import ASGIApp
 
-from sessile.app import create_app
-from sessile.server import bind, serve
-from sessile.settings import Settings
-
-Serving = Callable[..., AbstractContextManager[str]]
-
 
 @contextmanager
-def serving(app: ASGIApp, settings: Settings) -> Iterator[str]:
-    """The base URL of `app`, served by a loop of its own until the block ends."""
-    listener = bind("127.0.0.1", 0)
-    up = threading.Event()
-    stop: list[Callable[[], object]] = []
-
-    async def run() -> None:
-        async def ready(_: str) -> None:
-            up.set()
-
-        task = asyncio.create_task(serve(app, settings, listener=listener, on_ready=ready))  # type: ignore[arg-type]
-        loop = asyncio.get_running_loop()
-        stop.append(lambda: loop.call_soon_threadsafe(task.cancel))
-        await asyncio.wait([task])
-        up.set()
-
-    thread = threading.Thread(target=lambda: asyncio.run(run()))
-    port = listener.getsockname()[1]
-    thread.start()
-    up.wait(30)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        stop[0]()
-        thread.join(30)
+def serving(app: ASGIApp) -> Iterator[str]:
+    """The base URL of `app`, served by a thread until the block ends."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(30)
 
 
 def scripted_engine() -> FastAPI:
@@ -127,36 +113,75 @@ def _text(content: Any) -> str:
 @pytest.fixture(scope="session")
 def engines() -> Iterator[list[str]]:
     """Two scripted engines, by `--replica` text."""
-    with (
-        serving(scripted_engine(), Settings()) as one,
-        serving(scripted_engine(), Settings()) as other,
-    ):
+    with serving(scripted_engine()) as one, serving(scripted_engine()) as other:
         yield [f"openai={one}", f"openai={other}"]
 
 
-def wait_until_ready(url: str, replicas: int) -> None:
-    """Return once the router at `url` has found all its replicas ready."""
-    for _ in range(600):
-        told = httpx2.get(f"{url}/ready").json()
-        if told["replicas"]["ready"] == replicas:
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"{url} is not ready: {told}")
+@contextmanager
+def launched(log: Path, replicas: int, *command: str, **variables: str) -> Iterator[str]:
+    """The base URL of `sessile COMMAND` in a process of its own, which Ctrl-C ends."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    sessile = str(Path(sys.executable).with_name("sessile"))
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sessile, *command, "--port", str(port)],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **variables},
+        )
+        try:
+            for _ in range(1000):
+                if process.poll() is not None or ready_replicas(url) == replicas:
+                    break
+                time.sleep(0.1)
+            assert process.poll() is None and ready_replicas(url) == replicas, log.read_text()
+            yield url
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(30)
+            finally:
+                process.kill()
+
+
+def ready_replicas(url: str) -> int:
+    """How many replicas the router at `url` has found ready; 0 if there is no router yet."""
+    try:
+        return int(httpx2.get(f"{url}/ready").json()["replicas"]["ready"])
+    except httpx2.TransportError:
+        return 0
 
 
 @pytest.fixture(scope="session")
-def router(engines: list[str]) -> Iterator[str]:
-    """The base URL of an open router over the scripted engines."""
-    settings = Settings(replica=tuple(engines))
-    with serving(create_app(settings), settings) as url:
-        wait_until_ready(url, len(engines))
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the processes write."""
+    return tmp_path_factory.mktemp("logs")
+
+
+@pytest.fixture(scope="session")
+def router(engines: list[str], logs: Path) -> Iterator[str]:
+    """The base URL of an open `sessile serve` over the scripted engines."""
+    options = [part for engine in engines for part in ("--replica", engine)]
+    with launched(logs / "serve.log", len(engines), "serve", *options) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
-def locked_router(engines: list[str]) -> Iterator[str]:
-    """The same with keys: `right` is one."""
-    settings = Settings(replica=tuple(engines), auth={"api_keys": "right,team=other"})  # type: ignore[arg-type]
-    with serving(create_app(settings), settings) as url:
-        wait_until_ready(url, len(engines))
+def locked_router(engines: list[str], logs: Path) -> Iterator[str]:
+    """The same with keys: `right` is one, `other` another tenant's."""
+    options = [part for engine in engines for part in ("--replica", engine)]
+    keys = "right,team=other"
+    with launched(
+        logs / "locked.log", len(engines), "serve", *options, SESSILE_AUTH__API_KEYS=keys
+    ) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def sessile_up(logs: Path) -> Iterator[str]:
+    """The base URL of a real `sessile up`: two embedded replicas of the real small model."""
+    with launched(logs / "up.log", 2, "up") as url:
         yield url

@@ -1,14 +1,10 @@
 """The examples, each run as its docstring says, against `sessile up` with the real small model."""
 
 import os
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from sessile import Client
@@ -16,45 +12,11 @@ from sessile import Client
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SAYS = {
     "quickstart.py": ("1> ", "2> ", "prompt tokens came from the cache", "fork 2> "),
-    "openai_client.py": ("chat on llamacpp-", "stream> ", "responses> ", "usage> "),
+    "openai_client.py": ("chat on local-", "stream> ", "responses> ", "usage> "),
     "websocket_chat.py": ("> Hello! What is your name?", "> What did I just ask you?"),
     "agent_loop.py": ("> How warm is it in Oslo?", "> And in Rome?"),
     "langchain_chat.py": ("1> ", "2> "),
 }
-
-
-@pytest.fixture(scope="module")
-def sessile_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real `sessile up`, two embedded replicas; it ends with Ctrl-C."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("up") / "up.log"
-    url = f"http://127.0.0.1:{port}"
-    command = [str(Path(sys.executable).with_name("sessile")), "up", "--port", str(port)]
-    with log.open("wb") as out:
-        up = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
-        try:
-            for _ in range(1000):
-                if up.poll() is not None or _ready(url):
-                    break
-                time.sleep(0.1)
-            assert up.poll() is None and _ready(url), log.read_text()
-            yield url
-        finally:
-            up.send_signal(2)
-            try:
-                up.wait(30)
-            finally:
-                up.kill()
-
-
-def _ready(url: str) -> bool:
-    try:
-        told = httpx2.get(f"{url}/ready").json()
-    except httpx2.TransportError:
-        return False
-    return bool(told["replicas"]["ready"] == 2)
 
 
 def test_every_example_is_run() -> None:
