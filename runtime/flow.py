@@ -653,6 +653,6 @@ def _object(data: bytes) -> dict[str, Any] | None:
 def _outcome(error: BaseException) -> str:
     if isinstance(error, SessileError):
         return error.code
-    if isinstance(error, asyncio.CancelledError | GeneratorExit):
-        return "client_gone"
+    if isinstance(error, asyncio.CancelledError | GeneratorExit | OSError):
+        return "client_gone"  # an OSError is the client's line: a replica's is a ReplicaError
     return "failed"

@@ -97,8 +97,8 @@ class Sockets:
         return self._auth.tenant(header(headers, b"authorization"), protocols)
 
 
-class _SlowReader(Exception):
-    """The client has not read for `send_timeout_s`."""
+class _SlowReader(ConnectionError):
+    """The client has not read for `send_timeout_s`, and is as good as gone."""
 
 
 class _Connection:
@@ -215,7 +215,7 @@ class _Connection:
             )
         except SessileError as error:
             await self._refuse(error, stream_id)
-        except (_SlowReader, OSError):
+        except OSError:
             raise
         except Exception:
             # A fault of ours in one turn: the connection and the turns behind it live on.

@@ -127,7 +127,9 @@ class Turn:
             case "response.completed" | "response.incomplete":
                 self._end_round(event.response or {})
             case "response.failed":
-                raise _as_error((event.response or {}).get("error") or {})
+                told = (event.response or {}).get("error") or {}
+                # The API knows few codes for a failed response; the router's own is its type.
+                raise _as_error({**told, "code": told.get("type") or told.get("code")})
             case "error":
                 flat = {"code": event.code, "message": event.message, "param": event.param}
                 raise _as_error(event.error or flat)

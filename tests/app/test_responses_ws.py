@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI
@@ -327,3 +328,25 @@ async def test_a_response_of_the_socket_is_found_over_http(router, client):
     assert (await client.responses.retrieve(response.id)).output_text == response.output_text
     with pytest.raises(openai.NotFoundError):
         await client.responses.retrieve("resp_no")
+
+
+async def test_a_client_that_left_is_no_failure(start):
+    """Turns whose client did not read, or left, are counted apart from those that failed."""
+    router = await start(websocket={"send_timeout_s": 0.2})
+    router.engine.plays(*["x" * 100_000] * 200, asyncio.Event())
+    router.engine.plays("Hel", asyncio.Event())
+    router.engine.plays("Hel", router.cut)
+    async with httpx2.AsyncClient(base_url=router.url) as http:
+        for stop in ("slow", "left", "cut"):
+            async with connect(router.ws_url, max_queue=1, max_size=None) as ws:
+                await ask(ws)
+                if stop == "slow":
+                    await router.until(lambda: router.engine.aborted == 1)
+                elif stop == "left":
+                    await router.until(lambda: router.engine.running == 1)
+                else:
+                    await told(ws)
+        await router.until(lambda: router.engine.aborted == 2)
+        counts = (await http.get("/metrics")).text
+    assert 'sessile_turns_total{model="m",outcome="client_gone"} 2.0' in counts
+    assert 'sessile_turns_total{model="m",outcome="stream_broken"} 1.0' in counts
