@@ -1,0 +1,5 @@
+"""`python -m sessile.cli`."""
+
+from sessile.cli import main
+
+main()

@@ -1,0 +1,170 @@
+"""Replays agent sessions against a running router, open loop, and says what they met."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from sessile.errors import ReplicaError
+from sessile.lab.workload import PlannedSession, PlannedTurn, ceiling
+from sessile.relay import events
+from sessile.router.upstream import Timeouts, Upstream
+
+_TIMEOUTS = Timeouts(connect_s=10.0, first_byte_s=900.0, idle_s=300.0)
+
+
+class Sample(msgspec.Struct):
+    """What one turn met. Times in seconds; `tokens` are prompt, cached, completion."""
+
+    session: str
+    first: bool
+    began: float
+    prompt: str
+    replica: str | None = None
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    error: str | None = None
+
+
+class Report(msgspec.Struct):
+    """One pass, summed up. Rates are shares of 1, times are seconds."""
+
+    name: str
+    turns: int
+    errors: int
+    hit_rate: float
+    ceiling: float
+    hit_of_ceiling: float
+    ttft_p50: float | None
+    ttft_p90: float | None
+    ttft_p99: float | None
+    later_ttft_p50: float | None
+    later_ttft_p90: float | None
+    tpot_p50: float | None
+    wall_s: float
+    per_replica: dict[str, int]
+    first_error: str | None = None
+
+
+async def replay(
+    url: str,
+    model: str,
+    sessions: Sequence[PlannedSession],
+    *,
+    max_tokens: int,
+    lineage: bool,
+    key: str | None,
+    done: Callable[[], None],
+) -> list[Sample]:
+    """Run every session at its time, whatever the others are at; one sample a turn.
+
+    `lineage` names no session, so that the router has to tell by the messages. `done` is called
+    after each turn.
+    """
+    upstream = Upstream(url, _TIMEOUTS)
+    began = time.monotonic()
+    samples: list[Sample] = []
+
+    async def one(session: PlannedSession) -> None:
+        await asyncio.sleep(max(0.0, began + session.start_s - time.monotonic()))
+        for number, turn in enumerate(session.turns):
+            await asyncio.sleep(turn.think_s)
+            sample = Sample(session.id, number == 0, time.monotonic() - began, turn.text)
+            samples.append(sample)
+            name = None if lineage else session.id
+            await _ask(upstream, model, turn, name, max_tokens, key, sample)
+            done()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for session in sessions:
+                group.create_task(one(session))
+    finally:
+        await upstream.aclose()
+    return samples
+
+
+async def _ask(
+    upstream: Upstream, model: str, turn: PlannedTurn, session: str | None, max_tokens: int,
+    key: str | None, sample: Sample,
+) -> None:  # fmt: skip
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": turn.messages,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    headers = [(b"x-session-id", session.encode())] if session else []
+    if key:
+        headers.append((b"authorization", b"Bearer " + key.encode()))
+    began = time.monotonic()
+    first = last = None
+    usage: dict[str, Any] = {}
+    try:
+        async with await upstream.open(
+            "POST", "/v1/chat/completions", msgspec.json.encode(body), headers
+        ) as response:
+            sample.replica = response.headers.get(b"x-sessile-replica", b"?").decode()
+            if response.status != 200:
+                said = b"".join([chunk async for chunk in response])
+                sample.error = f"{response.status} {said[:200].decode('utf-8', 'replace')}"
+                return
+            async for chunk in response:
+                last = time.monotonic()
+                first = first or last
+                if b'"usage"' in chunk:
+                    for event in events(chunk):
+                        usage = event.get("usage") or usage
+    except ReplicaError as error:
+        sample.error = error.message
+        return
+    sample.prompt_tokens = usage.get("prompt_tokens", 0)
+    sample.completion_tokens = usage.get("completion_tokens", 0)
+    sample.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    if first is not None and last is not None:
+        sample.ttft_s = first - began
+        if sample.completion_tokens > 1:
+            sample.tpot_s = (last - first) / (sample.completion_tokens - 1)
+
+
+def report(name: str, samples: Sequence[Sample], wall_s: float) -> Report:
+    """Sum up one pass; its ceiling is computed from the same prompts in the order of sending."""
+    good = [sample for sample in samples if sample.error is None]
+    prompts = [s.prompt for s in sorted(samples, key=lambda s: s.began)]
+    top = ceiling(prompts)
+    prompt_tokens = sum(s.prompt_tokens for s in good)
+    hit = sum(s.cached_tokens for s in good) / prompt_tokens if prompt_tokens else 0.0
+    ttft = [s.ttft_s for s in good if s.ttft_s is not None]
+    later = [s.ttft_s for s in good if s.ttft_s is not None and not s.first]
+    tpot = [s.tpot_s for s in good if s.tpot_s is not None]
+    return Report(
+        name=name,
+        turns=len(samples),
+        errors=len(samples) - len(good),
+        hit_rate=hit,
+        ceiling=top,
+        hit_of_ceiling=hit / top if top else 0.0,
+        ttft_p50=quantile(ttft, 0.5),
+        ttft_p90=quantile(ttft, 0.9),
+        ttft_p99=quantile(ttft, 0.99),
+        later_ttft_p50=quantile(later, 0.5),
+        later_ttft_p90=quantile(later, 0.9),
+        tpot_p50=quantile(tpot, 0.5),
+        wall_s=wall_s,
+        per_replica=dict(sorted(Counter(s.replica or "?" for s in samples).items())),
+        first_error=next((s.error for s in samples if s.error), None),
+    )
+
+
+def quantile(values: Sequence[float], share: float) -> float | None:
+    """The value below which `share` of them lie (nearest rank); None of none."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None

@@ -1,0 +1,211 @@
+"""What the router itself costs, against the direct connection in the same run."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
+from websockets.asyncio.client import ClientConnection, connect
+
+from sessile.engines.embedded_store import embedded_store
+from sessile.engines.guard import guarded
+from sessile.engines.supervisor import free_ports
+from sessile.errors import RouterUnreachable, SettingsError
+from sessile.lab.bench import quantile
+from sessile.lab.processes import child, cpu_s, memory_bytes, open_files
+
+_PAUSE_S = 0.002
+_CONNECTIONS = 32
+
+
+class Cost(msgspec.Struct):
+    """CPU of the router's process, and latency through it beside the latency without it."""
+
+    cpu_ms_per_request: float
+    cpu_s_per_million_events: float
+    direct_p50_ms: float
+    direct_p99_ms: float
+    router_p50_ms: float
+    router_p99_ms: float
+    requests: int
+    events: int
+    store: str
+
+
+class Sockets(msgspec.Struct):
+    """Memory (PSS) of the router with open WebSockets, and what is left after they are gone."""
+
+    connections: int
+    streams: int
+    idle_mb: float
+    streaming_mb: float
+    baseline_mb: float
+    events: int
+    files_before: int
+    files_after: int
+    upstream_streams_after: int
+
+
+@asynccontextmanager
+async def bench(
+    redis: str | None, pause_s: float = _PAUSE_S
+) -> AsyncIterator[tuple[int, int, int]]:
+    """A mock replica and a router before it; yields (mock's port, router's port, router's pid)."""
+    mock, port = free_ports(2)
+    async with embedded_store() as own:
+        store = redis or own
+        if store is None:
+            raise SettingsError("the store is to be on: install sessile[local], or name a --redis")
+        replica = f"http://127.0.0.1:{mock}"
+        router = [
+            "-m", "sessile.cli", "serve", "--replica", f"openai={replica}", "--redis", store,
+            "--port", str(port),
+        ]  # fmt: skip
+        async with (
+            child(["-m", "sessile.lab.mock_replica", str(mock), str(pause_s)], replica,
+                  "/v1/models", 10.0),
+            child(router, f"http://127.0.0.1:{port}", "/ready", 20.0) as pid,
+        ):  # fmt: skip
+            yield mock, port, pid
+
+
+async def measure_cost(
+    requests: int, streams: int, tokens: int, redis: str | None, step: Callable[[str], None]
+) -> Cost:
+    """Plain requests, then streams, then a light load for the added latency."""
+    async with bench(redis) as (mock, port, pid):
+        step("warming up")
+        await _load(port, 500, _CONNECTIONS, 0)
+        step("plain requests")
+        before = cpu_s(pid)
+        await _load(port, requests, _CONNECTIONS, 0)
+        plain = (cpu_s(pid) - before) / requests
+        step("streams")
+        before = cpu_s(pid)
+        await _load(port, streams, _CONNECTIONS, tokens)
+        event = (cpu_s(pid) - before) / (streams * tokens)
+        step("latency")
+        light = min(requests, 1000)
+        direct = await _load(mock, light, 1, 0)
+        routed = await _load(port, light, 1, 0)
+    return Cost(
+        cpu_ms_per_request=plain * 1e3,
+        cpu_s_per_million_events=event * 1e6,
+        direct_p50_ms=_ms(direct, 0.5),
+        direct_p99_ms=_ms(direct, 0.99),
+        router_p50_ms=_ms(routed, 0.5),
+        router_p99_ms=_ms(routed, 0.99),
+        requests=requests,
+        events=streams * tokens,
+        store="redis" if redis else "embedded",
+    )
+
+
+async def measure_sockets(
+    connections: int, streams: int, redis: str | None, step: Callable[[str], None]
+) -> Sockets:
+    """Open `connections` WebSockets, let them idle, then stream on `streams` of them at once."""
+    async with bench(redis, pause_s=0.02) as (_, port, pid):
+        files_before = open_files(pid)
+        baseline = memory_bytes(pid)
+        step(f"opening {connections} WebSockets")
+        sockets: list[ClientConnection] = []
+        try:
+            for _ in range(connections):
+                sockets.append(
+                    await connect(f"ws://127.0.0.1:{port}/v1/responses", compression=None)
+                )
+            await asyncio.sleep(2)
+            idle = memory_bytes(pid)
+            step(f"streaming on {streams} at once")
+            running = asyncio.gather(*(_stream(ws) for ws in sockets[:streams]))
+            streaming = idle
+            while not running.done():
+                await asyncio.sleep(0.25)
+                streaming = max(streaming, memory_bytes(pid))
+            events = sum(await running)
+        finally:
+            await asyncio.gather(*(ws.close() for ws in sockets))
+        step("looking at what is left")
+        left = -1
+        for _ in range(50):
+            await asyncio.sleep(0.1)
+            left = await _upstream_streams(port)
+            if left == 0 and open_files(pid) <= files_before + 4:
+                break
+        return Sockets(
+            connections=connections,
+            streams=streams,
+            idle_mb=idle / 1e6,
+            streaming_mb=streaming / 1e6,
+            baseline_mb=baseline / 1e6,
+            events=events,
+            files_before=files_before,
+            files_after=open_files(pid),
+            upstream_streams_after=left,
+        )
+
+
+async def _stream(ws: ClientConnection) -> int:
+    """One turn on one socket; how many events it had."""
+    await ws.send(
+        msgspec.json.encode(
+            {
+                "type": "response.create",
+                "model": "mock",
+                "input": "Stream to me.",
+                "max_output_tokens": 200,
+            }
+        ).decode()
+    )
+    count = 0
+    async for frame in ws:
+        count += 1
+        kind = msgspec.json.decode(frame)["type"]
+        if kind == "response.completed":
+            return count
+        if kind in ("error", "response.failed"):
+            raise RouterUnreachable(f"a stream failed: {frame!r}")
+    raise RouterUnreachable("a WebSocket was closed in the middle of a stream")
+
+
+async def _upstream_streams(port: int) -> int:
+    """The router's own count of open answers, from its metrics, without its probes' calls."""
+    from sessile.router.replica import Call
+    from sessile.router.upstream import Timeouts, Upstream
+
+    upstream = Upstream(
+        f"http://127.0.0.1:{port}", Timeouts(connect_s=2.0, first_byte_s=5.0, idle_s=5.0)
+    )
+    try:
+        reply = await upstream.call(Call("GET", "/metrics"), 5.0)
+    finally:
+        await upstream.aclose()
+    lines = reply.body.decode().splitlines()
+    return int(sum(float(x.split()[-1]) for x in lines if x.startswith("sessile_in_flight{")))
+
+
+async def _load(port: int, requests: int, connections: int, tokens: int) -> list[float]:
+    command = [
+        sys.executable, "-m", "sessile.lab.load",
+        str(port), str(requests), str(connections), str(tokens),
+    ]  # fmt: skip
+    process = await asyncio.create_subprocess_exec(
+        *guarded(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        out, said = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode:
+        raise RouterUnreachable(f"the load generator failed: {said.decode().strip()[-300:]}")
+    latencies: list[float] = msgspec.json.decode(out)
+    return latencies
+
+
+def _ms(latencies: list[float], share: float) -> float:
+    return (quantile(latencies, share) or 0.0) * 1e3

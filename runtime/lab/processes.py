@@ -1,0 +1,111 @@
+"""Child processes of a benchmark: a router, a mock replica; started, waited for, stopped."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from sessile.engines.guard import guarded
+from sessile.errors import ReplicaError, RouterUnreachable
+from sessile.router.replica import Call
+from sessile.router.upstream import Timeouts, Upstream
+
+_STOP_S = 20.0
+
+
+@asynccontextmanager
+async def child(
+    arguments: Sequence[str], url: str, path: str, ready_s: float
+) -> AsyncIterator[int]:
+    """Run `python ARGUMENTS` until the block ends; yields its pid once `path` answers 200.
+
+    Raises `RouterUnreachable` with its last words if it does not come up.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *guarded([sys.executable, *arguments]),
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    said: list[str] = []
+    reading = asyncio.create_task(_drain(process.stderr, said))
+    try:
+        if not await _answers(url, path, ready_s, process):
+            tail = " | ".join(said[-3:]) or "it said nothing"
+            raise RouterUnreachable(f"{' '.join(arguments[:3])} did not come up: {tail}")
+        yield process.pid
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            try:
+                async with asyncio.timeout(_STOP_S):
+                    await process.wait()
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+        await reading
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds that all threads of a process have used (Linux, to the nanosecond)."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+def memory_bytes(pid: int) -> int:
+    """The process's proportional share of memory (PSS, Linux)."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def open_files(pid: int) -> int:
+    """How many file descriptors a process holds."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+async def _drain(stream: asyncio.StreamReader, said: list[str]) -> None:
+    async for line in stream:
+        said.append(line.decode("utf-8", "replace").rstrip())
+        del said[:-20]
+
+
+async def _answers(
+    url: str, path: str, ready_s: float, process: asyncio.subprocess.Process
+) -> bool:
+    upstream = Upstream(url, Timeouts(connect_s=1.0, first_byte_s=5.0, idle_s=5.0))
+    until = time.monotonic() + ready_s
+    try:
+        while time.monotonic() < until and process.returncode is None:
+            try:
+                if (await upstream.call(Call("GET", path), 5.0)).status == 200:
+                    return True
+            except ReplicaError:
+                pass  # not up yet
+            await asyncio.sleep(0.05)
+        return False
+    finally:
+        await upstream.aclose()
+
+
+async def all_ready(url: str, within_s: float) -> None:
+    """Wait until every replica of the router at `url` is ready. Raises `RouterUnreachable`."""
+    upstream = Upstream(url, Timeouts(connect_s=1.0, first_byte_s=5.0, idle_s=5.0))
+    until = time.monotonic() + within_s
+    try:
+        while time.monotonic() < until:
+            reply = await upstream.call(Call("GET", "/ready"), 5.0)
+            counts = msgspec.json.decode(reply.body)["replicas"]
+            if counts["ready"] == counts["total"]:
+                return
+            await asyncio.sleep(0.1)
+    finally:
+        await upstream.aclose()
+    raise RouterUnreachable(f"not every replica of {url} was ready within {within_s:.0f} s")
