@@ -218,7 +218,7 @@ async def test_a_slow_reader_is_closed_and_stops_the_engine(start):
     """A client that does not read is cut off with 1013 instead of filling the router's memory."""
     router = await start(websocket={"send_timeout_s": 0.3})
     router.engine.plays(*["x" * 100_000] * 200, asyncio.Event())
-    async with connect(router.ws_url, max_queue=1, max_size=None) as ws:
+    async with connect(router.ws_url, max_queue=1, max_size=None, close_timeout=0.2) as ws:
         await ask(ws)
         await router.until(lambda: router.engine.aborted == 1)
         with pytest.raises(ConnectionClosed):
@@ -338,7 +338,7 @@ async def test_a_client_that_left_is_no_failure(start):
     router.engine.plays("Hel", router.cut)
     async with httpx2.AsyncClient(base_url=router.url) as http:
         for stop in ("slow", "left", "cut"):
-            async with connect(router.ws_url, max_queue=1, max_size=None) as ws:
+            async with connect(router.ws_url, max_queue=1, max_size=None, close_timeout=0.2) as ws:
                 await ask(ws)
                 if stop == "slow":
                     await router.until(lambda: router.engine.aborted == 1)
