@@ -70,7 +70,9 @@ class MemoryStore:
         )
         self._locks: _Expiring[SessionKey, str] = _Expiring(limits.ttl_s, clock, most_entries)
         self._fences: _Expiring[SessionKey, int] = _Expiring(limits.ttl_s, clock, most_entries)
-        self._turns: _Expiring[str, TurnRecord] = _Expiring(limits.turn_ttl_s, clock, most_entries)
+        self._turns: _Expiring[tuple[str, str], TurnRecord] = _Expiring(
+            limits.turn_ttl_s, clock, most_entries
+        )
         self._lineage: _Expiring[tuple[str, str, str], str] = _Expiring(
             limits.binding_ttl_s, clock, most_entries
         )
@@ -126,7 +128,8 @@ class MemoryStore:
     async def acquire(self, key: SessionKey, turn: str, ttl_s: float) -> int | None:
         if self._locks.get(key) is not None:
             return None
-        fence = (self._fences.get(key) or 0) + 1
+        # Counted from the clock, so that it grows also over a number that was forgotten.
+        fence = max((self._fences.get(key) or 0) + 1, int(self._clock() * 1000))
         self._locks.put(key, turn, ttl_s)
         self._fences.put(key, fence)
         return fence
@@ -136,17 +139,20 @@ class MemoryStore:
             self._locks.drop(key)
 
     def end_turn(self, end: TurnEnd, record: TurnRecord) -> None:
-        self._turns.put(record.turn, record)
-        self._end(end)
+        self._end(end, record)
 
     async def commit_turn(self, end: TurnEnd, record: TurnRecord) -> None:
-        newest = self._fences.get(end.key)
-        if end.fence is not None and newest is not None and end.fence < newest:
+        if not self._end(end, record):
             raise TurnLockLost(f"turn {end.turn} has lost the lock of its session")
-        self.end_turn(end, record)
 
-    def _end(self, end: TurnEnd) -> None:
+    def _end(self, end: TurnEnd, turn: TurnRecord) -> bool:
+        """Whether the turn might write to its session: not after it has lost the turn lock."""
         key = end.key
+        self._turns.put((key.tenant, end.turn), turn)
+        for step in end.lineage:
+            self._lineage.put((key.tenant, key.model, step), key.session)
+        if end.fence is not None and self._fences.get(key) not in (None, end.fence):
+            return False
         record = self._records.get(key) or SessionRecord(
             tenant=key.tenant,
             session=key.session,
@@ -167,12 +173,10 @@ class MemoryStore:
         self._records.put(key, record)
         if end.binding is not None:
             self._refresh(key, end.binding)
-        for step in end.lineage:
-            self._lineage.put((key.tenant, key.model, step), key.session)
+        return True
 
     async def get_turn(self, tenant: str, turn: str) -> TurnRecord | None:
-        found = self._turns.get(turn)
-        return found if found is not None and found.tenant == tenant else None
+        return self._turns.get((tenant, turn))
 
     async def create_session(self, record: SessionRecord) -> bool:
         key = SessionKey(record.tenant, record.model, record.session)

@@ -7,24 +7,42 @@ next batch: one write, one round trip. A failure of any batch opens the breaker:
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from hashlib import sha1
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
+import redis.exceptions
 from hiredis import pack_command
 from redis.asyncio.cluster import RedisCluster
 from redis.asyncio.connection import Connection, parse_url
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    ClusterDownError,
+    MasterDownError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)  # fmt: skip
 
 from sessile.errors import SettingsError, StoreUnavailable
 
 log = logging.getLogger("sessile.store")
 
 Command = tuple[Any, ...]
-_MOST_QUEUED = 20_000
+_MOST_QUEUED = 10_000
+_MOST_AT_ONCE = 1_000  # so that a burst is not one batch too long for the time-out
 _LINGER_S = 0.005  # what nobody waits for is held this long, so that turns share a round trip
-_FAILURES = (RedisError, OSError, TimeoutError)
+_FAILURES = (RedisError, RedisClusterException, OSError, TimeoutError)
+_AWAY = (  # replies that speak of the server, not of the command
+    redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, ReadOnlyError,
+    ClusterDownError, MasterDownError, RedisClusterException,
+)  # fmt: skip
+
+T = TypeVar("T")
 
 
 class Script:
@@ -60,7 +78,7 @@ class RedisLink:
         self._timeout_s = timeout_s
         self._retry_after_s = retry_after_s
         self._waiting: list[tuple[Command, asyncio.Future[Any]]] = []
-        self._queued: list[Command] = []
+        self._queued: list[Sequence[Command]] = []
         self._due = asyncio.Event()
         self._linger: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -71,20 +89,23 @@ class RedisLink:
     async def open(self) -> None:
         """Connect, within the time-out; a server that cannot be reached is tried again later."""
         await self._try_connect()
+        if not self.available:
+            log.warning("store is away, turns go on without it")
         self._task = asyncio.create_task(self._pump(), name="redis link")
 
     async def aclose(self) -> None:
-        """Send what is queued, then let go. Nothing is left running."""
+        """Send what is queued, within a time-out, then let go. Nothing is left running."""
         self._closing = True
         self._due.set()
         if self._linger is not None:
             self._linger.cancel()
         if self._task is not None:
-            if not self.available:
-                self._task.cancel()
+            if self.available:
+                await asyncio.wait([self._task], timeout=2 * self._timeout_s)
+            self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        self._fail(StoreUnavailable("the store is closed"))
         self.available = False
+        self._fail(StoreUnavailable("the session store is closed"))
         await self._disconnect()
 
     async def run(self, command: Command) -> Any:
@@ -93,20 +114,20 @@ class RedisLink:
 
     async def run_all(self, commands: Sequence[Command]) -> list[Any]:
         """The replies, in order, of commands that travel together."""
-        futures = [self._submit(command) for command in commands]
-        return list(await asyncio.gather(*futures))
+        return await asyncio.gather(*[self._submit(command) for command in commands])
 
     def queue(self, commands: Sequence[Command]) -> None:
-        """Send them soon; nobody waits. Counted in `lost_writes` if they cannot be sent."""
-        if not self.available or len(self._queued) > _MOST_QUEUED:
+        """Send one write's commands soon; nobody waits. Counted in `lost_writes` if they cannot be
+        sent."""
+        if not self.available or self._closing or len(self._queued) >= _MOST_QUEUED:
             self.lost_writes += 1
             return
-        self._queued += commands
+        self._queued.append(commands)
         if self._linger is None:
             self._linger = asyncio.get_running_loop().call_later(_LINGER_S, self._due.set)
 
     def _submit(self, command: Command) -> "asyncio.Future[Any]":
-        if not self.available:
+        if not self.available or self._closing:
             raise StoreUnavailable("the session store does not answer")
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((command, future))
@@ -117,36 +138,41 @@ class RedisLink:
         """The one task of the link: a batch at a time, or, with the breaker open, trials."""
         while True:
             if not self.available:
+                if self._closing:
+                    return
                 await asyncio.sleep(self._retry_after_s)
                 await self._try_connect()
                 continue
+            if self._closing and not (self._waiting or self._queued):
+                return
             await self._due.wait()
             self._due.clear()
             if self._linger is not None:
                 self._linger.cancel()
                 self._linger = None
-            waiting, self._waiting = self._waiting, []
-            queued, self._queued = self._queued, []
+            waiting, self._waiting = self._waiting[:_MOST_AT_ONCE], self._waiting[_MOST_AT_ONCE:]
+            queued, self._queued = self._queued[:_MOST_AT_ONCE], self._queued[_MOST_AT_ONCE:]
+            if self._waiting or self._queued or self._closing:
+                self._due.set()
             if waiting or queued:
                 await self._send(waiting, queued)
-            elif self._closing:
-                return
 
     async def _send(
-        self, waiting: list[tuple[Command, "asyncio.Future[Any]"]], queued: list[Command]
+        self,
+        waiting: list[tuple[Command, "asyncio.Future[Any]"]],
+        queued: list[Sequence[Command]],
     ) -> None:
-        commands = [command for command, _ in waiting] + queued
+        commands = [command for command, _ in waiting]
+        for write in queued:
+            commands += write
         try:
-            async with asyncio.timeout(self._timeout_s):
-                replies = await self._exchange(commands)
-        except _FAILURES as error:
-            self.lost_writes += len(queued)
+            replies = await self._in_time(self._exchange(commands))
+        except Exception as error:  # whatever a client library raises, the one task must go on
+            if not isinstance(error, _FAILURES):
+                log.exception("store failed in a way that was not foreseen")
             reason = str(error) or type(error).__name__
-            lost = StoreUnavailable(f"the session store failed: {reason}")
-            for _, future in waiting:
-                if not future.done():
-                    future.set_exception(lost)
-            await self._break(reason)
+            self._available_no_more(waiting, queued, reason)
+            await self._disconnect()
             return
         for (_, future), reply in zip(waiting, replies, strict=False):
             if future.done():
@@ -155,10 +181,28 @@ class RedisLink:
                 future.set_exception(StoreUnavailable(f"the session store refused: {reply}"))
             else:
                 future.set_result(reply)
-        for reply in replies[len(waiting) :]:
-            if isinstance(reply, Exception):
+        end = len(waiting)
+        for write in queued:
+            start, end = end, end + len(write)
+            refused = [reply for reply in replies[start:end] if isinstance(reply, Exception)]
+            if refused:
                 self.lost_writes += 1
-                log.warning("store refused a write why=%r", str(reply))
+                log.warning("store refused a write why=%r", str(refused[0]))
+
+    async def _in_time(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` gives. Raises `TimeoutError` when it is late.
+
+        The limit is set in two halves: if this process itself has stalled, what has arrived in the
+        meantime is read before the second half runs out.
+        """
+        loop = asyncio.get_running_loop()
+        half_s = self._timeout_s / 2
+        async with asyncio.timeout(None) as limit:
+            timer = loop.call_later(half_s, lambda: limit.reschedule(loop.time() + half_s))
+            try:
+                return await work
+            finally:
+                timer.cancel()
 
     async def _exchange(self, commands: list[Command]) -> list[Any]:
         """One round trip; a second one for scripts that the server does not know."""
@@ -171,27 +215,39 @@ class RedisLink:
             for n, reply in zip(unknown, await self._wire.exchange(full), strict=True):
                 replies[n] = reply
         for reply in replies:
-            if isinstance(reply, ResponseError) and str(reply).startswith(("LOADING", "READONLY")):
+            if isinstance(reply, _AWAY):
                 raise reply
         return replies
 
     async def _try_connect(self) -> None:
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._wire.connect()
-                await self._exchange([("PING",)])
-        except _FAILURES as error:
+            await self._in_time(self._greet())
+        except Exception as error:  # as in `_send`
+            if not isinstance(error, _FAILURES):
+                log.exception("store failed in a way that was not foreseen")
             log.debug("store is still away why=%r", str(error))
             await self._disconnect()
             return
         self.available = True
         log.info("store answers")
 
-    async def _break(self, reason: str) -> None:
+    async def _greet(self) -> None:
+        await self._wire.connect()
+        await self._exchange([("GET", "sessile:{hello}")])
+
+    def _available_no_more(
+        self,
+        waiting: list[tuple[Command, "asyncio.Future[Any]"]],
+        queued: list[Sequence[Command]],
+        reason: str,
+    ) -> None:
+        """Open the breaker: what was under way and what waits behind it has failed."""
         self.available = False
-        log.warning("store is away, turns go on without it why=%r", reason)
-        self._fail(StoreUnavailable("the session store does not answer"))
-        await self._disconnect()
+        self._waiting = waiting + self._waiting
+        self._queued = queued + self._queued
+        lost = len(self._queued)
+        self._fail(StoreUnavailable(f"the session store failed: {reason}"))
+        log.warning("store is away, turns go on without it why=%r lost_writes=%d", reason, lost)
 
     def _fail(self, error: StoreUnavailable) -> None:
         waiting, self._waiting = self._waiting, []
@@ -217,6 +273,7 @@ class _Single:
         options: dict[str, Any] = dict(parse_url(url))
         make = options.pop("connection_class", Connection)
         options["socket_timeout"] = None  # the whole batch has one time-out, not each reply
+        options["decode_responses"] = False
         self._connection: Connection = make(**options)
 
     async def connect(self) -> None:
@@ -246,20 +303,27 @@ class _Cluster:
         self._client: RedisCluster | None = None
 
     async def connect(self) -> None:
-        self._client = RedisCluster.from_url(self._url)
+        # No tries of the client's own: the batch's time-out and the breaker decide.
+        self._client = RedisCluster.from_url(self._url, retry=Retry(NoBackoff(), 0))
+        self._client.set_response_callback("SET", _as_it_is)  # its own knows no NX with GET
         await self._client.initialize()
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
-        assert self._client is not None
+        if self._client is None:
+            raise redis.exceptions.ConnectionError("not connected")
         pipeline = self._client.pipeline()
         for command in commands:
             pipeline.execute_command(*command)
         return list(await pipeline.execute(raise_on_error=False))
 
     async def disconnect(self) -> None:
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+
+def _as_it_is(response: Any, **kwargs: Any) -> Any:
+    return response
 
 
 def _wire(url: str) -> Wire:

@@ -55,8 +55,8 @@ class Keys:
         self.fence = f"sessile:fence:{end}"
 
     @staticmethod
-    def turn(turn: str) -> str:
-        return f"sessile:turn:{turn}"
+    def turn(tenant: str, turn: str) -> str:
+        return f"sessile:turn:{_digest(tenant, turn)}"
 
     @staticmethod
     def recent(tenant: str) -> str:
@@ -75,10 +75,17 @@ class RedisStore:
     """Implements `Store`. One a router; opened and closed by the router's lifespan."""
 
     def __init__(
-        self, url: str, limits: StoreLimits, *, timeout_s: float = 0.25, retry_after_s: float = 1.0
+        self,
+        url: str,
+        limits: StoreLimits,
+        *,
+        timeout_s: float = 0.25,
+        retry_after_s: float = 1.0,
+        most_recent: int = _MOST_RECENT,
     ) -> None:
         """Raises `SettingsError` for a URL that names no Redis. Nothing is connected yet."""
         self._link = RedisLink(url, _SCRIPTS, timeout_s=timeout_s, retry_after_s=retry_after_s)
+        self._most_recent = most_recent
         self._ttl_ms = _ms(limits.ttl_s)
         self._binding_ttl_ms = _ms(limits.binding_ttl_s)
         self._turn_ttl_ms = _ms(limits.turn_ttl_s)
@@ -149,10 +156,9 @@ class RedisStore:
         self._link.queue(self._end(end, record))
 
     async def commit_turn(self, end: TurnEnd, record: TurnRecord) -> None:
-        first, *rest = self._end(end, record)
-        if await self._link.run(first) == 0:
+        kept, *_ = await self._link.run_all(self._end(end, record))
+        if kept == 0:
             raise TurnLockLost(f"turn {end.turn} has lost the lock of its session")
-        await self._link.run_all(rest)
 
     def _end(self, end: TurnEnd, record: TurnRecord) -> list[Command]:
         key = end.key
@@ -173,7 +179,7 @@ class RedisStore:
                 self._ttl_ms,
                 self._binding_ttl_ms,
             ),
-            ("SET", Keys.turn(end.turn), _encode(record), "PX", self._turn_ttl_ms),
+            ("SET", Keys.turn(key.tenant, end.turn), _encode(record), "PX", self._turn_ttl_ms),
             self._recent(key),
         ]
         commands += [
@@ -185,11 +191,11 @@ class RedisStore:
 
     def _recent(self, key: SessionKey) -> Command:
         return _RECENT.command(
-            (Keys.recent(key.tenant),), time.time(), key.session, self._ttl_ms, _MOST_RECENT
+            (Keys.recent(key.tenant),), time.time(), key.session, self._ttl_ms, self._most_recent
         )
 
     async def get_turn(self, tenant: str, turn: str) -> TurnRecord | None:
-        data = await self._link.run(("GET", Keys.turn(turn)))
+        data = await self._link.run(("GET", Keys.turn(tenant, turn)))
         found = _turn(data) if data is not None else None
         return found if found is not None and found.tenant == tenant else None
 
@@ -222,6 +228,8 @@ class RedisStore:
         return bool(await self._link.run(_CLOSE.command((keys.record, keys.binding))))
 
     async def list_sessions(self, tenant: str, limit: int) -> list[SessionRecord]:
+        if limit < 1:
+            return []
         ids = await self._link.run(("ZREVRANGE", Keys.recent(tenant), 0, limit - 1))
         sessions = [raw.decode() for raw in ids]
         known = await self._link.run_all(

@@ -50,8 +50,11 @@ ACQUIRE = """
 if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
   return nil
 end
-local fence = redis.call('INCR', KEYS[2])
-redis.call('PEXPIRE', KEYS[2], ARGV[3])
+-- Counted from the clock, so that it grows also over a server that has lost the last number.
+local clock = redis.call('TIME')
+local fence = clock[1] * 1000 + math.floor(clock[2] / 1000)
+fence = math.max(fence, (tonumber(redis.call('GET', KEYS[2])) or 0) + 1)
+redis.call('SET', KEYS[2], string.format('%.0f', fence), 'PX', ARGV[3])
 return fence
 """
 
@@ -92,7 +95,7 @@ END = """
 -- Empty strings stand for what is unknown or not given. 0 if a newer turn has taken the lock.
 if ARGV[1] ~= '' then
   local newest = redis.call('GET', KEYS[4])
-  if newest and tonumber(newest) > tonumber(ARGV[1]) then
+  if newest and newest ~= ARGV[1] then
     return 0
   end
 end
@@ -131,9 +134,10 @@ return 1
 """
 
 RECENT = """
--- KEYS recent   ARGV score member ttl_ms most
+-- KEYS recent   ARGV now_s member ttl_ms most
 redis.call('ZADD', KEYS[1], ARGV[1], ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[1] - ARGV[3] / 1000)
 local over = redis.call('ZCARD', KEYS[1]) - tonumber(ARGV[4])
 if over > 0 then
   redis.call('ZREMRANGEBYRANK', KEYS[1], 0, over - 1)

@@ -121,7 +121,8 @@ class Store(Protocol):
     async def commit_turn(self, end: TurnEnd, record: TurnRecord) -> None:
         """The same, awaited: for stateful turns, whose successor may come at once, at any router.
 
-        Raises `TurnLockLost` if `end.fence` is not the newest number of the session's turn lock.
+        Raises `TurnLockLost` if `end.fence` is not the newest number of the session's turn lock:
+        the session's record is then as it was. The turn itself is kept, since it did run.
         """
 
     @property

@@ -1,0 +1,79 @@
+"""Session stores under test, each with a way to let time pass."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from sessile.sessions.memory_store import MemoryStore
+from sessile.sessions.redis_store import RedisStore
+from sessile.sessions.store import Store, StoreLimits
+
+LIMITS = StoreLimits(ttl_s=4000, binding_ttl_s=1000, turn_ttl_s=3000, idempotency_ttl_s=500)
+
+
+class Bench:
+    """One kind of store: `store` is open, `another()` opens a second one on the same facts."""
+
+    def __init__(
+        self,
+        store: Store,
+        another: Callable[[], Awaitable[Store]],
+        elapse: Callable[[float], Awaitable[None]],
+    ) -> None:
+        self.store = store
+        self.another = another
+        self.elapse = elapse
+
+
+@pytest.fixture(params=["memory", "redis", "cluster"])
+async def bench(request: Any) -> AsyncIterator[Bench]:
+    """Every kind of store in turn."""
+    async with AsyncExitStack() as stack:
+        if request.param == "memory":
+            yield _memory()
+            return
+        server = request.getfixturevalue(
+            "redis_cluster" if request.param == "cluster" else "redis_server"
+        )
+
+        async def another() -> Store:
+            # Generous: these tests are of what is kept, also on a machine that stalls.
+            store = RedisStore(server.url, LIMITS, timeout_s=5.0, retry_after_s=0.05)
+            await store.open()
+            stack.push_async_callback(store.aclose)
+            return store
+
+        async def elapse(seconds: float) -> None:
+            await age(server.socket_url, seconds)
+
+        yield Bench(await another(), another, elapse)
+
+
+@pytest.fixture
+def store(bench: Bench) -> Store:
+    """An open store of every kind in turn."""
+    return bench.store
+
+
+def _memory() -> Bench:
+    now = [1_000_000.0]
+    store = MemoryStore(LIMITS, clock=lambda: now[0])
+
+    async def another() -> Store:
+        return store
+
+    async def elapse(seconds: float) -> None:
+        now[0] += seconds
+
+    return Bench(store, another, elapse)
+
+
+async def age(url: str, seconds: float) -> None:
+    """Bring every key's end nearer, as if time had passed: no test has to sleep."""
+    async with Redis.from_url(url) as client:
+        async for key in client.scan_iter():
+            left_ms = await client.pttl(key)
+            await client.pexpire(key, left_ms - round(seconds * 1000))
