@@ -34,7 +34,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
     `session` is its session's key as one string, `bound` the binding in force, `context_tokens`
     what the bound replica held after the session's last turn (None: unknown), `group` a hint that
-    turns of one group share a prefix. `shared` is False while the store is away: then only rules
+    turns of one group share a prefix, `near` the replica of the session that this one grew out of.
+    `shared` is False while the store is away: then only rules
     that every router computes alike keep sessions together.
     """
 
@@ -42,6 +43,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     bound: Binding | None = None
     context_tokens: int | None = None
     group: str | None = None
+    near: str | None = None
     shared: bool = True
 
 
@@ -121,6 +123,9 @@ class Session:
     def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
         if not ask.shared:
             return Choice(rendezvous(ask.session, candidates), "store_down")
+        for c in candidates:
+            if c.id == ask.near and not c.queued:
+                return Choice(c, "parent")
         if ask.group is not None:
             home = rendezvous(ask.group, candidates)
             if not home.queued:

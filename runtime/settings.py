@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -226,19 +227,15 @@ def _override(tree: Settings, overrides: Mapping[str, Any]) -> Settings:
     changed: dict[str, Any] = {}
     for name, value in overrides.items():
         current = getattr(tree, name)
-        if isinstance(value, Mapping):
-            slice_type = type(current)
-            changed[name] = slice_type.model_validate({**dict(current), **value})
-        else:
-            adapter = Settings.model_fields[name]
-            changed[name] = _validated(name, adapter.annotation, value)
+        try:
+            if isinstance(current, _Slice):
+                changed[name] = type(current).model_validate({**dict(current), **value})
+            else:
+                annotation = Settings.model_fields[name].annotation
+                changed[name] = TypeAdapter(annotation).validate_python(value)
+        except ValidationError as error:
+            raise SettingsError(_sentence(error, None, name)) from error
     return tree.model_copy(update=changed)
-
-
-def _validated(name: str, annotation: Any, value: Any) -> Any:
-    from pydantic import create_model
-
-    return getattr(create_model("Flags", **{name: (annotation, ...)})(**{name: value}), name)
 
 
 def _refuse_unknown_variables() -> None:
@@ -257,9 +254,9 @@ _OTHER_VARIABLES = frozenset({"url", "api_key", "cache_dir"})
 """Read by the SDK and by the model cache, not by the server."""
 
 
-def _sentence(error: ValidationError, path: Path | None) -> str:
+def _sentence(error: ValidationError, path: Path | None, part: str = "") -> str:
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
+    name = ".".join(str(each) for each in (part, *first["loc"]) if each != "")
     where = f" (in {path})" if path else ""
     if first["type"] == "extra_forbidden":
         return f"{name} is not a setting{where}; `sessile settings` lists them all"

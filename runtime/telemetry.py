@@ -155,7 +155,7 @@ def set_up_logs(format_: str, level: str) -> None:
     """Write the log of `sessile` and of the server to standard error, as `format_` says."""
     # A record's thread, process and caller are never shown; finding them costs 5 us a line.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # type: ignore[attr-defined]
+    logging._srcfile = None
     handler = logging.StreamHandler(sys.stderr)
     if format_ == "json":
         handler.setFormatter(_JsonFormatter())

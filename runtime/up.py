@@ -75,7 +75,7 @@ def _plans(pools: list[PoolSettings], progress: Progress) -> list[ReplicaPlan]:
     """The replicas to start, their models pulled, the cores shared out among them."""
     count = sum(pool.replicas or 1 for pool in pools)
     threads = max(1, len(os.sched_getaffinity(0)) // max(count, 1)) if _linux() else 1
-    plans = []
+    plans: list[ReplicaPlan] = []
     for pool in pools:
         alias, path = models.resolve(pool.model or _DEFAULT_MODEL)
         file = path or models.pull(alias, progress.bytes)

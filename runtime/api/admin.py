@@ -154,11 +154,11 @@ def native_routes(
             raise InvalidRequest(f"there is a session {record.session!r} already", param="id")
         return _shown(record, standings)
 
-    @routes.get("/sessions/{session}")
+    @routes.get("/sessions/{session:path}")
     async def show_session(session: str, caller: Tenant) -> dict[str, Any]:
         return _shown(await _find(store, caller, session), standings)
 
-    @routes.post("/sessions/{session}/fork", status_code=201)
+    @routes.post("/sessions/{session:path}/fork", status_code=201)
     async def fork(session: str, forks: Forks, caller: Tenant) -> dict[str, Any]:
         parent = await _find(store, caller, session)
         children = [_child(caller, parent.model, None, parent) for _ in range(forks.n)]
@@ -166,7 +166,7 @@ def native_routes(
             await store.create_session(child)
         return {"sessions": [_shown(child, standings) for child in children]}
 
-    @routes.post("/sessions/{session}/close")
+    @routes.post("/sessions/{session:path}/close")
     async def close(session: str, caller: Tenant) -> dict[str, Any]:
         records = await store.find_session(caller, session)
         if not records:

@@ -16,8 +16,9 @@ from starlette.types import Message, Receive, Scope, Send
 from sessile.api.auth import Authenticator
 from sessile.api.wire import openai_error, retry_headers, wire_of
 from sessile.errors import BodyTooLarge, InvalidRequest, SessileError
-from sessile.flow import Flow, Turn, TurnRequest
+from sessile.flow import Flow
 from sessile.sessions.identity import read_claims
+from sessile.turn import Turn, TurnRequest
 
 log = logging.getLogger("sessile.api")
 

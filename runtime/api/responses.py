@@ -22,11 +22,12 @@ from sessile.api.responses_events import Event, ResponseStream
 from sessile.api.responses_ws import Sockets
 from sessile.api.wire import engine_error
 from sessile.errors import InvalidRequest, NotSupported, ResponseNotFound, SessileError
-from sessile.flow import Flow, Transcript, Turn, TurnRequest
+from sessile.flow import Flow
 from sessile.sessions.identity import SessionClaims, read_claims
 from sessile.sessions.store import Store
 from sessile.sessions.transcript import Link, Transcripts, new_response_id
 from sessile.settings import Settings
+from sessile.turn import Transcript, Turn, TurnRequest
 
 log = logging.getLogger("sessile.api")
 
@@ -150,7 +151,6 @@ class Responses:
             stream=True,
             relay_usage=True,
             stateful=asked.previous is not None,
-            parent=asked.previous,
             turn=new_response_id(),
         )
 
@@ -287,11 +287,14 @@ def _claims(
     session: str | None,
 ) -> SessionClaims:
     """The session that the request names, else that of the response it follows, else, for a
-    request that carries its whole history, what its messages tell."""
+    request that carries its whole history, what its messages tell. One that names a session and
+    follows a response of another is a fork of that other."""
     claims = read_claims(headers, body, None if continues else document["messages"])
-    if claims.explicit is None and session is not None:
+    if session is None or claims.explicit == session:
+        return claims
+    if claims.explicit is None:
         return msgspec.structs.replace(claims, explicit=session)
-    return claims
+    return msgspec.structs.replace(claims, parent=claims.parent or session)
 
 
 async def _rest(turn: Turn, start: bytes) -> bytes:

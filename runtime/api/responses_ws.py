@@ -25,7 +25,7 @@ from sessile.settings import WebSocketSettings
 
 if TYPE_CHECKING:
     from sessile.api.responses import Responses
-    from sessile.flow import Turn
+    from sessile.turn import Turn
 
 log = logging.getLogger("sessile.api")
 

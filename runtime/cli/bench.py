@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
@@ -217,7 +218,7 @@ def _table(reports: list[Any]) -> Table:
     table.add_column("")
     for report in reports:
         table.add_column(report.name, justify="right")
-    rows = {
+    rows: dict[str, Callable[[Any], str]] = {
         "turns (errors)": lambda r: f"{r.turns} ({r.errors})",
         "hit rate": lambda r: f"{r.hit_rate:.3f}",
         "ceiling": lambda r: f"{r.ceiling:.3f}",

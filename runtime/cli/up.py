@@ -176,7 +176,7 @@ def _flags(
     log_format: str | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The flags that were given, as overrides of the tree."""
-    given = {
+    given: dict[str, dict[str, Any]] = {
         "server": {"host": host, "port": port},
         "store": {"url": redis},
         "router": {"policy": policy},

@@ -33,7 +33,7 @@ def check_processor() -> None:
 def serve(arguments: argparse.Namespace) -> None:
     """Load the model and serve it; returns when told to stop."""
     check_processor()
-    import xllamacpp
+    import xllamacpp  # type: ignore[import-untyped]
 
     params = xllamacpp.CommonParams()
     params.model.path = str(arguments.model)

@@ -34,7 +34,7 @@ async def embedded_store() -> AsyncIterator[str | None]:
         "--save", "", "--appendonly", "no", "--dir", str(folder), "--maxmemory", _MEMORY,
         "--maxmemory-policy", "volatile-lru", "--loglevel", "warning", "--daemonize", "no",
     ]  # fmt: skip
-    child = Supervised("store", lambda: command, Listener(_ignore, _ignore))
+    child = Supervised("store", command, Listener(_ignore, _ignore))
     task = asyncio.create_task(child.run(), name="supervise store")
     try:
         await _answers(path)

@@ -50,7 +50,7 @@ class Listener(msgspec.Struct, frozen=True):
 class Supervised:
     """One process that is started again when it dies. Made and ended by a `Supervisor`."""
 
-    def __init__(self, name: str, command: Callable[[], Sequence[str]], listener: Listener) -> None:
+    def __init__(self, name: str, command: Sequence[str], listener: Listener) -> None:
         self.name = name
         self.incarnation = ""
         self.failed_at_once = False
@@ -89,7 +89,7 @@ class Supervised:
     async def _once(self) -> int:
         self.last_lines.clear()
         self._process = await asyncio.create_subprocess_exec(
-            *guarded(list(self._command())),
+            *guarded(list(self._command)),
             stdin=asyncio.subprocess.PIPE,  # its end tells the child that we are gone
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -137,7 +137,7 @@ class Supervisor:
                 )
             )  # fmt: skip
             command = _command(plan, port, self._slots_dir)
-            self.children.append(Supervised(plan.id, lambda command=command: command, listener))
+            self.children.append(Supervised(plan.id, command, listener))
 
     async def __aenter__(self) -> "Supervisor":
         self._tasks = [

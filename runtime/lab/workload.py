@@ -111,7 +111,7 @@ def plan(
     sessions = []
     at = 0.0
     for name, messages in trajectories:
-        turns = []
+        turns: list[PlannedTurn] = []
         if salt:
             head = {**messages[0], "content": f"[{salt}] {messages[0]['content']}"}
             messages = [head, *messages[1:]]

@@ -1,0 +1,81 @@
+"""What came of a turn: its receipt filled in from the engine's usage, and what is stored of it."""
+
+from typing import Any
+
+import msgspec
+
+from sessile.relay import events, read_reply
+from sessile.router.pool import Replica
+from sessile.router.replica import Usage
+from sessile.sessions.record import TurnRecord
+from sessile.sessions.store import TurnEnd
+from sessile.turn import Turn
+
+_OBJECT = msgspec.json.Decoder(dict[str, Any])
+
+
+def settle(turn: Turn, replica: Replica) -> str | None:
+    """Fill in the receipt of a turn that was answered, and count it at its replica.
+
+    Returns the lineage key after the turn, where the session was not named and can only be told
+    by its messages.
+    """
+    receipt = turn.receipt
+    assert turn.first_at is not None
+    receipt.ttft_s = turn.first_at - turn.began
+    told = turn.usage_body
+    plain = None
+    if not turn.streams and turn.whole and turn.status < 400:
+        told = plain = _object(turn.kept())
+    usage = Usage()
+    if told is not None and isinstance(told.get("usage"), dict):
+        usage = replica.engine.read_usage(told["usage"], told)
+    receipt.prompt_tokens = usage.prompt_tokens
+    receipt.completion_tokens = usage.completion_tokens
+    receipt.cached_tokens = usage.cached_tokens
+    if turn.streams and usage.completion_tokens is not None and usage.completion_tokens > 1:
+        receipt.tpot_s = (turn.last_at - turn.first_at) / (usage.completion_tokens - 1)
+    replica.turns += 1
+    if usage.prompt_tokens is not None and usage.cached_tokens is not None:
+        replica.prompt_tokens += usage.prompt_tokens
+        replica.cached_tokens += usage.cached_tokens
+    lineage = turn.request.claims.lineage
+    if lineage is None or receipt.outcome != "ok":
+        return None
+    bodies = [plain] if plain is not None else list(events(turn.kept()))
+    reply = read_reply(bodies)
+    return lineage.after(reply) if reply is not None else None
+
+
+def written(turn: Turn, step: str | None) -> tuple[TurnEnd, TurnRecord]:
+    """What the store is given at the end of a turn; `step` is the lineage key after it."""
+    receipt, key, script = turn.receipt, turn.key, turn.transcript
+    end = TurnEnd(
+        key=key,
+        turn=turn.id,
+        binding=turn.binding if receipt.outcome == "ok" else None,
+        fence=turn.fence,
+        stateful=script is not None,
+        prompt_tokens=receipt.prompt_tokens,
+        cached_tokens=receipt.cached_tokens,
+        completion_tokens=receipt.completion_tokens,
+        parent=turn.request.claims.parent,
+        lineage=(step,) if step is not None else (),
+    )
+    record = TurnRecord(
+        turn=turn.id, tenant=key.tenant, session=key.session, model=key.model, receipt=receipt
+    )
+    if script is not None:
+        record.parent = script.parent
+        record.instructions = script.instructions
+        record.input_items = script.input_items
+        record.output_items = script.output_items
+        record.response = script.response
+    return end, record
+
+
+def _object(data: bytes) -> dict[str, Any] | None:
+    try:
+        return _OBJECT.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,179 @@
+"""A turn: what is asked, and the answer under way. It reads; it neither places nor records."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from sessile.relay import UsageRelay
+from sessile.router.decide import Decision
+from sessile.router.pool import Replica
+from sessile.router.upstream import UpstreamResponse
+from sessile.sessions.identity import SessionClaims
+from sessile.sessions.record import Binding, Receipt, SessionKey
+from sessile.sessions.store import StoredResult
+
+_LARGEST_KEPT_BYTES = 4 * 2**20
+
+
+class TurnRequest(msgspec.Struct, kw_only=True):
+    """One turn as an API hands it over: what goes upstream, and what is known of its session.
+
+    `document` is the upstream JSON body, `body` the same as the client wrote it; either may be left
+    out. `relay_usage` says that the client itself asked for the usage chunk. `stateful` is a turn
+    that extends its session's stored conversation: it takes the turn lock, and its end is written
+    before it is over. `turn` is its id, where the protocol has made one.
+    """
+
+    tenant: str
+    path: str
+    model: str
+    claims: SessionClaims
+    body: bytes = b""
+    document: dict[str, Any] = {}
+    stream: bool = False
+    relay_usage: bool = False
+    idempotency_key: str | None = None
+    stateful: bool = False
+    turn: str | None = None
+
+
+class Transcript(msgspec.Struct, kw_only=True):
+    """What a stored turn adds to its conversation; set on the turn by the API that knows it."""
+
+    parent: str | None
+    instructions: str | None
+    input_items: list[dict[str, Any]]
+    output_items: list[dict[str, Any]]
+    response: dict[str, Any]
+
+
+class Turn:
+    """A turn under way: its answer, read as it comes, and its receipt. Made by `Flow.serve_turn`.
+
+    An engine's own refusal is an answer like another: `status` is 400 or more, and the body says
+    why. `whole` says that nothing is left to read. `receipt` is complete after the block.
+    """
+
+    def __init__(self, request: TurnRequest, key: SessionKey, receipt: Receipt) -> None:
+        self.request = request
+        self.id = receipt.turn
+        self.key = key
+        self.receipt = receipt
+        self.status = 200
+        self.content_type = b"application/json"
+        self.transcript: Transcript | None = None
+        self.whole = False
+        self.decision: Decision | None = None
+        self.binding: Binding | None = None
+        self.fence: int | None = None
+        self.replica: Replica | None = None
+        self.usage_body: dict[str, Any] | None = None
+        self.began = time.monotonic()
+        self.first_at: float | None = None
+        self.last_at = self.began
+        self._first: bytes | None = None
+        self._response: UpstreamResponse | None = None
+        self._relay: UsageRelay | None = None
+        self._kept: list[bytes] | None = None
+        self._kept_bytes = 0
+
+    @property
+    def session(self) -> str:
+        """The session's id."""
+        return self.key.session
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer is server-sent events."""
+        return self.content_type.startswith(b"text/event-stream")
+
+    def opened(
+        self, replica: Replica, response: UpstreamResponse, first: bytes, keep: bool
+    ) -> None:
+        """The replica answers: `first` are the bytes that have come. `keep` asks for a copy."""
+        self.first_at = self.last_at = time.monotonic()
+        self.replica = replica
+        self.status = self.receipt.status = response.status
+        self.content_type = response.headers.get(b"content-type", b"application/json")
+        self._response, self._first = response, first
+        if self.request.stream and self.streams:
+            self._relay = UsageRelay(self.request.relay_usage)
+        if self._relay is None or keep:
+            self._kept = []
+
+    def replay(self, result: StoredResult) -> None:
+        """Give the stored answer of an earlier try, in its name."""
+        self.id = result.turn
+        self.status, self.content_type = result.status, result.content_type.encode("latin-1")
+        self._first = result.body
+        if self.request.stream and self.streams:
+            self._relay = UsageRelay(self.request.relay_usage)
+
+    async def read(self) -> bytes:
+        """The next bytes of the answer, `b""` after its end. For a stream: whole events.
+
+        Raises `StreamBroken` or `ReplicaTimeout` if the replica is lost on the way.
+        """
+        passed = b""
+        while not passed and not self.whole:
+            if self._first is not None:
+                chunk, self._first = self._first, None
+            else:
+                assert self._response is not None
+                chunk = await self._response.read()
+                self.last_at = time.monotonic()
+            if self._kept is not None:
+                self._keep(chunk)
+            passed = chunk if self._relay is None else self._relay.feed(chunk)
+            if self._response is None or self._response.whole:
+                self.whole = True
+                if self._relay is not None:
+                    passed += self._relay.rest()
+                    self.usage_body = self._relay.usage_body
+                if self._response is not None:
+                    self._response.close()
+        return passed
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while chunk := await self.read():
+            yield chunk
+
+    def kept(self) -> bytes:
+        """The answer as the engine gave it, as far as a copy was kept."""
+        return b"".join(self._kept) if self._kept else b""
+
+    def hang_up(self) -> bool:
+        """Close an answer that has not ended; whether there was one."""
+        if self.whole or self._response is None:
+            return False
+        self._response.close()
+        return True
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The `X-Sessile-*` headers of the answer."""
+        found = [
+            (b"x-sessile-session", self.session.encode("ascii", "backslashreplace")),
+            (b"x-sessile-turn", self.id.encode()),
+        ]
+        if self.decision is not None:
+            found.append((b"x-sessile-replica", self.decision.replica.encode()))
+            found.append((b"x-sessile-reason", self.decision.reason.encode()))
+        return found
+
+    def _keep(self, chunk: bytes) -> None:
+        assert self._kept is not None
+        self._kept_bytes += len(chunk)
+        if self._kept_bytes > _LARGEST_KEPT_BYTES:
+            self._kept = None
+        else:
+            self._kept.append(chunk)
+
+
+def outcome_of(error: BaseException) -> str:
+    """How a turn that ended with `error` is counted."""
+    if isinstance(error, asyncio.CancelledError | GeneratorExit | OSError):
+        return "client_gone"  # an OSError is the client's line: a replica's is a ReplicaError
+    return getattr(error, "code", "failed")
