@@ -129,7 +129,7 @@ class MemoryStore:
         if self._locks.get(key) is not None:
             return None
         # Counted from the clock, so that it grows also over a number that was forgotten.
-        fence = max((self._fences.get(key) or 0) + 1, int(self._clock() * 1000))
+        fence = max((self._fences.get(key) or 0) + 1, int(self._clock() * 1_000_000))
         self._locks.put(key, turn, ttl_s)
         self._fences.put(key, fence)
         return fence

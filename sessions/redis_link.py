@@ -120,7 +120,7 @@ class RedisLink:
         """Send one write's commands soon; nobody waits. Counted in `lost_writes` if they cannot be
         sent."""
         if not self.available or self._closing or len(self._queued) >= _MOST_QUEUED:
-            self.lost_writes += 1
+            self.lost_writes += 1  # not logged: the breaker's opening was, and there are many
             return
         self._queued.append(commands)
         if self._linger is None:
@@ -277,18 +277,35 @@ class _Single:
         self._connection: Connection = make(**options)
 
     async def connect(self) -> None:
-        await self._connection.connect()
+        await self._connection.connect()  # type: ignore[no-untyped-call]
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
         connection = self._connection
-        packed = b"".join([pack_command(command) for command in commands])
-        await connection.send_packed_command(packed, check_health=False)
+        try:
+            packed = [pack_command(command) for command in commands]
+        except (TypeError, ValueError):
+            return await self._exchange_what_packs(commands)
+        await connection.send_packed_command(b"".join(packed), check_health=False)
         replies: list[Any] = []
         for _ in commands:
             try:
                 replies.append(await connection.read_response())
             except ResponseError as error:
                 replies.append(error)
+        return replies
+
+    async def _exchange_what_packs(self, commands: Sequence[Command]) -> list[Any]:
+        """A command that has no bytes (a lone surrogate in an id, say) fails; the others travel."""
+        replies: list[Any] = [None] * len(commands)
+        good: list[int] = []
+        for n, command in enumerate(commands):
+            try:
+                pack_command(command)
+                good.append(n)
+            except (TypeError, ValueError) as error:
+                replies[n] = error
+        for n, reply in zip(good, await self.exchange([commands[n] for n in good]), strict=True):
+            replies[n] = reply
         return replies
 
     async def disconnect(self) -> None:
@@ -327,10 +344,11 @@ def _as_it_is(response: Any, **kwargs: Any) -> Any:
 
 
 def _wire(url: str) -> Wire:
-    scheme = urlsplit(url).scheme
+    parts = urlsplit(url)
+    scheme = parts.scheme
     if scheme == "redis-cluster":
         return _Cluster("redis" + url.removeprefix("redis-cluster"))
-    if scheme not in ("redis", "rediss", "unix"):
+    if scheme not in ("redis", "rediss", "unix") or (scheme == "unix" and not parts.path):
         raise SettingsError(
             f"store.url: {url!r} is not redis://HOST:PORT, rediss://, unix:///PATH "
             "or redis-cluster://HOST:PORT"

@@ -153,7 +153,13 @@ class RedisStore:
     # -- turns and sessions
 
     def end_turn(self, end: TurnEnd, record: TurnRecord) -> None:
-        self._link.queue(self._end(end, record))
+        try:
+            commands = self._end(end, record)
+        except Exception:  # the caller's turn is over, nobody is left to be told
+            log.exception("turn could not be encoded turn=%s", end.turn)
+            self._link.lost_writes += 1
+        else:
+            self._link.queue(commands)
 
     async def commit_turn(self, end: TurnEnd, record: TurnRecord) -> None:
         kept, *_ = await self._link.run_all(self._end(end, record))

@@ -52,7 +52,7 @@ if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
 end
 -- Counted from the clock, so that it grows also over a server that has lost the last number.
 local clock = redis.call('TIME')
-local fence = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local fence = clock[1] * 1000000 + clock[2]
 fence = math.max(fence, (tonumber(redis.call('GET', KEYS[2])) or 0) + 1)
 redis.call('SET', KEYS[2], string.format('%.0f', fence), 'PX', ARGV[3])
 return fence

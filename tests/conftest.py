@@ -119,15 +119,19 @@ def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
     server.stop()
 
 
-@pytest.fixture
-def redis_cluster(tmp_path: Path) -> Iterator[RedisServer]:
-    """A running Cluster of one node, which refuses what would touch two slots."""
-    folder = tmp_path / "cluster"
-    folder.mkdir()
-    server = RedisServer(folder, cluster=True)
-    server.start()
+@pytest.fixture(scope="session")
+def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("cluster"), cluster=True)
+    server.start()  # takes two seconds, so once
     yield server
     server.stop()
+
+
+@pytest.fixture
+def redis_cluster(_cluster: RedisServer) -> RedisServer:
+    """A running, empty Cluster of one node, which refuses what would touch two slots."""
+    _cluster.ask("FLUSHALL")
+    return _cluster
 
 
 def _free_ports(count: int) -> list[int]:
