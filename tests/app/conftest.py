@@ -15,6 +15,8 @@ from sessile.app import App, create_app
 from sessile.router.replica import ReplicaSpec
 from sessile.settings import Settings
 
+NAMES = ("one", "two", "three")
+
 
 class Cut(Exception):
     """The engine's connection breaks."""
@@ -68,13 +70,14 @@ class ScriptedEngine:
         request = msgspec.json.decode(body)
         self.asked.append(request)
         if not self._scripts:
-            self.says(f"{len(request['messages'])}")
+            self.says(f"{len(request.get('messages', ()))}")
         script = self._scripts.pop(0)
         if isinstance(script, tuple):
             await _answer(send, *script)
             return
         self.running += 1
-        playing = asyncio.create_task(self._play(script, len(request["messages"]), send))
+        play = self._play if request.get("stream") else self._answer
+        playing = asyncio.create_task(play(script, len(request.get("messages", ())), send))
         leaving = asyncio.create_task(_gone(receive))
         try:
             await asyncio.wait((playing, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -87,12 +90,27 @@ class ScriptedEngine:
             playing.cancel()
             leaving.cancel()
 
+    async def _answer(self, script: list[Any], prompt: int, send: Send) -> None:
+        """The same script as one answer that is not streamed."""
+        text = ""
+        for step in script:
+            if isinstance(step, asyncio.Event):
+                await step.wait()
+            elif step is Cut:
+                raise Cut
+            else:
+                text += step["choices"][0]["delta"].get("content", "")
+        message = {"role": "assistant", "content": text}
+        body = {
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": _usage(prompt),
+        }
+        await _answer(send, 200, body)
+
     async def _play(self, script: list[Any], prompt: int, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        usage = {"prompt_tokens": prompt, "completion_tokens": 2, "total_tokens": prompt + 2,
-                 "prompt_tokens_details": {"cached_tokens": 1}}  # fmt: skip
-        for step in [*script, {"choices": [], "usage": usage}]:
+        for step in [*script, {"choices": [], "usage": _usage(prompt)}]:
             if isinstance(step, asyncio.Event):
                 await step.wait()
             elif step is Cut:
@@ -104,13 +122,14 @@ class ScriptedEngine:
 
 
 class Router:
-    """A served router and its engine."""
+    """A served router and its engines, `one`, `two` and so on; `engine` is the first."""
 
     cut = Cut
 
-    def __init__(self, app: App, engine: ScriptedEngine, url: str) -> None:
+    def __init__(self, app: App, engines: list[ScriptedEngine], url: str) -> None:
         self.app = app
-        self.engine = engine
+        self.engines = dict(zip(NAMES, engines, strict=False))
+        self.engine = engines[0]
         self.url = url
 
     @property
@@ -132,14 +151,21 @@ async def start() -> AsyncIterator[Start]:
     before = asyncio.all_tasks()
     async with AsyncExitStack() as stack:
 
-        async def start(**settings: Any) -> Router:
-            engine = ScriptedEngine()
-            engine_url = await stack.enter_async_context(_served(engine))
+        async def start(engines: int = 1, **settings: Any) -> Router:
+            scripted = [ScriptedEngine() for _ in range(engines)]
+            specs = [
+                ReplicaSpec(
+                    id=name,
+                    engine="openai",
+                    url=await stack.enter_async_context(_served(engine)),
+                )
+                for name, engine in zip(NAMES, scripted, strict=False)
+            ]
             tree = Settings(**settings)
-            app = create_app(tree, specs=[ReplicaSpec(id="one", engine="openai", url=engine_url)])
+            app = create_app(tree, specs=specs)
             url = await stack.enter_async_context(_served(app, tree))
-            await _until(lambda: bool(app.pool.candidates("m")))
-            return Router(app, engine, url)
+            await _until(lambda: len(app.pool.candidates("m")) == engines)
+            return Router(app, scripted, url)
 
         yield start
     mine = asyncio.current_task()
@@ -191,6 +217,15 @@ async def _answer(send: Send, status: int, body: Any) -> None:
 async def _until(true: Callable[[], bool]) -> None:
     while not true():  # noqa: ASYNC110 - what is waited for is in no position to set an event
         await asyncio.sleep(0.01)
+
+
+def _usage(prompt: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": 2,
+        "total_tokens": prompt + 2,
+        "prompt_tokens_details": {"cached_tokens": 1},
+    }
 
 
 def _chunk(finish: str | None = None, **delta: Any) -> dict[str, Any]:

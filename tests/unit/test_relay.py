@@ -1,0 +1,106 @@
+"""The bytes on their way: nothing is lost, only the usage chunk of who did not ask is withheld."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sessile.relay import UsageRelay, events, read_reply, splice, with_usage
+
+DELTA = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
+COUNTS = {"prompt_tokens": 3, "completion_tokens": 1}
+LAST = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":1}}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+def relayed(stream, cuts, wanted):
+    """What a client gets of `stream` when it comes in the given pieces."""
+    relay = UsageRelay(wanted)
+    edges = [0, *sorted(cuts), len(stream)]
+    pieces = [stream[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    out = b"".join(relay.feed(piece) for piece in pieces if piece) + relay.rest()
+    return out, relay.usage_body
+
+
+@given(st.sets(st.integers(0, len(DELTA * 3 + LAST + DONE))), st.booleans(), st.booleans())
+def test_however_it_is_cut_the_client_gets_the_same(cuts, wanted, crlf):
+    """Cuts in the middle of events, either line end: all is relayed, usage only if asked for."""
+    ends = b"\r\n" if crlf else b"\n"
+    stream, expected = (
+        part.replace(b"\n", ends)
+        for part in (DELTA * 3 + LAST + DONE, DELTA * 3 + (LAST if wanted else b"") + DONE)
+    )
+    out, body = relayed(stream, {cut for cut in cuts if cut <= len(stream)}, wanted)
+    assert out == expected
+    assert body is not None and body["usage"] == COUNTS
+
+
+@given(st.binary(max_size=200), st.sets(st.integers(0, 200), max_size=5))
+def test_garbage_passes_as_it_is(data, cuts):
+    """What is no event stream is not ours to mend."""
+    if b'"usage"' not in data:
+        assert relayed(data, {c for c in cuts if c <= len(data)}, False)[0] == data
+
+
+def test_usage_inside_a_delta_is_noted_and_relayed():
+    """Some engines put it into the last chunk that has text; that one is the client's."""
+    both = b'data: {"choices":[{"delta":{}}],"usage":{"prompt_tokens":3}}\n\n'
+    out, body = relayed(both, set(), False)
+    assert out == both and body["usage"] == {"prompt_tokens": 3}
+
+
+def test_a_null_usage_is_no_usage():
+    """OpenAI sends null until the end."""
+    chunk = b'data: {"choices":[{"delta":{}}],"usage":null}\n\n'
+    assert relayed(chunk, set(), False) == (chunk, None)
+
+
+def test_new_fields_are_spliced_in_and_the_rest_stays_as_written():
+    """Spacing, order and escapes of the client's body survive."""
+    body = b'  { "b" : 1.50, "a":"\\u00e9" }'
+    out = splice(body, msgspec.json.decode(body), {"rid": "x"})
+    assert out == b'{"rid":"x", "b" : 1.50, "a":"\\u00e9" }'
+    assert splice(b"{ }", {}, {"rid": "x"}) == b'{"rid":"x" }'
+    assert splice(body, {"b": 1}, {}) == body
+
+
+def test_fields_of_ours_win_over_the_client_s():
+    """A client does not choose its cache namespace."""
+    body = b'{"cache_salt":"theirs","b":1}'
+    out = splice(body, msgspec.json.decode(body), {"cache_salt": "ours"})
+    assert msgspec.json.decode(out) == {"cache_salt": "ours", "b": 1}
+    assert msgspec.json.decode(splice(b"", {"b": 1}, {"c": 2})) == {"b": 1, "c": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "added"),
+    [
+        (None, {"include_usage": True}),
+        ({"x": 1}, {"x": 1, "include_usage": True}),
+        ({"include_usage": True}, None),
+    ],
+)
+def test_usage_is_always_asked_for_once(options, added):
+    """Other stream options of the client's are kept."""
+    document = {} if options is None else {"stream_options": options}
+    assert with_usage(document).get("stream_options") == added
+
+
+def test_a_reply_is_put_together_from_its_chunks():
+    """Text and tool calls of the first choice, in pieces or whole; other choices are not it."""
+    stream = (
+        b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":"he"}},'
+        b'{"index":1,"delta":{"content":"no"}}]}\n\n'
+        b'data: {"choices":[{"index":0,"delta":{"content":"y","tool_calls":'
+        b'[{"index":0,"function":{"name":"f","arguments":"{"}}]}}]}\n\n'
+        b'data: {"choices":[{"index":0,"delta":{"tool_calls":'
+        b'[{"index":0,"function":{"arguments":"}"}}]}}]}\n\n' + DONE
+    )
+    whole = {
+        "role": "assistant",
+        "content": "hey",
+        "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}],
+    }
+    assert read_reply(events(stream)) == whole
+    assert read_reply([{"choices": [{"message": whole}]}]) == whole
+    assert read_reply([{"object": "list"}]) is None
