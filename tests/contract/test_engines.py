@@ -1,0 +1,305 @@
+"""Every adapter, on what real engines answered; `record.py` says what, and records it anew."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from sessile.api.wire import engine_error
+from sessile.engines.base import engine, engines
+from sessile.errors import (
+    InvalidRequest,
+    ModelNotFound,
+    NotSupported,
+    PromptTooLong,
+    ReplicaRefused,
+    ReplicaUnreachable,
+)
+from sessile.relay import UsageRelay, events, read_reply
+from sessile.router.replica import Call, Engine, Reply, Usage
+
+RECORDED = Path(__file__).with_name("recorded")
+KINDS = ["sglang", "vllm", "llamacpp", "openai"]
+NOW = 1000.0
+GARBAGE = [
+    Reply(500, b'{"error": "no"}'),
+    Reply(200, b"<html><body>It works!</body></html>"),
+    Reply(200, b"\xff\xfe\x00"),
+    Reply(200, b'"ok"'),
+]
+
+
+class Exchange(NamedTuple):
+    """One recorded request and its answer."""
+
+    sent: dict[str, Any]
+    reply: Reply
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Every kind of engine in turn."""
+    return str(request.param)
+
+
+def exchanges(kind: str, case: str) -> list[Exchange]:
+    """A recorded case; its JSON answers are encoded anew, its text is as it came."""
+    document = json.loads((RECORDED / kind / f"{case}.json").read_text())
+    found = []
+    for e in document["exchanges"]:
+        text = json.dumps(e["json"]) if "json" in e else "\n".join(e["lines"])
+        found.append(Exchange(e["sent"], Reply(e["status"], text.encode())))
+    return found
+
+
+def replies(kind: str, case: str) -> tuple[Reply, ...]:
+    """The answers of a recorded case."""
+    return tuple(e.reply for e in exchanges(kind, case))
+
+
+def usage_of(adapter: Engine, reply: Reply, *, pieces: int = 1) -> Usage:
+    """What the router reads out of an answer, streamed or not, that comes in `pieces`."""
+    if not reply.body.startswith(b"data:"):
+        body = json.loads(reply.body)
+    else:
+        relay = UsageRelay(relay_usage=False)
+        size = math.ceil(len(reply.body) / pieces)
+        for start in range(0, len(reply.body), size):
+            relay.feed(reply.body[start : start + size])
+        assert relay.usage_body is not None
+        body = relay.usage_body
+    return adapter.read_usage(body["usage"], body)
+
+
+def test_there_is_an_adapter_of_each_kind_and_of_no_other() -> None:
+    """The adapter is found by its kind, always the same one; a wrong kind names the right ones."""
+    assert list(engines()) == KINDS
+    assert all(engine(kind) is engine(kind) and engine(kind).kind == kind for kind in KINDS)
+    with pytest.raises(InvalidRequest, match="'sgl' is not an engine; there are: sglang, vllm"):
+        engine("sgl")
+
+
+def test_a_replica_says_what_it_serves(kind: str) -> None:
+    """Models, context and version come from the engine's own pages."""
+    identity = engine(kind).read_identity(replies(kind, "identity"))
+    assert identity.models == ("smollm2",)
+    told = {"sglang": (8192, "0.5.23"), "vllm": (4096, "0.32.0"), "llamacpp": (8192, None)}
+    assert (identity.context_tokens, identity.version) == told.get(kind, (None, None))
+
+
+def test_the_incarnation_is_one_for_all_who_ask_and_another_after_a_restart(kind: str) -> None:
+    """Two routers read the same incarnation, and a restart changes it; or there is none."""
+    adapter = engine(kind)
+    first, again = (adapter.read_identity(replies(kind, "identity")) for _ in range(2))
+    assert first.incarnation == again.incarnation
+    if kind == "openai":
+        assert first.incarnation is None
+    else:
+        restarted = adapter.read_identity(replies(kind, "identity_restarted"))
+        assert restarted.models == first.models
+        assert None not in (first.incarnation, restarted.incarnation)
+        assert first.incarnation != restarted.incarnation
+
+
+def test_a_ready_replica_is_told_from_one_that_loads_or_leaves(kind: str) -> None:
+    """The recorded health is one of a ready replica; 503 is one that takes no requests."""
+    adapter = engine(kind)
+    adapter.read_health(*replies(kind, "health"))
+    with pytest.raises(ReplicaUnreachable, match="answered 503"):
+        adapter.read_health(Reply(503, b""))
+
+
+def test_an_sglang_without_a_readiness_page_is_taken_as_ready() -> None:
+    """An older SGLang answers 404 to /ready; its identity then says whether it is up."""
+    engine("sglang").read_health(Reply(404, b'{"detail":"Not Found"}'))
+
+
+def test_load_follows_what_runs(kind: str) -> None:
+    """Idle, one request running, and after its client hung up; unknown is never zero."""
+    adapter = engine(kind)
+    idle, busy, after = (
+        adapter.read_load(replies(kind, f"load_{when}"), NOW)
+        for when in ("idle", "busy", "after_hangup")
+    )
+    assert idle.at == busy.at == NOW
+    if kind == "openai":
+        assert (idle.running, idle.waiting, busy.running, after.running) == (None,) * 4
+        return
+    assert [(load.running, load.waiting) for load in (idle, busy, after)] == [
+        (0, 0),
+        (1, 0),
+        (0, 0),
+    ]
+    if kind == "llamacpp":
+        assert (busy.slots, busy.capacity_tokens) == (2, None)
+    else:
+        assert busy.capacity_tokens is not None and busy.used_tokens is not None
+        assert 0 < busy.used_tokens < busy.capacity_tokens
+
+
+def test_load_pages_that_are_switched_off_leave_the_load_unknown() -> None:
+    """llama.cpp serves /metrics and /slots only if told to, and old SGLangs have no /v1/loads."""
+    off = Reply(501, b'{"error":{"code":501,"message":"This server does not support it."}}')
+    slots, metrics = replies("llamacpp", "load_busy")
+    adapter = engine("llamacpp")
+    assert adapter.read_load((off, off), NOW).running is None
+    only_slots = adapter.read_load((slots, off), NOW)
+    assert (only_slots.running, only_slots.waiting, only_slots.slots) == (1, None, 2)
+    only_metrics = adapter.read_load((off, metrics), NOW)
+    assert (only_metrics.running, only_metrics.waiting, only_metrics.slots) == (1, 0, None)
+    assert engine("sglang").read_load((Reply(404, b""),), NOW).running is None
+
+
+def test_load_is_summed_over_data_parallel_ranks() -> None:
+    """A replica with two ranks is one replica: their requests and their room add up."""
+    (reply,) = replies("sglang", "load_busy")
+    body = json.loads(reply.body)
+    body["loads"] *= 2
+    one = engine("sglang").read_load((reply,), NOW)
+    two = engine("sglang").read_load((Reply(200, json.dumps(body).encode()),), NOW)
+    assert two.running == 2
+    assert one.capacity_tokens is not None and two.capacity_tokens == 2 * one.capacity_tokens
+
+
+def test_a_sleeping_vllm_is_refused() -> None:
+    """vLLM put to sleep calls itself healthy and lets requests hang; its metrics tell."""
+    awake = b'sleep_state="awake"} 1.0'
+    metrics = replies("vllm", "load_idle")[0]
+    assert awake in metrics.body
+    asleep = Reply(200, metrics.body.replace(awake, b'sleep_state="awake"} 0.0'))
+    models, version, _ = replies("vllm", "identity")
+    with pytest.raises(ReplicaRefused, match="put to sleep"):
+        engine("vllm").read_load((asleep,), NOW)
+    with pytest.raises(ReplicaRefused, match="put to sleep"):
+        engine("vllm").read_identity((models, version, asleep))
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 1000])
+def test_the_second_turn_reports_what_it_found_in_the_cache(kind: str, pieces: int) -> None:
+    """Cached tokens are none or few at first, and nearly all of the first turn at the second."""
+    adapter = engine(kind)
+    for first, second in (("chat", "chat_second_turn"), ("stream", "stream_second_turn")):
+        cold = usage_of(adapter, *replies(kind, first), pieces=pieces)
+        warm = usage_of(adapter, *replies(kind, second), pieces=pieces)
+        assert cold.prompt_tokens and cold.cached_tokens is not None
+        assert cold.completion_tokens == 8
+        assert cold.cached_tokens < cold.prompt_tokens / 10
+        assert warm.cached_tokens and warm.cached_tokens > cold.prompt_tokens * 0.8
+
+
+def test_usage_that_is_not_reported_is_unknown(kind: str) -> None:
+    """SGLang and vLLM tell cached tokens only when started to; without it there is no number."""
+    adapter = engine(kind)
+    bare = {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": None}
+    assert adapter.read_usage(bare, {}) == Usage(5, 2, None)
+    assert adapter.read_usage({"prompt_tokens": True, "completion_tokens": -1}, {}) == Usage()
+
+
+def test_llamacpp_tells_a_hit_in_its_timings_too() -> None:
+    """An older llama.cpp has no prompt_tokens_details; `timings.cache_n` says the same."""
+    body = json.loads(replies("llamacpp", "chat_second_turn")[0].body)
+    told = engine("llamacpp").read_usage(body["usage"], body)
+    del body["usage"]["prompt_tokens_details"]
+    assert engine("llamacpp").read_usage(body["usage"], body) == told
+
+
+def test_only_the_usage_chunk_is_withheld(kind: str) -> None:
+    """A client that did not ask for usage gets every other event of the stream as it came."""
+    (reply,) = replies(kind, "stream")
+    relayed = UsageRelay(relay_usage=False).feed(reply.body)
+    kept = [e for e in reply.body.split(b"\n\n") if b'"prompt_tokens"' not in e]
+    assert relayed == b"\n\n".join(kept)
+    assert relayed.endswith(b"data: [DONE]\n\n")
+    assert UsageRelay(relay_usage=True).feed(reply.body) == reply.body
+
+
+def test_a_stream_adds_up_to_a_message(kind: str) -> None:
+    """The assistant's message that lineage is computed from comes out of a real stream."""
+    (reply,) = replies(kind, "stream")
+    message = read_reply(events(reply.body))
+    assert message is not None and message["content"].strip()
+    if kind in ("sglang", "vllm"):  # SmolLM2's own template, which llama.cpp uses, knows no tools
+        (called,) = replies(kind, "tool_call_stream")
+        message = read_reply(events(called.body))
+        assert message is not None
+        assert [c["function"]["name"] for c in message["tool_calls"]] == ["read_file"]
+
+
+def test_the_fields_that_are_added_were_taken(kind: str) -> None:
+    """Chat, completions, several choices and tool calls were answered with the fields in them."""
+    adapter = engine(kind)
+    for case in ("chat", "stream", "completion", "two_choices_stream", "tool_call_stream"):
+        ((sent, reply),) = exchanges(kind, case)
+        assert reply.status == 200
+        added = adapter.fields(turn="t", session="s", salt="x").keys()
+        assert added <= sent.keys()
+    assert ("cache_salt" in added) is (kind in ("sglang", "vllm"))
+    assert adapter.fields(turn="t", session=None, salt=None).keys() <= added
+
+
+def test_a_chosen_request_id_comes_back() -> None:
+    """SGLang answers under the turn's id, vLLM under it with a prefix."""
+    for kind, field, prefix in (("sglang", "rid", ""), ("vllm", "request_id", "chatcmpl-")):
+        ((sent, reply),) = exchanges(kind, "chat")
+        assert json.loads(reply.body)["id"] == prefix + sent[field]
+
+
+def test_abort_names_the_turn_or_is_left_to_the_connection(kind: str) -> None:
+    """SGLang is told, by the turn's id; the others stop when the connection closes."""
+    call = engine(kind).abort_call("turn_9")
+    if kind != "sglang":
+        assert call is None
+        return
+    assert call == Call("POST", "/abort_request", b'{"rid":"turn_9"}')
+    (asked, aborted) = exchanges(kind, "abort")
+    assert asked.reply.status == 200 and asked.sent["rid"] == aborted.sent["rid"]
+    finished = [c["finish_reason"] for e in events(aborted.reply.body) for c in e["choices"]]
+    assert finished[-1] == "abort"
+    assert aborted.reply.body.endswith(b"data: [DONE]\n\n")
+
+
+def test_the_engines_refusals_become_our_errors(kind: str) -> None:
+    """A prompt too long, a body without messages, a model unknown, no embeddings: each its class,
+    with the engine's own sentence."""
+    (too_long,), (empty,) = replies(kind, "too_long"), replies(kind, "no_messages")
+    error = engine_error(too_long.status, too_long.body)
+    assert isinstance(error, PromptTooLong) and "token" in error.message
+    error = engine_error(empty.status, empty.body)
+    assert isinstance(error, InvalidRequest) and "messages" in error.message
+    (unknown,) = replies(kind, "unknown_model")
+    if kind == "vllm":  # the others answer with the model that they have
+        assert isinstance(engine_error(unknown.status, unknown.body), ModelNotFound)
+    else:
+        assert unknown.status == 200
+    (embedded,) = replies(kind, "embeddings")
+    error = engine_error(embedded.status, embedded.body)
+    if kind == "sglang":
+        assert isinstance(error, InvalidRequest) and "embedding" in error.message
+    elif kind != "vllm":  # which answers a bare 404 unless it serves an embedding model
+        assert isinstance(error, NotSupported) and "embeddings" in error.message
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=["500", "html", "not utf-8", "not an object"])
+def test_garbage_is_refused_and_nothing_else_is_raised(kind: str, garbage: Reply) -> None:
+    """Whichever page of a replica is not what it should be, the replica is refused."""
+    adapter = engine(kind)
+    identity, load = replies(kind, "identity"), replies(kind, "load_idle")
+    for place in range(len(identity)):
+        with pytest.raises(ReplicaRefused, match="its /"):
+            adapter.read_identity((*identity[:place], garbage, *identity[place + 1 :]))
+    for place in range(len(load)):
+        with pytest.raises(ReplicaRefused, match="its /"):
+            adapter.read_load((*load[:place], garbage, *load[place + 1 :]), NOW)
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [b"{}", b'{"data": 3}', b'{"data": []}', b'{"data": [{"id": 7}, "smollm2", {}]}'],
+)
+def test_a_list_of_models_that_names_none_is_refused(kind: str, listed: bytes) -> None:
+    """A replica that serves no model that can be asked for is not up."""
+    others = replies(kind, "identity")[1:]
+    with pytest.raises(ReplicaRefused, match="/v1/models"):
+        engine(kind).read_identity((Reply(200, listed), *others))
