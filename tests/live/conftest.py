@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -144,7 +144,7 @@ def serving(kind: str, urls: list[str], log: Path, **variables: str) -> Iterator
             + ["--port", str(port)],
             stdout=out,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **variables},
+            env=_without_ours(os.environ) | variables,
         )
         stack.callback(_stop, process)
 
@@ -160,6 +160,11 @@ def serving(kind: str, urls: list[str], log: Path, **variables: str) -> Iterator
         site = Site(kind, url, {f"{kind}-{n}": r for n, r in enumerate(replicas)})
         stack.callback(site.http.close)
         yield site
+
+
+def _without_ours(environment: Mapping[str, str]) -> dict[str, str]:
+    """A router takes a variable of its prefix that is no setting for a mistake."""
+    return {k: v for k, v in environment.items() if not k.startswith("SESSILE_LIVE_")}
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
