@@ -39,7 +39,10 @@ class Replica:
         self.failures = 0
         self.restarts_seen = 0
         self.prompt_tokens = 0
+        self.judged_tokens = 0  # prompt tokens of turns whose cached tokens were reported
+        self.completion_tokens = 0
         self.cached_tokens = 0
+        self.predicted_tokens = 0
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -67,7 +70,7 @@ class Replica:
 
     def describe(self, sessions: int) -> dict[str, Any]:
         """The replica as the admin API shows it."""
-        hit = self.cached_tokens / self.prompt_tokens if self.prompt_tokens else None
+        hit = self.cached_tokens / self.judged_tokens if self.judged_tokens else None
         return {
             "id": self.id,
             "url": self.spec.url,

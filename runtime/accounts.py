@@ -36,8 +36,11 @@ def settle(turn: Turn, replica: Replica) -> str | None:
     if turn.streams and usage.completion_tokens is not None and usage.completion_tokens > 1:
         receipt.tpot_s = (turn.last_at - turn.first_at) / (usage.completion_tokens - 1)
     replica.turns += 1
+    replica.completion_tokens += usage.completion_tokens or 0
+    replica.predicted_tokens += receipt.predicted_cached_tokens or 0
+    replica.prompt_tokens += usage.prompt_tokens or 0
     if usage.prompt_tokens is not None and usage.cached_tokens is not None:
-        replica.prompt_tokens += usage.prompt_tokens
+        replica.judged_tokens += usage.prompt_tokens
         replica.cached_tokens += usage.cached_tokens
     lineage = turn.request.claims.lineage
     if lineage is None or receipt.outcome != "ok":

@@ -231,7 +231,7 @@ def _override(tree: Settings, overrides: Mapping[str, Any]) -> Settings:
             if isinstance(current, _Slice):
                 changed[name] = type(current).model_validate({**dict(current), **value})
             else:
-                annotation = Settings.model_fields[name].annotation
+                annotation: Any = Settings.model_fields[name].annotation
                 changed[name] = TypeAdapter(annotation).validate_python(value)
         except ValidationError as error:
             raise SettingsError(_sentence(error, None, name)) from error

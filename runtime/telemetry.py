@@ -3,10 +3,10 @@
 import json
 import logging
 import sys
-from typing import Any
+from collections import Counter
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from sessile.router.pool import Pool
@@ -24,23 +24,6 @@ class Telemetry:
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
-        self._turns = Counter(
-            "sessile_turns", "Turns by outcome", ("model", "outcome"), registry=registry
-        )
-        self._decisions = Counter(
-            "sessile_decisions", "Routing decisions", ("policy", "reason"), registry=registry
-        )
-        self._prompt = Counter(
-            "sessile_prompt_tokens", "Prompt tokens", ("replica",), registry=registry
-        )
-        self._cached = Counter(
-            "sessile_cached_tokens", "Prompt tokens found in the KV cache, as the engine reported "
-            "(actual) and as the router expected (predicted)", ("replica", "kind"),
-            registry=registry,
-        )  # fmt: skip
-        self._completion = Counter(
-            "sessile_completion_tokens", "Generated tokens", ("replica",), registry=registry
-        )
         self._ttft = Histogram(
             "sessile_ttft_seconds", "Time to the first byte of the answer", ("replica",),
             buckets=_TTFT_S, registry=registry,
@@ -49,36 +32,26 @@ class Telemetry:
             "sessile_tpot_seconds", "Time per generated token after the first", ("replica",),
             buckets=_TPOT_S, registry=registry,
         )  # fmt: skip
-        self._children: dict[tuple[object, ...], Any] = {}
-        self.reasons: dict[str, int] = {}
+        self._children: dict[tuple[Histogram, str], Histogram] = {}
+        self.decisions: Counter[tuple[str, str]] = Counter()
+        self.turns: Counter[tuple[str, str]] = Counter()
 
     def watch(self, pool: Pool, store: Store) -> None:
         """Read what the pool and the store are at each scrape."""
-        self.registry.register(_State(pool, store))
+        self.registry.register(_State(self, pool, store))
 
     def decided(self, policy: str, reason: str) -> None:
         """A turn was sent, or sent again, to a replica."""
-        self.reasons[reason] = self.reasons.get(reason, 0) + 1
-        self._child(self._decisions, policy, reason).inc()
+        self.decisions[policy, reason] += 1
 
     def finished(self, receipt: Receipt) -> None:
         """A turn has ended, one way or another: count it, and say so in one line."""
         replica = receipt.replica
-        self._child(self._turns, receipt.model, receipt.outcome).inc()
-        if replica is not None:
-            if receipt.ttft_s is not None:
-                self._child(self._ttft, replica).observe(receipt.ttft_s)
-            if receipt.tpot_s is not None:
-                self._child(self._tpot, replica).observe(receipt.tpot_s)
-            if receipt.prompt_tokens is not None:
-                self._child(self._prompt, replica).inc(receipt.prompt_tokens)
-            if receipt.completion_tokens is not None:
-                self._child(self._completion, replica).inc(receipt.completion_tokens)
-            if receipt.cached_tokens is not None:
-                self._child(self._cached, replica, "actual").inc(receipt.cached_tokens)
-            if receipt.predicted_cached_tokens is not None:
-                predicted = receipt.predicted_cached_tokens
-                self._child(self._cached, replica, "predicted").inc(predicted)
+        self.turns[receipt.model, receipt.outcome] += 1
+        if replica is not None and receipt.ttft_s is not None:
+            self._child(self._ttft, replica).observe(receipt.ttft_s)
+        if replica is not None and receipt.tpot_s is not None:
+            self._child(self._tpot, replica).observe(receipt.tpot_s)
         if log.isEnabledFor(logging.INFO):
             log.info(
                 "turn ended session=%s turn=%s replica=%s reason=%s outcome=%s status=%s "
@@ -92,19 +65,19 @@ class Telemetry:
         """The metrics in Prometheus' text form."""
         return generate_latest(self.registry)
 
-    def _child(self, metric: Any, *labels: str) -> Any:
+    def _child(self, metric: Histogram, replica: str) -> Histogram:
         """`metric.labels` takes locks and builds tuples; a turn uses the same few each time."""
-        key = (metric, *labels)
-        child = self._children.get(key)
+        child = self._children.get((metric, replica))
         if child is None:
-            child = self._children[key] = metric.labels(*labels)
+            child = self._children[metric, replica] = metric.labels(replica)
         return child
 
 
 class _State(Collector):
-    """Gauges read from the living objects, so that nothing has to keep them up to date."""
+    """What is read from the living objects at a scrape, so that a turn only adds up integers."""
 
-    def __init__(self, pool: Pool, store: Store) -> None:
+    def __init__(self, telemetry: Telemetry, pool: Pool, store: Store) -> None:
+        self._telemetry = telemetry
         self._pool = pool
         self._store = store
 
@@ -112,24 +85,57 @@ class _State(Collector):
         return []
 
     def collect(self) -> list[Metric]:
-        in_flight = GaugeMetricFamily(
-            "sessile_in_flight", "Turns of this router at the replica", labels=["replica"]
+        return [*self._counted(), *self._by_replica(), *self._of_the_store()]
+
+    def _counted(self) -> list[Metric]:
+        turns = CounterMetricFamily(
+            "sessile_turns", "Turns by outcome", labels=["model", "outcome"]
         )
-        up = GaugeMetricFamily(
-            "sessile_replica_ready", "1 if the replica takes new turns", labels=["replica", "state"]
+        for labels, count in self._telemetry.turns.items():
+            turns.add_metric(labels, count)
+        decisions = CounterMetricFamily(
+            "sessile_decisions", "Routing decisions", labels=["policy", "reason"]
+        )
+        for labels, count in self._telemetry.decisions.items():
+            decisions.add_metric(labels, count)
+        return [turns, decisions]
+
+    def _by_replica(self) -> list[Metric]:
+        one = ["replica"]
+        prompt = CounterMetricFamily("sessile_prompt_tokens", "Prompt tokens", labels=one)
+        completion = CounterMetricFamily(
+            "sessile_completion_tokens", "Generated tokens", labels=one
+        )
+        cached = CounterMetricFamily(
+            "sessile_cached_tokens",
+            "Prompt tokens found in the KV cache: reported (actual), expected (predicted)",
+            labels=["replica", "kind"],
+        )
+        in_flight = GaugeMetricFamily(
+            "sessile_in_flight", "Turns of this router at the replica", labels=one
+        )
+        ready = GaugeMetricFamily(
+            "sessile_replica_ready", "1 if the replica takes turns", labels=["replica", "state"]
         )
         streams = GaugeMetricFamily(
-            "sessile_upstream_streams", "Open answers of the replica", labels=["replica"]
+            "sessile_upstream_streams", "Open answers of the replica", labels=one
         )
         for replica in self._pool:
+            prompt.add_metric([replica.id], replica.prompt_tokens)
+            completion.add_metric([replica.id], replica.completion_tokens)
+            cached.add_metric([replica.id, "actual"], replica.cached_tokens)
+            cached.add_metric([replica.id, "predicted"], replica.predicted_tokens)
             in_flight.add_metric([replica.id], replica.in_flight)
-            up.add_metric([replica.id, replica.state], replica.state == "ready")
+            ready.add_metric([replica.id, replica.state], replica.state == "ready")
             streams.add_metric([replica.id], replica.upstream.streams)
-        store = GaugeMetricFamily("sessile_store_available", "1 if the session store answers")
-        store.add_metric([], self._store.available)
+        return [prompt, completion, cached, in_flight, ready, streams]
+
+    def _of_the_store(self) -> list[Metric]:
+        available = GaugeMetricFamily("sessile_store_available", "1 if the session store answers")
+        available.add_metric([], self._store.available)
         lost = GaugeMetricFamily("sessile_store_lost_writes", "Turn ends that were not written")
         lost.add_metric([], self._store.lost_writes)
-        return [in_flight, up, streams, store, lost]
+        return [available, lost]
 
 
 def _short(seconds: float | None) -> str | None:

@@ -129,7 +129,7 @@ def native_routes(
         return {
             "policy": flow.policy,
             "policies": list(POLICIES),
-            "reasons": dict(sorted(telemetry.reasons.items())),
+            "reasons": {reason: n for (_, reason), n in sorted(telemetry.decisions.items())},
         }
 
     @routes.get("/sessions")

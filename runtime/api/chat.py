@@ -5,7 +5,6 @@ upstream as the client wrote it. The answer's bytes pass through. Whatever the e
 client can ask for: unknown fields are not looked at.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
 from sessile.api.auth import Authenticator
+from sessile.api.hang_up import HangUp
 from sessile.api.wire import openai_error, retry_headers, wire_of
 from sessile.errors import BodyTooLarge, InvalidRequest, SessileError
 from sessile.flow import Flow
@@ -42,16 +42,16 @@ class FastLane:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request. A client that hangs up cancels its turn, which stops the engine."""
-        started = False
         try:
             request = self._parse(scope, await read_body(scope, receive, self._max_body_bytes))
         except SessileError as error:
             await send_error(send, error)
             return
-        turning = asyncio.current_task()
-        assert turning is not None
-        watching = asyncio.create_task(_hang_up(receive))
-        watching.add_done_callback(lambda task: task.cancelled() or turning.cancel())
+        with HangUp(receive):
+            await self._answer(request, send)
+
+    async def _answer(self, request: TurnRequest, send: Send) -> None:
+        started = False
         try:
             async with self._flow.serve_turn(request) as turn:
                 chunk = await turn.read()
@@ -63,7 +63,7 @@ class FastLane:
                         chunk = await turn.read()
                 except SessileError as error:
                     turn.receipt.outcome = error.code
-                    if not turn.content_type.startswith(b"text/event-stream"):
+                    if not turn.streams:
                         raise
                     chunk = b"data: " + _encoded(error) + b"\n\n"
             await send(_body(chunk))
@@ -74,12 +74,6 @@ class FastLane:
                 # NOTE: returning without the last chunk makes the server cut the connection, the
                 # only way left to tell a client that a plain answer is not whole.
                 log.warning("answer was cut off why=%r", error.message)
-        except asyncio.CancelledError:
-            if not watching.done() or watching.cancelled():
-                raise
-            turning.uncancel()
-        finally:
-            watching.cancel()
 
     def _parse(self, scope: Scope, body: bytes) -> TurnRequest:
         headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
@@ -176,12 +170,6 @@ async def send_error(send: Send, error: SessileError) -> None:
         }
     )
     await send(_body(data))
-
-
-async def _hang_up(receive: Receive) -> None:
-    """Ends when the client has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _head(turn: Turn, length: int | None) -> Message:

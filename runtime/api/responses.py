@@ -5,7 +5,6 @@ are stored with it. What a request means is `responses_body`'s and `responses_it
 of the answer `responses_events`'; the WebSocket is served by `responses_ws`.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from time import time
@@ -17,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from sessile.api.auth import Authenticator
 from sessile.api.chat import decode_object, header, idempotency_key, read_body, send_error
+from sessile.api.hang_up import HangUp
 from sessile.api.responses_body import Asked, chat_body, read_request
 from sessile.api.responses_events import Event, ResponseStream
 from sessile.api.responses_ws import Sockets
@@ -217,32 +217,23 @@ class _Exchange(Response):
         self._document = body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        making = asyncio.current_task()
-        assert making is not None
-        watching = asyncio.create_task(_hang_up(receive))
-        watching.add_done_callback(lambda task: task.cancelled() or making.cancel())
-        streamed = self._document.get("stream") is True
-        audience = _Streaming(send) if streamed else _Waiting()
-        try:
-            made = await self._responses.make(
-                self._tenant, self._request_headers, self._document, audience,
-                once=idempotency_key(self._request_headers),
-            )  # fmt: skip
-            if streamed:
-                await send({"type": "http.response.body", "body": b""})
-            elif made.error is not None:
-                await send_error(send, made.error)
-            else:
-                await _send_json(send, made.response, audience.headers)
-        except SessileError as error:
-            # NOTE: raised only while nothing has been told, so the status line is still ours.
-            await send_error(send, error)
-        except asyncio.CancelledError:
-            if not watching.done() or watching.cancelled():
-                raise
-            making.uncancel()
-        finally:
-            watching.cancel()
+        with HangUp(receive):
+            streamed = self._document.get("stream") is True
+            audience = _Streaming(send) if streamed else _Waiting()
+            try:
+                made = await self._responses.make(
+                    self._tenant, self._request_headers, self._document, audience,
+                    once=idempotency_key(self._request_headers),
+                )  # fmt: skip
+                if streamed:
+                    await send({"type": "http.response.body", "body": b""})
+                elif made.error is not None:
+                    await send_error(send, made.error)
+                else:
+                    await _send_json(send, made.response, audience.headers)
+            except SessileError as error:
+                # NOTE: raised only while nothing has been told, so the status line is still ours.
+                await send_error(send, error)
 
 
 class _Waiting:
@@ -302,12 +293,6 @@ async def _rest(turn: Turn, start: bytes) -> bytes:
     while chunk := await turn.read():
         parts.append(chunk)
     return b"".join(parts)
-
-
-async def _hang_up(receive: Receive) -> None:
-    """Ends when the client has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _send_json(send: Send, body: dict[str, Any], headers: Headers) -> None:
