@@ -202,7 +202,7 @@ class Flow:
             if turn.fence is not None:
                 await self._store.release(end.key, turn.id)
         except StoreError as error:
-            log.warning("turn was not stored session=%s turn=%s why=%r", turn.session, turn.id,
+            log.warning("turn was not committed session=%s turn=%s why=%r", turn.session, turn.id,
                         error.message)  # fmt: skip
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

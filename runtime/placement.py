@@ -204,8 +204,10 @@ class Placement:
         return standing.binding.replica if standing is not None else None
 
     def _is_confirmed(self, standing: Standing) -> bool:
-        at = standing.confirmed_at
-        return at is not None and time.monotonic() - at < self._settings.confirm_s
+        at, store = standing.confirmed_at, self._store
+        if at is None or not store.available or at < store.available_since:
+            return False
+        return time.monotonic() - at < self._settings.confirm_s
 
 
 def _can_continue(request: TurnRequest) -> bool:

@@ -91,6 +91,10 @@ class MemoryStore:
         return True
 
     @property
+    def available_since(self) -> float:
+        return 0.0
+
+    @property
     def lost_writes(self) -> int:
         return 0
 

@@ -7,6 +7,7 @@ next batch: one write, one round trip. A failure of any batch opens the breaker:
 
 import asyncio
 import logging
+import time
 from collections.abc import Coroutine, Sequence
 from hashlib import sha1
 from typing import Any, Protocol, TypeVar
@@ -84,6 +85,7 @@ class RedisLink:
         self._task: asyncio.Task[None] | None = None
         self._closing = False
         self.available = False
+        self.available_since = 0.0
         self.lost_writes = 0
 
     async def open(self) -> None:
@@ -229,6 +231,7 @@ class RedisLink:
             await self._disconnect()
             return
         self.available = True
+        self.available_since = time.monotonic()
         log.info("store answers")
 
     async def _greet(self) -> None:

@@ -102,6 +102,10 @@ class RedisStore:
         return self._link.available
 
     @property
+    def available_since(self) -> float:
+        return self._link.available_since
+
+    @property
     def lost_writes(self) -> int:
         return self._link.lost_writes
 

@@ -78,6 +78,11 @@ class Store(Protocol):
     def available(self) -> bool:
         """Whether the last word from the store was good (False while the breaker is open)."""
 
+    @property
+    def available_since(self) -> float:
+        """When it last came to be available, on the monotonic clock: what it confirmed before may
+        be gone, since it may have been restarted empty."""
+
     # -- the binding: three atomic steps, nothing else ever writes it
 
     async def claim(self, key: SessionKey, replica: str, incarnation: str) -> Claim:

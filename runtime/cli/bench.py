@@ -91,18 +91,21 @@ def bench(
         "context_tokens": context, "max_tokens": max_tokens, "rate": rate, "think_s": think,
         "seed": seed,
     }  # fmt: skip
-    reports = []
-    for number, name in enumerate(names):
-        salt = f"pass {seed}-{number}-{time.time_ns()}" if replica or url else ""
-        reports.append(
-            _run(
-                _pass(
-                    name, trajectories, options, salt, url, replica, replicas, model, lineage,
-                    api_key, console,
+    reports: list[Any] = []
+    try:
+        for number, name in enumerate(names):
+            salt = f"pass {seed}-{number}-{time.time_ns()}" if replica or url else ""
+            reports.append(
+                _run(
+                    _pass(
+                        name, trajectories, options, salt, url, replica, replicas, model, lineage,
+                        api_key, console,
+                    )
                 )
-            )
-        )  # fmt: skip
-    _print(json, reports, _table(reports))
+            )  # fmt: skip
+    finally:  # Ctrl-C in a long run: what has been measured is shown
+        if reports:
+            _print(json, reports, _table(reports))
     if any(report.errors == report.turns for report in reports):
         raise typer.Exit(1)
 

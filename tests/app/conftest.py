@@ -147,25 +147,30 @@ Start = Callable[..., Awaitable[Router]]
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    """Starts routers with settings of the test's; fails a test that leaves a task behind."""
+    """Starts routers with settings of the test's, before engines of their own or, `beside`
+    another, before that one's; fails a test that leaves a task behind."""
     before = asyncio.all_tasks()
     async with AsyncExitStack() as stack:
 
-        async def start(engines: int = 1, **settings: Any) -> Router:
+        async def start(engines: int = 1, beside: Router | None = None, **settings: Any) -> Router:
             scripted = [ScriptedEngine() for _ in range(engines)]
-            specs = [
-                ReplicaSpec(
-                    id=name,
-                    engine="openai",
-                    url=await stack.enter_async_context(_served(engine)),
-                )
-                for name, engine in zip(NAMES, scripted, strict=False)
-            ]
+            specs = (
+                [replica.spec for replica in beside.app.pool]
+                if beside
+                else [
+                    ReplicaSpec(
+                        id=name,
+                        engine="openai",
+                        url=await stack.enter_async_context(_served(engine)),
+                    )
+                    for name, engine in zip(NAMES, scripted, strict=False)
+                ]
+            )
             tree = Settings(**settings)
             app = create_app(tree, specs=specs)
             url = await stack.enter_async_context(_served(app, tree))
-            await _until(lambda: len(app.pool.candidates("m")) == engines)
-            return Router(app, scripted, url)
+            await _until(lambda: len(app.pool.candidates("m")) == len(specs))
+            return Router(app, list(beside.engines.values()) if beside else scripted, url)
 
         yield start
     mine = asyncio.current_task()
