@@ -7,8 +7,8 @@ Responses read events from them. It knows no client protocol and no status code.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from random import Random
 from typing import Any
 
@@ -56,6 +56,7 @@ class Flow:
         self._pool = pool
         self._store = store
         self._wait_s = sessions.lock_wait_s
+        self._keep_after_s = sessions.binding_ttl_s / 3
         self._telemetry = telemetry
         self._salt = salt
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -80,8 +81,9 @@ class Flow:
             return
         try:
             decision = await self._placement.place(turn)
-            await self._open(turn, decision)
-            yield turn
+            with self._kept(turn):
+                await self._open(turn, decision)
+                yield turn
         except BaseException as error:
             turn.receipt.outcome = outcome_of(error)
             raise
@@ -92,6 +94,23 @@ class Flow:
         """Wait for what still has to be written or aborted."""
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @contextmanager
+    def _kept(self, turn: Turn) -> Iterator[None]:
+        """Keep the turn's binding alive, from the first third of its lifetime on."""
+        keeping: asyncio.Task[None] | None = None
+
+        def keep() -> None:
+            nonlocal keeping
+            keeping = self._spawn(self._placement.keep(turn))
+
+        timer = asyncio.get_running_loop().call_later(self._keep_after_s, keep)
+        try:
+            yield
+        finally:
+            timer.cancel()
+            if keeping is not None:
+                keeping.cancel()
 
     def _begin(self, request: TurnRequest, key: SessionKey) -> Turn:
         receipt = Receipt(

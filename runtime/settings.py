@@ -6,6 +6,7 @@ down; nothing below `app` and `cli` sees the whole of it.
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -266,4 +267,7 @@ def _sentence(error: ValidationError, path: Path | None, part: str = "") -> str:
 
 def masked(tree: Settings) -> dict[str, Any]:
     """The effective tree as plain values, secrets masked, as `sessile settings` prints it."""
-    return tree.model_dump(mode="json")
+    values = tree.model_dump(mode="json")
+    if url := values["store"]["url"]:
+        values["store"]["url"] = re.sub(r"(://[^@/]*:)[^@/]*@", r"\1**********@", url)
+    return values

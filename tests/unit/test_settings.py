@@ -66,3 +66,5 @@ def test_keys_come_by_comma_and_are_never_shown(monkeypatch):
     tree = load()
     assert [key.get_secret_value() for key in tree.auth.api_keys] == ["alpha", "team=beta"]
     assert "alpha" not in str(masked(tree)) and "beta" not in repr(tree)
+    shown = masked(load(None, {"store": {"url": "redis://user:hidden@host:1/0"}}))["store"]["url"]
+    assert shown == "redis://user:**********@host:1/0"
