@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from sessile.engines.guard import guarded
 from sessile.errors import SettingsError
 
 _MAGIC = b"GGUF"
@@ -113,7 +114,7 @@ def pull(name: str, progress: Progress) -> Path:
     models = cache_dir() / "models"
     try:
         models.mkdir(parents=True, exist_ok=True)
-        with FileLock(models / f"{model.name}.lock"):
+        with _lock(models / f"{model.name}.lock", progress):
             if path := installed(model):
                 return path
             _sweep(models)
@@ -123,6 +124,14 @@ def pull(name: str, progress: Progress) -> Path:
             f"model: cannot write to {models} ({error.strerror or error}); make room there, or set "
             "SESSILE_CACHE_DIR to another place"
         ) from error
+
+
+def _lock(path: Path, progress: Progress) -> contextlib.AbstractContextManager[object]:
+    lock = FileLock(path)
+    with contextlib.suppress(Timeout):
+        return lock.acquire(timeout=0)
+    progress("waiting for another pull", 0, 1)
+    return lock.acquire()
 
 
 def _fetch(model: CatalogueModel, models: Path, progress: Progress) -> Path:
@@ -169,7 +178,7 @@ def _download(model: CatalogueModel, scratch: Path, progress: Progress) -> None:
     environment = {**os.environ, "TMPDIR": str(growing), "TEMP": str(growing), "TMP": str(growing)}
     with tempfile.TemporaryFile("w+", dir=scratch) as said:
         process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said
+            guarded(command), env=environment, stdin=subprocess.DEVNULL, stdout=said, stderr=said
         )
         try:
             while process.poll() is None:

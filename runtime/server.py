@@ -63,12 +63,20 @@ async def serve(
     )
     host, port = listener.getsockname()[:2]
     serving = asyncio.create_task(server.serve(sockets=[listener]))
+    telling: asyncio.Future[None] | None = None
     try:
         await server.up(serving)
         if on_ready is not None and not serving.done():
-            await on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+            url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            telling = asyncio.ensure_future(on_ready(url))
+            # NOTE: a signal may end the serving first; then nobody waits for readiness any more.
+            await asyncio.wait((telling, serving), return_when=asyncio.FIRST_COMPLETED)
+            if telling.done():
+                telling.result()
         await serving
     finally:
+        if telling is not None and telling.cancel():
+            await asyncio.gather(telling, return_exceptions=True)
         server.should_exit = True
         await asyncio.gather(serving, return_exceptions=True)
         listener.close()

@@ -3,15 +3,14 @@
 import asyncio
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-
-import msgspec
 
 from sessile import models
 from sessile.app import App, create_app, make_store
 from sessile.engines.embedded_store import embedded_store
+from sessile.engines.scratch import private_folder
 from sessile.engines.supervisor import Listener, ReplicaPlan, Supervisor
 from sessile.errors import SettingsError
 from sessile.server import serve
@@ -22,33 +21,50 @@ _DEFAULT_REPLICAS = 2
 _READY_S = 120.0
 
 
-class Progress(msgspec.Struct, frozen=True):
-    """Where `up` tells what it does: a line, or bytes done of bytes in all."""
+def plan(settings: Settings, progress: models.Progress) -> list[ReplicaPlan]:
+    """The replicas that `up` is to start, their models pulled, the cores shared out among them.
 
-    line: Callable[[str], None]
-    bytes: models.Progress
-
-
-async def up(
-    settings: Settings,
-    listener: socket.socket,
-    progress: Progress,
-    on_ready: Callable[[App, str], Awaitable[None]],
-) -> None:
-    """Start everything that `settings` name, serve until told to stop, stop everything.
-
-    `listener` is the router's socket, bound before anything was started. Raises `SettingsError`.
+    Without any replica in `settings`: two of the small model. It blocks, for it comes before the
+    event loop, where Ctrl-C ends a pull at once. Raises `SettingsError`.
     """
     pools = [pool for pool in settings.pool if not pool.urls]
     if not settings.pool and not settings.replica:
         pools = [PoolSettings(model=_DEFAULT_MODEL, replicas=_DEFAULT_REPLICAS)]
-    plans = await asyncio.to_thread(_plans, pools, progress)
+    count = sum(pool.replicas or 1 for pool in pools)
+    threads = max(1, len(os.sched_getaffinity(0)) // max(count, 1)) if _linux() else 1
+    plans: list[ReplicaPlan] = []
+    for pool in pools:
+        alias, path = models.resolve(pool.model or _DEFAULT_MODEL)
+        file = path or models.pull(alias, progress)
+        for _ in range(pool.replicas or 1):
+            plans.append(
+                ReplicaPlan(
+                    id=f"local-{len(plans)}", model=Path(file), alias=alias, threads=threads,
+                    context_tokens=pool.context_tokens, slots=pool.slots,
+                )
+            )  # fmt: skip
+    return plans
+
+
+async def up(
+    settings: Settings,
+    plans: Sequence[ReplicaPlan],
+    listener: socket.socket,
+    tell: Callable[[str], None],
+    on_ready: Callable[[App, str], Awaitable[None]],
+) -> None:
+    """Start `plans` and the rest of `settings`, serve until told to stop, stop everything.
+
+    `listener` is the router's socket, bound before anything was started. `tell` is given a line
+    on what is going on. Raises `SettingsError`.
+    """
     async with AsyncExitStack() as stack:
+        folder = stack.enter_context(private_folder())
         store_url = settings.store.url
         if store_url is None:
             store_url = await stack.enter_async_context(embedded_store())
             if store_url is None:
-                progress.line("sessions are kept in memory (install sessile[local] for a store)")
+                tell("sessions are kept in memory (install sessile[local] for a store)")
         settings = settings.model_copy(
             update={"store": settings.store.model_copy(update={"url": store_url})}
         )
@@ -58,35 +74,18 @@ async def up(
                 lambda name, incarnation: app.pool.set_incarnation(name, incarnation),
                 lambda name, why: app.pool.mark_down(name, why),
             ),
+            folder,
         )
         app = create_app(settings, store=make_store(settings), specs=supervisor.specs)
         await stack.enter_async_context(supervisor)
         if plans:
-            progress.line(f"starting {len(plans)} replicas of {plans[0].alias}")
+            tell(f"starting {len(plans)} replicas of {plans[0].alias}")
 
         async def ready(url: str) -> None:
             await _until_ready(app, supervisor)
             await on_ready(app, url)
 
         await serve(app, settings, listener=listener, on_ready=ready)
-
-
-def _plans(pools: list[PoolSettings], progress: Progress) -> list[ReplicaPlan]:
-    """The replicas to start, their models pulled, the cores shared out among them."""
-    count = sum(pool.replicas or 1 for pool in pools)
-    threads = max(1, len(os.sched_getaffinity(0)) // max(count, 1)) if _linux() else 1
-    plans: list[ReplicaPlan] = []
-    for pool in pools:
-        alias, path = models.resolve(pool.model or _DEFAULT_MODEL)
-        file = path or models.pull(alias, progress.bytes)
-        for _ in range(pool.replicas or 1):
-            plans.append(
-                ReplicaPlan(
-                    id=f"local-{len(plans)}", model=Path(file), alias=alias, threads=threads,
-                    context_tokens=pool.context_tokens, slots=pool.slots,
-                )
-            )  # fmt: skip
-    return plans
 
 
 def _linux() -> bool:

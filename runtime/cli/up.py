@@ -191,11 +191,13 @@ def _flags(
 
 def _up(tree: Any) -> None:
     from sessile import up as local
+    from sessile.api.auth import check_exposure
     from sessile.app import App
     from sessile.server import bind
     from sessile.telemetry import set_up_logs
 
     set_up_logs(tree.log.format, tree.log.level)
+    check_exposure(tree.server.host, tree.auth)  # what is wrong is said before a model is pulled
     listener = bind(tree.server.host, tree.server.port)
     console = Console(stderr=True)
 
@@ -206,8 +208,12 @@ def _up(tree: Any) -> None:
         console.print("  watch it with: sessile status; stop it with Ctrl-C", highlight=False)
 
     with _bar() as bar:
-        progress = local.Progress(lambda line: console.print(line, highlight=False), bar)
-        _run(local.up(tree, listener, progress, ready))
+        plans = local.plan(tree, bar)
+
+    def tell(line: str) -> None:
+        console.print(line, highlight=False)
+
+    _run(local.up(tree, plans, listener, tell, ready))
 
 
 def _serve(tree: Any) -> None:

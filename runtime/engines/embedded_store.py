@@ -3,12 +3,11 @@
 import asyncio
 import importlib.util
 import logging
-import shutil
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from sessile.engines.scratch import private_folder
 from sessile.engines.supervisor import Listener, Supervised
 
 log = logging.getLogger("sessile.supervisor")
@@ -27,22 +26,21 @@ async def embedded_store() -> AsyncIterator[str | None]:
     if binary is None:
         yield None
         return
-    folder = Path(tempfile.mkdtemp(prefix="sessile-store-"))  # 0700: only its owner may connect
-    path = folder / "valkey.sock"
-    command = [
-        str(binary), "--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700",
-        "--save", "", "--appendonly", "no", "--dir", str(folder), "--maxmemory", _MEMORY,
-        "--maxmemory-policy", "volatile-lru", "--loglevel", "warning", "--daemonize", "no",
-    ]  # fmt: skip
-    child = Supervised("store", command, Listener(_ignore, _ignore))
-    task = asyncio.create_task(child.run(), name="supervise store")
-    try:
-        await _answers(path)
-        yield f"unix://{path}"
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        shutil.rmtree(folder, ignore_errors=True)
+    with private_folder() as folder:  # only its owner may connect
+        path = folder / "valkey.sock"
+        command = [
+            str(binary), "--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700",
+            "--save", "", "--appendonly", "no", "--dir", str(folder), "--maxmemory", _MEMORY,
+            "--maxmemory-policy", "volatile-lru", "--loglevel", "warning", "--daemonize", "no",
+        ]  # fmt: skip
+        child = Supervised("store", command, Listener(_ignore, _ignore))
+        task = asyncio.create_task(child.run(), name="supervise store")
+        try:
+            await _answers(path)
+            yield f"unix://{path}"
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 def find_server() -> Path | None:

@@ -26,7 +26,9 @@ def tie(parent: int) -> None:
 
 
 def guarded(command: list[str]) -> list[str]:
-    """`command`, tied to this process."""
+    """`command`, tied to this process; as it is where the kernel has no such thing."""
+    if sys.platform != "linux":
+        return command
     return [sys.executable, "-m", "sessile.engines.guard", str(os.getpid()), *command]
 
 

@@ -5,10 +5,8 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import shutil
 import socket
 import sys
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -100,12 +98,17 @@ class Supervised:
         log.debug("process started replica=%s pid=%d", self.name, self._process.pid)
         self._listener.started(self.name, self.incarnation)
         assert self._process.stdout is not None
-        with contextlib.suppress(ValueError):  # a line over the limit: the rest of it is next
-            async for line in self._process.stdout:
-                text = line.decode("utf-8", "replace").rstrip()
-                self.last_lines.append(text)
-                log.debug("replica said replica=%s line=%r", self.name, text)
-        return await self._process.wait()
+        # NOTE: read to the end whatever comes: a child whose pipe is full stands still.
+        while True:
+            try:
+                line = await self._process.stdout.readline()
+            except ValueError:
+                continue  # a line over the limit: what was read of it is dropped, the rest is next
+            if not line:
+                return await self._process.wait()
+            text = line.decode("utf-8", "replace").rstrip()
+            self.last_lines.append(text)
+            log.debug("replica said replica=%s line=%r", self.name, text)
 
     async def _stop(self) -> None:
         process = self._process
@@ -122,10 +125,12 @@ class Supervised:
 
 
 class Supervisor:
-    """The embedded replicas of one `sessile up`; an async context manager that ends them all."""
+    """The embedded replicas of one `sessile up`; an async context manager that ends them all.
 
-    def __init__(self, plans: Sequence[ReplicaPlan], listener: Listener) -> None:
-        self._slots_dir = Path(tempfile.mkdtemp(prefix="sessile-slots-"))
+    They save slots in `folder`, which outlives it.
+    """
+
+    def __init__(self, plans: Sequence[ReplicaPlan], listener: Listener, folder: Path) -> None:
         self._tasks: list[asyncio.Task[None]] = []
         self.specs: list[ReplicaSpec] = []
         self.children: list[Supervised] = []
@@ -136,7 +141,7 @@ class Supervisor:
                     model=plan.alias, incarnation="starting",
                 )
             )  # fmt: skip
-            command = _command(plan, port, self._slots_dir)
+            command = _command(plan, port, folder)
             self.children.append(Supervised(plan.id, command, listener))
 
     async def __aenter__(self) -> "Supervisor":
@@ -150,7 +155,6 @@ class Supervisor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        shutil.rmtree(self._slots_dir, ignore_errors=True)
 
     def check(self) -> None:
         """Raise `SettingsError` with its last words if a replica cannot even start."""

@@ -110,6 +110,40 @@ def test_sigkill_leaves_nothing():
         until(lambda: not alive(children))
 
 
+def test_ctrl_c_while_a_model_is_pulled_ends_the_pull(tmp_path):
+    """An index that never answers: Ctrl-C and SIGKILL end pip too, and no file is left."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        environment = {
+            **os.environ, "SESSILE_CACHE_DIR": str(tmp_path), "PIP_CONFIG_FILE": os.devnull,
+            "PIP_INDEX_URL": f"http://127.0.0.1:{mute.getsockname()[1]}/simple",
+            "PIP_FIND_LINKS": "", "PIP_EXTRA_INDEX_URL": "",
+        }  # fmt: skip
+        for number in (signal.SIGINT, signal.SIGKILL):
+            process = subprocess.Popen(
+                [SESSILE, "up", "--port", "0"], env=environment, stderr=subprocess.PIPE, text=True
+            )
+            up = Up(process, "")
+            until(lambda up=up: any("download" in command for command in up.children().values()))
+            children = up.children()
+            process.send_signal(number)
+            said = process.communicate(timeout=20)[1]
+            assert process.returncode != 0 and "Traceback" not in said
+            until(lambda children=children: not alive(children))
+    assert not list(tmp_path.rglob("*.gguf"))
+
+
+def test_ctrl_c_while_replicas_load_ends_them():
+    """Nobody waits for readiness any more."""
+    process = subprocess.Popen([SESSILE, "up", "--port", "0"], stderr=subprocess.PIPE, text=True)
+    up = Up(process, "")
+    until(lambda: sum("engines.embedded" in command for command in up.children().values()) == 2)
+    children = up.children()
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 0 and "Traceback" not in said
+    assert not alive(children)
+
+
 def test_a_port_in_use_is_said_before_anything_starts():
     """One sentence with the remedy, exit code 2."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
