@@ -13,7 +13,12 @@ _MARKER = re.compile(r"<__media_\w{32}__>")
 
 
 class LlamaCpp(OpenAIShaped):
-    """The adapter of `llamacpp=URL`, and of the embedded replicas. A hang-up stops a request."""
+    """The adapter of `llamacpp=URL`, and of the embedded replicas.
+
+    A hang-up stops a stream at its next token. An answer that is not streamed is stopped only
+    once its server has had one second without any other result: tokens of other streams, and looks
+    at `/slots` or `/metrics` more often than that, keep it running to its end.
+    """
 
     kind = "llamacpp"
 

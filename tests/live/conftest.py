@@ -60,13 +60,22 @@ class Site:
         self.url = url
         self.replicas = replicas
         self.http = httpx2.Client(base_url=url, timeout=60)
+        self._clients: list[OpenAI] = []
         self.model = self.http.get(
             "/v1/models", headers={"authorization": "Bearer key-one"}
         ).json()["data"][0]["id"]
 
     def client(self, key: str = "none", **options: Any) -> OpenAI:
         """The official SDK's client, which must not repeat what fails."""
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **options)
+        client = OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **options)
+        self._clients.append(client)
+        return client
+
+    def close(self) -> None:
+        """Close what the tests opened."""
+        for client in self._clients:
+            client.close()
+        self.http.close()
 
     def receipt(self, turn: str) -> dict[str, Any]:
         """What the router says of a turn that has ended."""
@@ -158,7 +167,7 @@ def serving(kind: str, urls: list[str], log: Path, **variables: str) -> Iterator
 
         eventually(is_ready, 60)
         site = Site(kind, url, {f"{kind}-{n}": r for n, r in enumerate(replicas)})
-        stack.callback(site.http.close)
+        stack.callback(site.close)
         yield site
 
 
