@@ -109,6 +109,7 @@ async def test_sessions_bind_again_when_the_store_comes_back_empty(
     home = (await turn(http, one)).headers["x-sessile-replica"]
     redis_server.kill()
     await turn(http, one)
+    await one.until(lambda: not one.app.store.available)
     redis_server.start()
     await one.until(lambda: one.app.store.available)
     assert (await turn(http, one)).headers["x-sessile-replica"] == home
