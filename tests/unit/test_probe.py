@@ -1,0 +1,128 @@
+"""What the probe makes of what a replica says, and of what it does not say in time."""
+
+from typing import Any, cast
+
+import pytest
+
+from sessile.engines.base import engine
+from sessile.errors import ReplicaTimeout, ReplicaUnreachable
+from sessile.router.pool import Pool, Replica
+from sessile.router.probe import Probe
+from sessile.router.replica import Call, ReplicaSpec, Reply
+
+READY, MODELS, INFO, LOADS = "/ready", "/v1/models", "/server_info", "/v1/loads?include=core"
+
+
+class Upstream:
+    """An SGLang whose pages can be changed; a page that is an error is raised."""
+
+    def __init__(self) -> None:
+        self.pages: dict[str, Reply | Exception] = {
+            READY: Reply(200, b""),
+            MODELS: Reply(200, b'{"data": [{"id": "m", "max_model_len": 4096}]}'),
+            INFO: Reply(200, b'{"random_seed": 1, "version": "0.5.23"}'),
+            LOADS: Reply(200, b'{"loads": [{"num_running_reqs": 3, "num_waiting_reqs": 1}]}'),
+        }
+
+    async def call(self, call: Call, timeout_s: float) -> Reply:
+        """The page as it stands."""
+        page = self.pages[call.path]
+        if isinstance(page, Exception):
+            raise page
+        return page
+
+
+class Watched:
+    """A replica in a pool, its pages, and a probe that looks when told to."""
+
+    def __init__(self) -> None:
+        self.upstream = Upstream()
+        pool = Pool(
+            lambda spec: Replica(spec, engine(spec.engine), cast(Any, self.upstream)), lambda _: 0
+        )
+        self.replica = pool.add(ReplicaSpec(id="r", engine="sglang", url="http://r"))
+        self._probe = Probe(pool, self.replica, 1.0, 5.0, lambda: 7.0)
+
+    async def look(self, times: int = 1) -> None:
+        """Look so many times."""
+        for _ in range(times):
+            await self._probe.look()
+
+
+@pytest.fixture
+def watched() -> Watched:
+    """A replica that nobody has looked at yet."""
+    return Watched()
+
+
+async def test_a_replica_comes_up_with_its_identity_and_load(watched: Watched) -> None:
+    """The first look at a ready replica learns all there is to know of it."""
+    await watched.look()
+    replica = watched.replica
+    assert (replica.state, replica.models) == ("ready", ("m",))
+    assert replica.incarnation is not None and replica.load is not None
+    assert (replica.load.at, replica.load.running, replica.load.waiting) == (7.0, 3, 1)
+
+
+async def test_a_replica_that_warms_up_is_not_up(watched: Watched) -> None:
+    """Its other pages answer already; its readiness does not."""
+    watched.upstream.pages[READY] = Reply(503, b"")
+    await watched.look(5)
+    assert (watched.replica.state, watched.replica.why) == ("starting", "its /ready answered 503")
+    watched.upstream.pages[READY] = Reply(200, b"")
+    await watched.look()
+    assert watched.replica.state == "ready"
+
+
+async def test_a_replica_that_is_told_to_stop_is_down_at_once(watched: Watched) -> None:
+    """An SGLang that drains after SIGTERM answers every page but says that it is not ready."""
+    await watched.look()
+    watched.upstream.pages[READY] = Reply(503, b"")
+    await watched.look()
+    assert watched.replica.state == "down"
+
+
+async def test_a_busy_replica_that_tells_its_identity_late_stays_up(watched: Watched) -> None:
+    """SGLang answers /server_info between two passes of the model, which may take many seconds."""
+    await watched.look()
+    watched.upstream.pages[INFO] = ReplicaTimeout("http://r/server_info took over 5 s")
+    await watched.look(40)
+    assert watched.replica.state == "ready"
+
+
+async def test_one_late_load_is_forgiven_and_two_are_not(watched: Watched) -> None:
+    """A replica is down when two looks in a row fail."""
+    loads = watched.upstream.pages[LOADS]
+    await watched.look()
+    for _ in range(3):
+        watched.upstream.pages[LOADS] = ReplicaTimeout("http://r/v1/loads took over 5 s")
+        await watched.look()
+        assert watched.replica.state == "ready"
+        watched.upstream.pages[LOADS] = loads
+        await watched.look()
+    watched.upstream.pages[LOADS] = ReplicaTimeout("http://r/v1/loads took over 5 s")
+    await watched.look(2)
+    assert watched.replica.state == "down"
+
+
+async def test_a_replica_that_refuses_connections_is_down_and_comes_back(watched: Watched) -> None:
+    """Down at the first refusal; back, as another incarnation, once it answers again."""
+    await watched.look()
+    before = watched.replica.incarnation
+    ready = watched.upstream.pages[READY]
+    watched.upstream.pages[READY] = ReplicaUnreachable("http://r is not reachable")
+    await watched.look()
+    assert watched.replica.state == "down"
+    watched.upstream.pages |= {READY: ready, INFO: Reply(200, b'{"random_seed": 2}')}
+    await watched.look()
+    assert watched.replica.state == "ready"
+    assert watched.replica.incarnation != before
+
+
+async def test_a_restart_between_two_looks_is_found(watched: Watched) -> None:
+    """The identity is asked for now and then, and tells a replica that was never seen down."""
+    await watched.look()
+    before = watched.replica.incarnation
+    watched.upstream.pages[INFO] = Reply(200, b'{"random_seed": 2}')
+    await watched.look(20)
+    assert watched.replica.incarnation != before
