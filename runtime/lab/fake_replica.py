@@ -1,0 +1,390 @@
+"""A replica for tests: it speaks enough of the OpenAI API, remembers what it was asked, caches
+prefixes as an engine does, and goes wrong exactly as a test says.
+
+It is a real ASGI application on a real port: `async with serve_fake() as replica`, or in a process
+of its own `python -m sessile.lab.fake_replica --port N`, where `POST /fake/faults` and `GET
+/fake/seen` stand in for the handle. It decides what is answered; it measures nothing, which is the
+mock replica's part.
+"""
+
+import argparse
+import asyncio
+import json
+import re
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MODEL = "fake"
+_CHARS_PER_TOKEN = 4
+_CALL = re.compile(r"call (\w+) (\{.*\})", re.DOTALL)
+_GARBAGE = b"data: {not json\n\n: nothing\n\nevent\n\n"
+_MESSAGES = {
+    400: "This model's maximum context length is exceeded.",
+    429: "Too many requests.",
+    500: "The engine broke.",
+    503: "The engine is not available.",
+}
+
+
+class Fault(msgspec.Struct, kw_only=True, frozen=True):
+    """What goes wrong with one request. Events are counted from the first of the stream.
+
+    `status` is answered instead of a reply (400 as an engine's refusal of a prompt that does not
+    fit). `hang` answers nothing until the client hangs up. `drop_after` cuts the TCP connection
+    after so many events, 0 before the first byte. `garbage_after` sends bytes there that are no
+    event stream, and goes on. `pause_s` is waited before each event, or before a whole answer.
+    """
+
+    status: int | None = None
+    hang: bool = False
+    drop_after: int | None = None
+    garbage_after: int | None = None
+    pause_s: float = 0.0
+
+
+class Seen(msgspec.Struct):
+    """One request as it arrived, and what became of it: running, done, aborted or dropped."""
+
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    outcome: str = "running"
+
+
+class FakeReplica:
+    """The application and its handle. `always` is the fault of each request for which `fail` has
+    queued none; `context_tokens` is where prompts are refused. `url` is known once it is served.
+    """
+
+    def __init__(
+        self, *, model: str = MODEL, context_tokens: int = 1_000_000, always: Fault | None = None
+    ) -> None:
+        self.model = model
+        self.context_tokens = context_tokens
+        self.always = always or Fault()
+        self.healthy = True
+        self.url = ""
+        self.seen: list[Seen] = []
+        self._next: deque[Fault] = deque()
+        self._cached: set[bytes] = set()
+
+    def fail(self, *faults: Fault) -> None:
+        """Queue faults, one for each of the next requests; `Fault()` lets one through."""
+        self._next.extend(faults)
+
+    def forget(self) -> None:
+        """Empty the prefix cache, as a restart does."""
+        self._cached.clear()
+
+    async def until(self, true: Callable[["FakeReplica"], bool]) -> None:
+        """Wait for something that must come true, as `lambda r: r.running == 0`."""
+        while not true(self):  # noqa: ASYNC110 - it is computed, there is no one to set an event
+            await asyncio.sleep(0.01)
+
+    @property
+    def running(self) -> int:
+        """Requests at work now."""
+        return sum(seen.outcome == "running" for seen in self.seen)
+
+    @property
+    def aborted(self) -> int:
+        """Requests whose client hung up before the end."""
+        return sum(seen.outcome == "aborted" for seen in self.seen)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        path, body = scope["path"], await _body(receive)
+        if path == "/health":
+            await _send(send, 200 if self.healthy else 503, {})
+        elif path == "/v1/models":
+            await _send(send, 200, {"object": "list", "data": [self._card()]})
+        elif path == "/fake/seen":
+            await _send(send, 200, {"running": self.running, "aborted": self.aborted,
+                                    "seen": self.seen})  # fmt: skip
+        elif path == "/fake/faults":
+            faults = msgspec.json.decode(body, type=dict[str, Any])
+            self.fail(*msgspec.convert(faults.get("next", []), list[Fault]))
+            self.always = msgspec.convert(faults.get("always", self.always), Fault)
+            await _send(send, 200, {})
+        elif path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
+            headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+            seen = Seen(path, headers, msgspec.json.decode(body, type=dict[str, Any]))
+            self.seen.append(seen)
+            await self._serve(scope, receive, send, seen)
+        else:
+            await _send(send, 404, _error(404, f"there is no {path}"))
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, seen: Seen) -> None:
+        """Answer until the end or until the client is gone, whichever is first."""
+        fault = self._next.popleft() if self._next else self.always
+        answering = asyncio.ensure_future(self._answer(scope, send, seen, fault))
+        leaving = asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                answering.result()
+            if seen.outcome == "dropped":
+                await leaving
+        finally:
+            if seen.outcome == "running":
+                seen.outcome = "done" if answering.done() else "aborted"
+            answering.cancel()
+            leaving.cancel()
+
+    async def _answer(self, scope: Scope, send: Send, seen: Seen, fault: Fault) -> None:
+        body = seen.body
+        prompt = _prompt(body)
+        seen.prompt_tokens = max(1, sum(map(len, prompt)) // _CHARS_PER_TOKEN)
+        if fault.hang:
+            await asyncio.Event().wait()
+        if fault.drop_after == 0:
+            _drop(scope, seen)
+            return
+        status = fault.status or (400 if seen.prompt_tokens > self.context_tokens else None)
+        if status is not None:
+            await _send(send, status, _error(status, _MESSAGES.get(status, "It went wrong.")))
+            return
+        seen.cached_tokens = self._match(prompt, seen.prompt_tokens)
+        if seen.path == "/v1/embeddings":
+            await _send(send, 200, self._embeddings(body, seen))
+            return
+        delta, finish = _reply(body)
+        self._insert([*prompt, _text({"role": "assistant", **delta})])
+        chat = seen.path == "/v1/chat/completions"
+        pieces = _pieces(delta)
+        usage = _usage(seen, len(pieces))
+        if not body.get("stream"):
+            await asyncio.sleep(fault.pause_s)
+            if fault.drop_after is not None:
+                _drop(scope, seen)
+                return
+            whole = {"message": {"role": "assistant", "content": None, **delta}}
+            choice = _choice(whole if chat else {"text": delta.get("content", "")}, finish)
+            kind = "chat.completion" if chat else "text_completion"
+            await _send(send, 200, {**self._head(kind), "choices": [choice], "usage": usage})
+            return
+        head = self._head("chat.completion.chunk" if chat else "text_completion")
+        choices = [
+            _choice({"delta": piece} if chat else {"text": piece.get("content", "")}, None)
+            for piece in pieces
+        ]
+        choices.append(_choice({"delta": {}} if chat else {"text": ""}, finish))
+        chunks = [{**head, "choices": [choice]} for choice in choices]
+        if (body.get("stream_options") or {}).get("include_usage"):
+            chunks.append({**head, "choices": [], "usage": usage})
+        await self._stream(scope, send, seen, fault, chunks)
+
+    async def _stream(
+        self, scope: Scope, send: Send, seen: Seen, fault: Fault, chunks: list[dict[str, Any]]
+    ) -> None:
+        await _start(send, 200, b"text/event-stream")
+        for number, chunk in enumerate(chunks):
+            await asyncio.sleep(fault.pause_s)
+            if number == fault.drop_after:
+                _drop(scope, seen)
+                return
+            data = b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+            if number == fault.garbage_after:
+                data = _GARBAGE + data
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    def _match(self, prompt: list[str], prompt_tokens: int) -> int:
+        """Tokens of the longest run of leading messages that was served before; as an engine, at
+        least one token is always computed."""
+        cached = size = 0
+        for text, key in zip(prompt, _keys(prompt), strict=True):
+            size += len(text)
+            if key in self._cached:
+                cached = size // _CHARS_PER_TOKEN
+        return min(cached, prompt_tokens - 1)
+
+    def _insert(self, prompt: list[str]) -> None:
+        self._cached.update(_keys(prompt))
+
+    def _embeddings(self, body: dict[str, Any], seen: Seen) -> dict[str, Any]:
+        given = body.get("input") or ""
+        texts = given if isinstance(given, list) else [given]
+        data = [
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": [byte / 255 for byte in _digest(b"", str(text))[:8]],
+            }
+            for index, text in enumerate(texts)
+        ]
+        return {"object": "list", "model": self.model, "data": data, "usage": _usage(seen, 0)}
+
+    def _card(self) -> dict[str, Any]:
+        return {"id": self.model, "object": "model", "created": 1, "owned_by": "sessile"}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": f"fake-{len(self.seen)}", "object": kind, "created": 1, "model": self.model}
+
+
+def _prompt(body: dict[str, Any]) -> list[str]:
+    if "messages" in body:
+        return [_text(message) for message in body["messages"]]
+    return [str(body.get("prompt") or body.get("input") or "")]
+
+
+def _text(message: dict[str, Any]) -> str:
+    """A message as the cache sees it: without the ids that differ from call to call."""
+    content = message.get("content") or ""
+    if isinstance(content, list):
+        content = "".join(str(part.get("text", "")) for part in content)
+    calls = [call["function"] for call in message.get("tool_calls") or ()]
+    named = "".join(f"{call['name']}{call['arguments']}" for call in calls)
+    return f"{message.get('role')}: {content}{named}"
+
+
+def _reply(body: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """What is answered, whole, and why it ends: a function call if the user asks to `call NAME
+    {json}` and there are tools, else an echo of at most `max_tokens` words."""
+    last = (body.get("messages") or [{"role": "user", "content": body.get("prompt")}])[-1]
+    said = _text(last).partition(": ")[2]
+    call = _CALL.search(said)
+    if call and body.get("tools") and last.get("role") == "user":
+        function = {"name": call[1], "arguments": call[2]}
+        made = {"index": 0, "id": f"call_{call[1]}", "type": "function", "function": function}
+        return {"tool_calls": [made]}, "tool_calls"
+    words = f"echo: {said}".split(" ")
+    most = body.get("max_tokens") or body.get("max_completion_tokens") or 64
+    return {"content": " ".join(words[:most])}, "stop" if len(words) <= most else "length"
+
+
+def _pieces(delta: dict[str, Any]) -> list[dict[str, Any]]:
+    """The deltas of a streamed reply: a word each, or the call's name and its arguments."""
+    if "content" in delta:
+        words = delta["content"].split(" ")
+        return [{"content": word if n == 0 else f" {word}"} for n, word in enumerate(words)]
+    call = delta["tool_calls"][0]
+    function = call["function"]
+    return [
+        {"tool_calls": [{**call, "function": {"name": function["name"], "arguments": ""}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": function["arguments"]}}]},
+    ]
+
+
+def _choice(content: dict[str, Any], finish: str | None) -> dict[str, Any]:
+    return {"index": 0, **content, "finish_reason": finish}
+
+
+def _usage(seen: Seen, completion: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": seen.prompt_tokens,
+        "completion_tokens": completion,
+        "total_tokens": seen.prompt_tokens + completion,
+        "prompt_tokens_details": {"cached_tokens": seen.cached_tokens},
+    }
+
+
+def _error(status: int, message: str) -> dict[str, Any]:
+    code = "context_length_exceeded" if status == 400 else None
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def _keys(texts: list[str]) -> list[bytes]:
+    keys, key = [], b""
+    for text in texts:
+        key = _digest(key, text)
+        keys.append(key)
+    return keys
+
+
+def _digest(before: bytes, text: str) -> bytes:
+    return blake2b(before + text.encode(), digest_size=16).digest()
+
+
+def _drop(scope: Scope, seen: Seen) -> None:
+    seen.outcome = "dropped"
+    scope["extensions"]["sessile.abort"]["abort"]()
+
+
+async def _body(receive: Receive) -> bytes:
+    parts = []
+    while (message := await receive())["type"] == "http.request":
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            break
+    return b"".join(parts)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _start(send: Send, status: int, content_type: bytes) -> None:
+    headers = [(b"content-type", content_type)]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+
+
+async def _send(send: Send, status: int, body: Any) -> None:
+    await _start(send, status, b"application/json")
+    await send({"type": "http.response.body", "body": msgspec.json.encode(body)})
+
+
+class _Droppable(HttpToolsProtocol):
+    """uvicorn's protocol, with its connection's abort as an extension of the scope."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {"sessile.abort": {"abort": self.transport.abort}}
+
+
+def _server(replica: FakeReplica, port: int) -> uvicorn.Server:
+    return uvicorn.Server(
+        uvicorn.Config(
+            replica, host="127.0.0.1", port=port, http=_Droppable, ws="none", lifespan="off",
+            access_log=False, log_config=None, timeout_graceful_shutdown=1,
+        )
+    )  # fmt: skip
+
+
+@asynccontextmanager
+async def serve_fake(**script: Any) -> AsyncIterator[FakeReplica]:
+    """Serve a `FakeReplica(**script)` on a free loopback port of this loop until the block ends."""
+    replica = FakeReplica(**script)
+    server = _server(replica, 0)
+    serving = asyncio.create_task(server.serve())
+    while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn offers no event
+        await asyncio.sleep(0.005)
+    try:
+        replica.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield replica
+    finally:
+        server.should_exit = True
+        await serving
+
+
+def main() -> None:
+    """Serve one on `--port` until a signal; `--always` is a fault in JSON."""
+    parser = argparse.ArgumentParser(prog="python -m sessile.lab.fake_replica")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--context", type=int, default=1_000_000)
+    parser.add_argument("--always", type=json.loads, default={})
+    given = parser.parse_args()
+    replica = FakeReplica(
+        model=given.model,
+        context_tokens=given.context,
+        always=msgspec.convert(given.always, Fault),
+    )
+    _server(replica, given.port).run()
+
+
+if __name__ == "__main__":
+    main()
