@@ -40,7 +40,8 @@ def bench(
         str, typer.Option(help="Policies to compare, by comma.")
     ] = "session,round_robin",
     sessions: Annotated[
-        int | None, typer.Option(min=1, help="How many sessions.  [default: all of FILE, else 16]")
+        int | None,
+        typer.Option(min=1, help="How many; FILE is repeated.  [default: all of FILE, else 16]"),
     ] = None,
     rate: Annotated[float, typer.Option(min=0.001, help="Sessions that start a second.")] = 0.2,
     think: Annotated[float, typer.Option(min=0, help="Mean pause before a turn, in s.")] = 1.0,
@@ -77,6 +78,7 @@ def bench(
         _print(json, shown, _facts(shown))
         return
     from sessile.lab.workload import generate_trajectories, read_trajectories
+    from sessile.router.policy import POLICIES
 
     trajectories = read_trajectories(file) if file else generate_trajectories(sessions or 16, seed)
     if sessions:
@@ -87,6 +89,9 @@ def bench(
             )
         ]
     names = ["as it is"] if url else [name.strip() for name in policies.split(",")]
+    for name in () if url else names:
+        if name not in POLICIES:
+            raise SettingsError(f"there is no policy {name!r}; there are {', '.join(POLICIES)}")
     options = {
         "context_tokens": context, "max_tokens": max_tokens, "rate": rate, "think_s": think,
         "seed": seed,
@@ -125,7 +130,7 @@ async def _pass(
         served = model or await _first_model(target, key)
         with Progress(
             TextColumn(f"{name}: turns"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            console=console, transient=True,
+            console=console, transient=True, disable=not console.is_terminal,
         ) as bar:  # fmt: skip
             task = bar.add_task(name, total=total)
             began = time.monotonic()
@@ -223,12 +228,14 @@ def _table(reports: list[Any]) -> Table:
         table.add_column(report.name, justify="right")
     rows: dict[str, Callable[[Any], str]] = {
         "turns (errors)": lambda r: f"{r.turns} ({r.errors})",
-        "hit rate": lambda r: f"{r.hit_rate:.3f}",
-        "ceiling": lambda r: f"{r.ceiling:.3f}",
-        "hit / ceiling": lambda r: f"{r.hit_of_ceiling:.3f}",
+        "hit rate (of tokens)": lambda r: _spread(r.hit_rate),
+        "ceiling (of characters)": lambda r: _spread(r.ceiling),
+        "hit / ceiling": lambda r: _spread(r.hit_of_ceiling),
         "TTFT p50/p90/p99, s": lambda r: _spread(r.ttft_p50, r.ttft_p90, r.ttft_p99),
-        "later turns' TTFT p50/p90, s": lambda r: _spread(r.later_ttft_p50, r.later_ttft_p90),
-        "TPOT p50, ms": lambda r: "-" if r.tpot_p50 is None else f"{r.tpot_p50 * 1e3:.1f}",
+        "later turns' TTFT, s": lambda r: _spread(
+            r.later_ttft_p50, r.later_ttft_p90, r.later_ttft_p99
+        ),
+        "TPOT p50/p90, s": lambda r: _spread(r.tpot_p50, r.tpot_p90),
         "turns per replica": lambda r: ", ".join(f"{k}: {n}" for k, n in r.per_replica.items()),
         "wall, s": lambda r: f"{r.wall_s:.1f}",
     }

@@ -10,14 +10,14 @@ import msgspec
 
 from sessile.errors import ReplicaError
 from sessile.lab.workload import PlannedSession, PlannedTurn, ceiling
-from sessile.relay import events
+from sessile.relay import UsageRelay, events
 from sessile.router.upstream import Timeouts, Upstream
 
 _TIMEOUTS = Timeouts(connect_s=10.0, first_byte_s=900.0, idle_s=300.0)
 
 
 class Sample(msgspec.Struct):
-    """What one turn met. Times in seconds; `tokens` are prompt, cached, completion."""
+    """What one turn met. Times in seconds; `cached_tokens` is None where nothing reports them."""
 
     session: str
     first: bool
@@ -27,26 +27,31 @@ class Sample(msgspec.Struct):
     ttft_s: float | None = None
     tpot_s: float | None = None
     prompt_tokens: int = 0
-    cached_tokens: int = 0
+    cached_tokens: int | None = None
     completion_tokens: int = 0
     error: str | None = None
 
 
 class Report(msgspec.Struct):
-    """One pass, summed up. Rates are shares of 1, times are seconds."""
+    """One pass, summed up. Rates are shares of 1, times are seconds; what nobody reported is None.
+
+    `hit_rate` is of prompt tokens, as the engines count them; `ceiling` is of prompt characters.
+    """
 
     name: str
     turns: int
     errors: int
-    hit_rate: float
+    hit_rate: float | None
     ceiling: float
-    hit_of_ceiling: float
+    hit_of_ceiling: float | None
     ttft_p50: float | None
     ttft_p90: float | None
     ttft_p99: float | None
     later_ttft_p50: float | None
     later_ttft_p90: float | None
+    later_ttft_p99: float | None
     tpot_p50: float | None
+    tpot_p90: float | None
     wall_s: float
     per_replica: dict[str, int]
     first_error: str | None = None
@@ -107,7 +112,7 @@ async def _ask(
         headers.append((b"authorization", b"Bearer " + key.encode()))
     began = time.monotonic()
     first = last = None
-    usage: dict[str, Any] = {}
+    relay, ended = UsageRelay(relay_usage=True), False
     try:
         async with await upstream.open(
             "POST", "/v1/chat/completions", msgspec.json.encode(body), headers
@@ -120,15 +125,20 @@ async def _ask(
             async for chunk in response:
                 last = time.monotonic()
                 first = first or last
-                if b'"usage"' in chunk:
-                    for event in events(chunk):
-                        usage = event.get("usage") or usage
+                whole = relay.feed(chunk)
+                ended = ended or b"[DONE]" in whole
+                if b'"error"' in whole:
+                    broke = next((e["error"] for e in events(whole) if "error" in e), None)
+                    sample.error = sample.error or (str(broke) if broke else None)
     except ReplicaError as error:
         sample.error = error.message
         return
-    sample.prompt_tokens = usage.get("prompt_tokens", 0)
-    sample.completion_tokens = usage.get("completion_tokens", 0)
-    sample.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    if not ended:
+        sample.error = sample.error or "the stream ended early"
+    usage = (relay.usage_body or {}).get("usage") or {}
+    sample.prompt_tokens = usage.get("prompt_tokens") or 0
+    sample.completion_tokens = usage.get("completion_tokens") or 0
+    sample.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
     if first is not None and last is not None:
         sample.ttft_s = first - began
         if sample.completion_tokens > 1:
@@ -140,8 +150,10 @@ def report(name: str, samples: Sequence[Sample], wall_s: float) -> Report:
     good = [sample for sample in samples if sample.error is None]
     prompts = [s.prompt for s in sorted(samples, key=lambda s: s.began)]
     top = ceiling(prompts)
-    prompt_tokens = sum(s.prompt_tokens for s in good)
-    hit = sum(s.cached_tokens for s in good) / prompt_tokens if prompt_tokens else 0.0
+    told = [s for s in good if s.cached_tokens is not None]
+    prompt_tokens = sum(s.prompt_tokens for s in told)
+    cached_tokens = sum(s.cached_tokens or 0 for s in told)
+    hit = cached_tokens / prompt_tokens if prompt_tokens else None
     ttft = [s.ttft_s for s in good if s.ttft_s is not None]
     later = [s.ttft_s for s in good if s.ttft_s is not None and not s.first]
     tpot = [s.tpot_s for s in good if s.tpot_s is not None]
@@ -151,13 +163,15 @@ def report(name: str, samples: Sequence[Sample], wall_s: float) -> Report:
         errors=len(samples) - len(good),
         hit_rate=hit,
         ceiling=top,
-        hit_of_ceiling=hit / top if top else 0.0,
+        hit_of_ceiling=hit / top if top and hit is not None else None,
         ttft_p50=quantile(ttft, 0.5),
         ttft_p90=quantile(ttft, 0.9),
         ttft_p99=quantile(ttft, 0.99),
         later_ttft_p50=quantile(later, 0.5),
         later_ttft_p90=quantile(later, 0.9),
+        later_ttft_p99=quantile(later, 0.99),
         tpot_p50=quantile(tpot, 0.5),
+        tpot_p90=quantile(tpot, 0.9),
         wall_s=wall_s,
         per_replica=dict(sorted(Counter(s.replica or "?" for s in samples).items())),
         first_error=next((s.error for s in samples if s.error), None),

@@ -14,7 +14,7 @@ from sessile.engines.guard import guarded
 from sessile.engines.supervisor import free_ports
 from sessile.errors import RouterUnreachable, SettingsError
 from sessile.lab.bench import quantile
-from sessile.lab.processes import child, cpu_s, memory_bytes, open_files
+from sessile.lab.processes import allow_files, child, cpu_s, memory_bytes, open_files
 
 _PAUSE_S = 0.002
 _CONNECTIONS = 32
@@ -29,18 +29,22 @@ class Cost(msgspec.Struct):
     direct_p99_ms: float
     router_p50_ms: float
     router_p99_ms: float
+    added_p50_ms: float
+    added_p99_ms: float
     requests: int
     events: int
     store: str
 
 
 class Sockets(msgspec.Struct):
-    """Memory (PSS) of the router with open WebSockets, and what is left after they are gone."""
+    """Memory (PSS, and RSS at its highest) of the router with open WebSockets, and what is left
+    after they are gone."""
 
     connections: int
     streams: int
     idle_mb: float
     streaming_mb: float
+    rss_mb: float
     baseline_mb: float
     events: int
     files_before: int
@@ -97,6 +101,8 @@ async def measure_cost(
         direct_p99_ms=_ms(direct, 0.99),
         router_p50_ms=_ms(routed, 0.5),
         router_p99_ms=_ms(routed, 0.99),
+        added_p50_ms=_ms(routed, 0.5) - _ms(direct, 0.5),
+        added_p99_ms=_ms(routed, 0.99) - _ms(direct, 0.99),
         requests=requests,
         events=streams * tokens,
         store="redis" if redis else "embedded",
@@ -107,6 +113,7 @@ async def measure_sockets(
     connections: int, streams: int, redis: str | None, step: Callable[[str], None]
 ) -> Sockets:
     """Open `connections` WebSockets, let them idle, then stream on `streams` of them at once."""
+    allow_files(2 * connections + 1000)
     async with bench(redis, pause_s=0.02) as (_, port, pid):
         files_before = open_files(pid)
         baseline = memory_bytes(pid)
@@ -126,6 +133,7 @@ async def measure_sockets(
                 await asyncio.sleep(0.25)
                 streaming = max(streaming, memory_bytes(pid))
             events = sum(await running)
+            rss = memory_bytes(pid, "Rss")
         finally:
             await asyncio.gather(*(ws.close() for ws in sockets))
         step("looking at what is left")
@@ -140,6 +148,7 @@ async def measure_sockets(
             streams=streams,
             idle_mb=idle / 1e6,
             streaming_mb=streaming / 1e6,
+            rss_mb=rss / 1e6,
             baseline_mb=baseline / 1e6,
             events=events,
             files_before=files_before,
@@ -172,7 +181,8 @@ async def _stream(ws: ClientConnection) -> int:
 
 
 async def _upstream_streams(port: int) -> int:
-    """The router's own count of open answers, from its metrics, without its probes' calls."""
+    """The router's own count of the replica's open answers, from its metrics; for a moment now and
+    then it is a probe's."""
     from sessile.router.replica import Call
     from sessile.router.upstream import Timeouts, Upstream
 
@@ -184,7 +194,9 @@ async def _upstream_streams(port: int) -> int:
     finally:
         await upstream.aclose()
     lines = reply.body.decode().splitlines()
-    return int(sum(float(x.split()[-1]) for x in lines if x.startswith("sessile_in_flight{")))
+    return int(
+        sum(float(x.split()[-1]) for x in lines if x.startswith("sessile_upstream_streams{"))
+    )
 
 
 async def _load(port: int, requests: int, connections: int, tokens: int) -> list[float]:

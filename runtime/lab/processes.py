@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -58,12 +59,20 @@ def cpu_s(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
-def memory_bytes(pid: int) -> int:
-    """The process's proportional share of memory (PSS, Linux)."""
+def memory_bytes(pid: int, kind: str = "Pss") -> int:
+    """The process's memory (Linux): `Pss`, its proportional share, or `Rss`, all it has mapped."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
+        if line.startswith(f"{kind}:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def allow_files(count: int) -> None:
+    """Let this process, and those it starts, hold `count` file descriptors, if the system does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < count:
+        most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def open_files(pid: int) -> int:

@@ -55,6 +55,8 @@ def read_trajectories(path: Path) -> list[tuple[str, list[Message]]]:
         try:
             entry = msgspec.json.decode(line)
             messages = [_plain(message) for message in entry["messages"]]
+            if not messages:
+                raise KeyError("no messages")
             found.append((str(entry.get("id", number)), messages))
         except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
             raise InvalidRequest(
@@ -67,7 +69,7 @@ def read_trajectories(path: Path) -> list[tuple[str, list[Message]]]:
 
 def generate_trajectories(sessions: int, seed: int) -> list[tuple[str, list[Message]]]:
     """Agent runs made up from a seed: a few shared system prompts, tool output of uneven length,
-    and now and then a fan-out, where several sessions share all of their first turns."""
+    and now and then a fan-out, where several sessions begin with the same task."""
     rng = random.Random(seed)
     systems = [_words(rng, 900) for _ in range(max(1, sessions // 8))]
     found: list[tuple[str, list[Message]]] = []
@@ -161,6 +163,8 @@ def _plain(message: dict[str, Any]) -> Message:
     content = message.get("content") or ""
     if isinstance(content, list):
         content = "\n".join(str(part.get("text", "")) for part in content)
+    if not isinstance(content, str):
+        raise TypeError("a content that is neither text nor a list of parts")
     for call in message.get("tool_calls") or ():
         function = call.get("function") or {}
         content += f"\n[call {function.get('name')} {function.get('arguments')}]"
