@@ -37,7 +37,6 @@ class Replica:
         self.in_flight = 0
         self.turns = 0
         self.failures = 0
-        self.restarts_seen = 0
         self.prompt_tokens = 0
         self.judged_tokens = 0  # prompt tokens of turns whose cached tokens were reported
         self.completion_tokens = 0
@@ -178,8 +177,9 @@ class Pool:
         before, was = replica.identity, replica.incarnation
         replica.identity = identity
         if replica.spec.incarnation is None:  # else its launcher has told, and knows better
-            counted = f"seen-{replica.restarts_seen}"
-            replica.incarnation = identity.incarnation or counted
+            # NOTE: restarts that only this router has seen must not count: routers that disagree
+            # on an incarnation would re-bind each other's sessions for ever.
+            replica.incarnation = identity.incarnation or "unknown"
         if was is not None and before is not None and was != replica.incarnation:
             log.warning("replica restarted replica=%s incarnation=%s", replica.id,
                         replica.incarnation)  # fmt: skip
@@ -197,7 +197,6 @@ class Pool:
         replica.why = why
         if replica.state in ("ready", "draining"):
             replica.state = "down"
-            replica.restarts_seen += 1
             replica.load = None
             log.warning("replica went down replica=%s why=%r", replica_id, why)
             self.on_change()

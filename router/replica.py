@@ -30,8 +30,8 @@ class Usage(msgspec.Struct, frozen=True):
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """What a replica says it is: its models, and an incarnation that changes at each start.
 
-    `incarnation` is None where the engine gives nothing to tell two starts apart; the probe then
-    counts the restarts that it sees.
+    `incarnation` is None where the engine gives nothing to tell two starts apart; a session then
+    stays bound through a restart, and only its next turn's cached tokens tell.
     """
 
     models: tuple[str, ...]
@@ -68,6 +68,10 @@ class Engine(Protocol):
 
     embeddings: bool
     """Whether the engine may serve `/v1/embeddings`."""
+
+    folds: bool
+    """Whether a plain completion is to be asked for as a stream and put together by the router,
+    since the engine is slow to notice that the client of a plain one has gone."""
 
     def identity_calls(self) -> tuple[Call, ...]:
         """What is asked of a replica that comes up, and now and then after; may be slow while

@@ -179,6 +179,8 @@ class Flow:
         )
         if request.stream:
             fields |= with_usage(request.document)
+        elif replica.engine.folds and request.path != "/v1/embeddings":
+            fields |= with_usage(request.document) | {"stream": True}
         return splice(request.body, request.document, fields)
 
     def _abort(self, replica: Replica, turn: Turn) -> None:

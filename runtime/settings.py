@@ -269,5 +269,5 @@ def masked(tree: Settings) -> dict[str, Any]:
     """The effective tree as plain values, secrets masked, as `sessile settings` prints it."""
     values = tree.model_dump(mode="json")
     if url := values["store"]["url"]:
-        values["store"]["url"] = re.sub(r"(://[^@/]*:)[^@/]*@", r"\1**********@", url)
+        values["store"]["url"] = re.sub(r"(://[^@/:]*:)[^/]*@", r"\1**********@", url)
     return values

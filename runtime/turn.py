@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from sessile.relay import UsageRelay
+from sessile.fold import fold
+from sessile.relay import UsageRelay, events
 from sessile.router.decide import Decision
 from sessile.router.pool import Replica
 from sessile.router.upstream import UpstreamResponse
@@ -79,6 +80,7 @@ class Turn:
         self._relay: UsageRelay | None = None
         self._kept: list[bytes] | None = None
         self._kept_bytes = 0
+        self._folds = False
 
     @property
     def session(self) -> str:
@@ -101,6 +103,9 @@ class Turn:
         self._response, self._first = response, first
         if self.request.stream and self.streams:
             self._relay = UsageRelay(self.request.relay_usage)
+        elif self.streams:
+            self._folds = True
+            self.content_type = b"application/json"
         if self._relay is None or keep:
             self._kept = []
 
@@ -118,6 +123,8 @@ class Turn:
         Raises `StreamBroken` or `ReplicaTimeout` if the replica is lost on the way.
         """
         passed = b""
+        if self._folds and not self.whole:
+            await self._fold()
         while not passed and not self.whole:
             if self._first is not None:
                 chunk, self._first = self._first, None
@@ -136,6 +143,18 @@ class Turn:
                 if self._response is not None:
                     self._response.close()
         return passed
+
+    async def _fold(self) -> None:
+        """Read the stream to its end, and let the plain answer that it adds up to be read."""
+        chunks = bytearray(self._first or b"")
+        response = self._response
+        assert response is not None
+        async for chunk in response:
+            chunks += chunk
+        self.last_at = time.monotonic()
+        self.status, body = fold(events(bytes(chunks)))
+        self.receipt.status = self.status
+        self._first, self._response = msgspec.json.encode(body), None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while chunk := await self.read():

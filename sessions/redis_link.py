@@ -353,10 +353,10 @@ def _wire(url: str) -> Wire:
         return _Cluster("redis" + url.removeprefix("redis-cluster"))
     if scheme not in ("redis", "rediss", "unix") or (scheme == "unix" and not parts.path):
         raise SettingsError(
-            f"store.url: {url!r} is not redis://HOST:PORT, rediss://, unix:///PATH "
-            "or redis-cluster://HOST:PORT"
+            f"store.url is none of redis://HOST:PORT, rediss://HOST:PORT, unix:///PATH and "
+            f"redis-cluster://HOST:PORT, but begins with {scheme!r}"
         )
     try:
         return _Single(url)
     except ValueError as error:
-        raise SettingsError(f"store.url: {url!r}: {error}") from error
+        raise SettingsError(f"store.url cannot be used: {error}") from error

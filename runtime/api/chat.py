@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from sessile.api.auth import Authenticator
 from sessile.api.hang_up import HangUp
 from sessile.api.wire import openai_error, retry_headers, wire_of
-from sessile.errors import BodyTooLarge, InvalidRequest, SessileError
+from sessile.errors import BodyTooLarge, InvalidRequest, NotSupported, SessileError
 from sessile.flow import Flow
 from sessile.sessions.identity import read_claims
 from sessile.turn import Turn, TurnRequest
@@ -25,6 +25,7 @@ log = logging.getLogger("sessile.api")
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
 _ROLES = frozenset(("system", "developer", "user", "assistant", "tool", "function"))
 _CHAT = "/v1/chat/completions"
+_EMBEDDINGS = "/v1/embeddings"
 _LONGEST_KEY = 256
 
 
@@ -54,6 +55,10 @@ class FastLane:
         started = False
         try:
             async with self._flow.serve_turn(request) as turn:
+                if self._path == _EMBEDDINGS and turn.status in (404, 405, 501):
+                    raise NotSupported(
+                        f"the engine that serves {request.model!r} makes no embeddings"
+                    )
                 chunk = await turn.read()
                 started = True
                 await send(_head(turn, len(chunk) if turn.whole else None))

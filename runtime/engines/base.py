@@ -24,6 +24,7 @@ class OpenAIShaped:
 
     kind = "openai"
     embeddings = True
+    folds = False
 
     def identity_calls(self) -> tuple[Call, ...]:
         return (Call("GET", "/v1/models"),)

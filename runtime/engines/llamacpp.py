@@ -16,11 +16,12 @@ class LlamaCpp(OpenAIShaped):
     """The adapter of `llamacpp=URL`, and of the embedded replicas.
 
     A hang-up stops a stream at its next token. An answer that is not streamed is stopped only
-    once its server has had one second without any other result: tokens of other streams, and looks
-    at `/slots` or `/metrics` more often than that, keep it running to its end.
+    once its server has had one second without any other result, which tokens of other streams and
+    looks at `/slots` put off: so it is asked for as a stream.
     """
 
     kind = "llamacpp"
+    folds = True
 
     def identity_calls(self) -> tuple[Call, ...]:
         return (Call("GET", "/v1/models"), Call("GET", "/props"))
