@@ -1,6 +1,8 @@
 """The commands that serve, and those about what is served: up, serve, settings, models."""
 
 import asyncio
+import os
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -203,7 +205,8 @@ def _up(tree: Any) -> None:
 
     async def ready(app: App, url: str) -> None:
         models = ", ".join(app.pool.models())
-        console.print(f"[bold]{models}[/bold] on [bold]{url}/v1[/bold], {len(app.pool)} replicas")
+        served = f"[bold]{models}[/bold] on [bold]{url}/v1[/bold], {len(app.pool)} replicas"
+        console.print(f"{served}, ready in {_running_s():.1f} s")
         console.print(f"  from openai import OpenAI; OpenAI(base_url='{url}/v1', api_key='-')")
         console.print("  watch it with: sessile status; stop it with Ctrl-C", highlight=False)
 
@@ -275,6 +278,16 @@ class _bar:
             self._progress.stop()
             self._progress.remove_task(self._task)
             self._task = None
+
+
+def _running_s() -> float:
+    """How long this process has run, its interpreter's start included where that can be told."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        began = ticks / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - began
+    except (OSError, AttributeError):  # no Linux
+        return time.process_time()
 
 
 def _value(value: object) -> str:
