@@ -36,7 +36,7 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
 class Upstream:
     """The connections to one replica. Lives as long as the replica is in the pool."""
 
-    def __init__(self, url: str, timeouts: Timeouts) -> None:
+    def __init__(self, url: str, timeouts: Timeouts, *, idle_kept_s: float = _IDLE_KEPT_S) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise SettingsError(f"a replica's URL is http://HOST:PORT, not {url!r}")
@@ -53,6 +53,8 @@ class Upstream:
         self._timeouts = timeouts
         self._idle: deque[tuple[float, _Connection]] = deque()
         self._open: set[_Connection] = set()
+        self._idle_kept_s = idle_kept_s
+        self._sweeper: asyncio.TimerHandle | None = None
 
     async def open(
         self, method: str, path: str, body: bytes = b"", headers: Headers = ()
@@ -95,6 +97,9 @@ class Upstream:
         for connection in list(self._open):
             connection.abort()
         self._idle.clear()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
         await asyncio.sleep(0)  # the transports tell their protocols in the next tick
 
     def _request(self, method: str, path: str, body: bytes, headers: Headers) -> bytes:
@@ -109,7 +114,7 @@ class Upstream:
         now = asyncio.get_running_loop().time()
         while self._idle:
             since, connection = self._idle.pop()
-            if now - since < _IDLE_KEPT_S and connection.usable:
+            if now - since < self._idle_kept_s and connection.usable:
                 return connection
             connection.abort()
         return None
@@ -132,9 +137,22 @@ class Upstream:
 
     def _release(self, connection: "_Connection") -> None:
         if len(self._idle) < _IDLE_KEPT:
-            self._idle.append((asyncio.get_running_loop().time(), connection))
+            loop = asyncio.get_running_loop()
+            self._idle.append((loop.time(), connection))
+            if self._sweeper is None:
+                self._sweeper = loop.call_later(self._idle_kept_s, self._sweep)
         else:
             connection.abort()
+
+    def _sweep(self) -> None:
+        """Close what nobody has taken again for too long: one timer, while anything is idle."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        while self._idle and self._idle[0][0] + self._idle_kept_s <= now:
+            self._idle.popleft()[1].abort()
+        self._sweeper = None
+        if self._idle:
+            self._sweeper = loop.call_at(self._idle[0][0] + self._idle_kept_s, self._sweep)
 
     def _lost(self, connection: "_Connection") -> None:
         self._open.discard(connection)

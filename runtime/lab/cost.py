@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
@@ -138,7 +139,7 @@ async def measure_sockets(
             await asyncio.gather(*(ws.close() for ws in sockets))
         step("looking at what is left")
         left = -1
-        for _ in range(50):
+        for _ in range(120):  # kept-alive connections to the replica are closed in their time
             await asyncio.sleep(0.1)
             left = await _upstream_streams(port)
             if left == 0 and open_files(pid) <= files_before + 4:
@@ -176,8 +177,13 @@ async def _stream(ws: ClientConnection) -> int:
         if kind == "response.completed":
             return count
         if kind in ("error", "response.failed"):
-            raise RouterUnreachable(f"a stream failed: {frame!r}")
+            raise RouterUnreachable(f"a stream failed: {_why(msgspec.json.decode(frame))}")
     raise RouterUnreachable("a WebSocket was closed in the middle of a stream")
+
+
+def _why(event: dict[str, Any]) -> str:
+    error = event.get("error") or event.get("response", {}).get("error") or {}
+    return str(error.get("message", "no reason was given"))
 
 
 async def _upstream_streams(port: int) -> int:

@@ -74,6 +74,7 @@ class FakeReplica:
         self.always = always or Fault()
         self.healthy = True
         self.url = ""
+        self.server: uvicorn.Server | None = None
         self.seen: list[Seen] = []
         self._next: deque[Fault] = deque()
         self._cached: set[bytes] = set()
@@ -85,6 +86,11 @@ class FakeReplica:
     def forget(self) -> None:
         """Empty the prefix cache, as a restart does."""
         self._cached.clear()
+
+    @property
+    def connections(self) -> int:
+        """Connections that are open now, idle ones too."""
+        return len(self.server.server_state.connections) if self.server else 0
 
     async def until(self, true: Callable[["FakeReplica"], bool]) -> None:
         """Wait for something that must come true, as `lambda r: r.running == 0`."""
@@ -358,7 +364,7 @@ def _server(replica: FakeReplica, port: int) -> uvicorn.Server:
 async def serve_fake(**script: Any) -> AsyncIterator[FakeReplica]:
     """Serve a `FakeReplica(**script)` on a free loopback port of this loop until the block ends."""
     replica = FakeReplica(**script)
-    server = _server(replica, 0)
+    server = replica.server = _server(replica, 0)
     serving = asyncio.create_task(server.serve())
     while not server.started and not serving.done():  # noqa: ASYNC110 - uvicorn offers no event
         await asyncio.sleep(0.005)

@@ -41,6 +41,10 @@ def _delta() -> bytes:
 
 
 _DELTA = _delta()
+_FINISH = _event(
+    b'{"object":"chat.completion.chunk",%b,"choices":[{"index":0,"delta":{},'
+    b'"finish_reason":"stop"}]}' % _HEAD
+)
 _STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 )
@@ -94,7 +98,7 @@ class MockReplica(asyncio.Protocol):
             self._transport.write(_DELTA)
             await asyncio.sleep(self._pause_s)
         usage = b'{"object":"chat.completion.chunk",%b,"choices":[],%b}' % (_HEAD, _USAGE % count)
-        done = _event(usage) + _event(b"[DONE]") + b"0\r\n\r\n"
+        done = _FINISH + _event(usage) + _event(b"[DONE]") + b"0\r\n\r\n"
         self._transport.write(done)
 
 

@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from sessile.engines.supervisor import free_ports
+from sessile.lab.cost import measure_sockets
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +96,11 @@ def test_cost_of_the_router_in_small() -> None:
     cost = json.loads(out)
     assert cost["cpu_ms_per_request"] > 0 and cost["cpu_s_per_million_events"] > 0
     assert cost["direct_p50_ms"] > 0 and cost["requests"] == 400
+
+
+async def test_open_websockets_in_small() -> None:
+    """Turns stream on some of many sockets, and nothing of them is left at the router."""
+    measured = await measure_sockets(20, 5, None, lambda step: None)
+    assert measured.events > 5 * 200 and measured.streaming_mb > 0
+    assert measured.upstream_streams_after == 0
+    assert measured.files_after <= measured.files_before + 4
