@@ -71,13 +71,13 @@ def generate_trajectories(sessions: int, seed: int) -> list[tuple[str, list[Mess
     """Agent runs made up from a seed: a few shared system prompts, tool output of uneven length,
     and now and then a fan-out, where several sessions begin with the same task."""
     rng = random.Random(seed)
-    systems = [_words(rng, 900) for _ in range(max(1, sessions // 8))]
+    systems = [_words(rng, 400) for _ in range(max(1, sessions // 8))]
     found: list[tuple[str, list[Message]]] = []
     while len(found) < sessions:
         system = rng.choice(systems)
         opening: list[Message] = [
             {"role": "system", "content": system},
-            {"role": "user", "content": "Task: " + _words(rng, rng.randint(60, 240))},
+            {"role": "user", "content": "Task: " + _words(rng, rng.randint(20, 100))},
         ]
         siblings = 4 if rng.random() < 0.15 else 1
         for _ in range(min(siblings, sessions - len(found))):
@@ -85,7 +85,7 @@ def generate_trajectories(sessions: int, seed: int) -> list[tuple[str, list[Mess
             for _ in range(rng.randint(4, 10)):
                 messages.append({"role": "assistant", "content": _words(rng, rng.randint(20, 60))})
                 messages.append(
-                    {"role": "user", "content": "Tool output: " + _words(rng, rng.randint(40, 400))}
+                    {"role": "user", "content": "Tool output: " + _words(rng, rng.randint(20, 200))}
                 )
             messages.append({"role": "assistant", "content": "Done."})
             found.append((f"generated-{len(found)}", messages))
@@ -182,4 +182,6 @@ _VOCABULARY = tuple(
 
 
 def _words(rng: random.Random, count: int) -> str:
-    return " ".join(f"{rng.choice(_VOCABULARY)}{rng.randint(0, 999)}" for _ in range(count))
+    """Names as code has them. NOTE: no digits, which some tokenizers take one by one: made-up text
+    must not have fewer than `CHARS_PER_TOKEN`."""
+    return " ".join(f"{rng.choice(_VOCABULARY)}_{rng.choice(_VOCABULARY)}" for _ in range(count))
