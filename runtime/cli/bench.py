@@ -41,36 +41,43 @@ def bench(
     ] = "session,round_robin",
     sessions: Annotated[
         int | None,
-        typer.Option(min=1, help="How many; FILE is repeated.  [default: all of FILE, else 16]"),
+        typer.Option(min=1, help="How many; FILE is repeated.", show_default="all of FILE, or 16"),
     ] = None,
     rate: Annotated[float, typer.Option(min=0.001, help="Sessions that start a second.")] = 0.2,
     think: Annotated[float, typer.Option(min=0, help="Mean pause before a turn, in s.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a reply.")] = 16,
     context: Annotated[int, typer.Option(min=256, help="The model's context, in tokens.")] = 8192,
-    model: Annotated[str | None, typer.Option(help="The model.  [default: the first]")] = None,
+    model: Annotated[str | None, typer.Option(help="The model.", show_default="the first")] = None,
     seed: Annotated[int, typer.Option(help="Of arrivals, pauses and generated sessions.")] = 1,
-    lineage: Annotated[bool, typer.Option(help="Name no session: the router has to tell.")] = False,
-    cost: Annotated[bool, typer.Option(help="Measure the router itself instead.")] = False,
+    lineage: Annotated[
+        bool, typer.Option("--lineage", help="Name no session: the router has to tell.")
+    ] = False,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Measure the router itself instead.")
+    ] = False,
     websockets: Annotated[
-        bool, typer.Option(help="Measure the memory of open WebSockets instead.")
+        bool,
+        typer.Option("--websockets", help="Measure the memory of open WebSockets instead."),
     ] = False,
     requests: Annotated[int, typer.Option(min=100, help="Plain requests of --cost.")] = 20_000,
     redis: Annotated[
-        str | None, typer.Option(help="The store of --cost and --websockets.  [an embedded one]")
+        str | None,
+        typer.Option(help="The store of --cost and --websockets.", show_default="an embedded one"),
     ] = None,
     api_key: Annotated[str | None, typer.Option(help="The key for --url.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Replay multi-turn agent sessions, open loop, and show hit rate and latency by policy.
 
-        sessile bench
-        sessile bench runs.jsonl --policies session,round_robin,least_loaded
-        sessile bench --replica sglang=http://gpu1:30000 --replica sglang=http://gpu2:30000
-        sessile bench --url http://localhost:8000 --sessions 50 --rate 2
-        sessile bench --cost
+    sessile bench
+    sessile bench runs.jsonl --policies session,round_robin,least_loaded
+    sessile bench --replica sglang=http://gpu1:30000 --replica sglang=http://gpu2:30000
+    sessile bench --url http://localhost:8000 --sessions 50 --rate 2
+    sessile bench --cost
 
     The ceiling is the hit rate that one replica with an endless cache would have on the same
-    prompts. --cost measures the router alone, before a replica that costs nothing.
+    prompts, by characters. --cost measures the router alone, before a replica that costs nothing.
+    A running server is measured with a salt at the head of its prompts; own replicas are fresh.
     """
     console = Console(stderr=True)
     if cost or websockets:
