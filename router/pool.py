@@ -148,16 +148,16 @@ class Pool:
     def model(self, asked: str) -> str:
         """The model that `asked` names. Raises `ModelNotFound`, or `NoReplica` while it is only
         that no replica has come up to say what it serves."""
-        models = self.models()
-        if asked in models:
-            return asked
+        for replica in self._replicas.values():
+            if asked in replica.models:
+                return asked
         unknown = [r for r in self._replicas.values() if not r.models]
         if unknown:
             raise NoReplica(
                 f"no ready replica serves {asked!r}; {len(unknown)} have not come up yet",
                 retry_after_s=2.0,
             )
-        listed = ", ".join(models) or "none"
+        listed = ", ".join(self.models()) or "none"
         raise ModelNotFound(f"the model {asked!r} is not served here; there are: {listed}",
                             param="model")  # fmt: skip
 

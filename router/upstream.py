@@ -7,6 +7,7 @@ opened the stream chooses what to do.
 
 import asyncio
 import ssl
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from typing import cast
@@ -111,7 +112,7 @@ class Upstream:
         )
 
     def _take_idle(self) -> "_Connection | None":
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         while self._idle:
             since, connection = self._idle.pop()
             if now - since < self._idle_kept_s and connection.usable:
@@ -137,22 +138,22 @@ class Upstream:
 
     def _release(self, connection: "_Connection") -> None:
         if len(self._idle) < _IDLE_KEPT:
-            loop = asyncio.get_running_loop()
-            self._idle.append((loop.time(), connection))
+            self._idle.append((time.monotonic(), connection))
             if self._sweeper is None:
-                self._sweeper = loop.call_later(self._idle_kept_s, self._sweep)
+                self._sweeper = connection.loop.call_later(self._idle_kept_s, self._sweep)
         else:
             connection.abort()
 
     def _sweep(self) -> None:
         """Close what nobody has taken again for too long: one timer, while anything is idle."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = time.monotonic()
         while self._idle and self._idle[0][0] + self._idle_kept_s <= now:
             self._idle.popleft()[1].abort()
         self._sweeper = None
         if self._idle:
-            self._sweeper = loop.call_at(self._idle[0][0] + self._idle_kept_s, self._sweep)
+            since, connection = self._idle[0]
+            wait_s = since + self._idle_kept_s - now
+            self._sweeper = connection.loop.call_later(wait_s, self._sweep)
 
     def _lost(self, connection: "_Connection") -> None:
         self._open.discard(connection)
@@ -212,7 +213,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self, owner: Upstream) -> None:
         self._owner = owner
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
@@ -243,7 +244,7 @@ class _Connection(asyncio.Protocol):
         """Send `request`, wait for the head. On any failure the connection is gone."""
         if self._transport is None or self._error is not None:
             raise ReplicaUnreachable(f"{self._owner.url} closed the connection")
-        self._heard_at = self._loop.time()
+        self._heard_at = self.loop.time()
         self._idle_s = timeouts.first_byte_s
         self._watch(self._idle_s)
         self._transport.write(request)
@@ -297,7 +298,7 @@ class _Connection(asyncio.Protocol):
     async def _wait(self) -> None:
         if self._error is not None:
             raise self._error
-        self._waiter = self._loop.create_future()
+        self._waiter = self.loop.create_future()
         try:
             await self._waiter
         finally:
@@ -314,11 +315,11 @@ class _Connection(asyncio.Protocol):
             self._waiter.set_exception(self._error)
 
     def _watch(self, delay_s: float) -> None:
-        self._watchdog = self._loop.call_later(delay_s, self._check)
+        self._watchdog = self.loop.call_later(delay_s, self._check)
 
     def _check(self) -> None:
         """One timer a stream, re-armed for what is left: cheaper than one a read."""
-        silent_s = self._loop.time() - self._heard_at
+        silent_s = self.loop.time() - self._heard_at
         if silent_s < self._idle_s or self._paused:
             self._watch(max(self._idle_s - silent_s, 0.05))
             return
@@ -332,7 +333,7 @@ class _Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
 
     def data_received(self, data: bytes) -> None:
-        self._heard_at = self._loop.time()
+        self._heard_at = self.loop.time()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:

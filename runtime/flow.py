@@ -7,8 +7,9 @@ Responses read events from them. It knows no client protocol and no status code.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from functools import cached_property
 from random import Random
 from typing import Any
 
@@ -60,11 +61,18 @@ class Flow:
         self._telemetry = telemetry
         self._salt = salt
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._running: set[Turn] = set()
+        self._keeper: asyncio.Task[None] | None = None
 
     @property
     def policy(self) -> str:
         """The name of the placement policy."""
         return self._policy.name
+
+    @cached_property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that all turns run on; asking for it costs a system call."""
+        return asyncio.get_running_loop()
 
     @asynccontextmanager
     async def serve_turn(self, request: TurnRequest) -> AsyncIterator[Turn]:
@@ -81,9 +89,9 @@ class Flow:
             return
         try:
             decision = await self._placement.place(turn)
-            with self._kept(turn):
-                await self._open(turn, decision)
-                yield turn
+            self._keep(turn)
+            await self._open(turn, decision)
+            yield turn
         except BaseException as error:
             turn.receipt.outcome = outcome_of(error)
             raise
@@ -92,25 +100,25 @@ class Flow:
 
     async def aclose(self) -> None:
         """Wait for what still has to be written or aborted."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+            self._keeper = None
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    @contextmanager
-    def _kept(self, turn: Turn) -> Iterator[None]:
-        """Keep the turn's binding alive, from the first third of its lifetime on."""
-        keeping: asyncio.Task[None] | None = None
+    def _keep(self, turn: Turn) -> None:
+        """Have the turn's binding renewed while it runs: a turn that outlasts the binding's expiry
+        must not find its session moved when it ends."""
+        self._running.add(turn)
+        if self._keeper is None:
+            self._keeper = self.loop.create_task(self._keep_bindings(), name="keep bindings")
 
-        def keep() -> None:
-            nonlocal keeping
-            keeping = self._spawn(self._placement.keep(turn))
-
-        timer = asyncio.get_running_loop().call_later(self._keep_after_s, keep)
-        try:
-            yield
-        finally:
-            timer.cancel()
-            if keeping is not None:
-                keeping.cancel()
+    async def _keep_bindings(self) -> None:
+        while True:
+            await asyncio.sleep(self._keep_after_s)
+            for turn in list(self._running):
+                await self._placement.keep(turn)
 
     def _begin(self, request: TurnRequest, key: SessionKey) -> Turn:
         receipt = Receipt(
@@ -191,6 +199,7 @@ class Flow:
 
     async def _end(self, turn: Turn) -> None:
         """Whatever became of it: stop the engine, settle the accounts, tell the store."""
+        self._running.discard(turn)
         receipt, replica = turn.receipt, turn.replica
         cut = turn.hang_up()
         if receipt.outcome == "running":
@@ -228,7 +237,7 @@ class Flow:
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run to its end whatever becomes of the client; `aclose` waits for it."""
-        task = asyncio.create_task(work)
+        task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -112,12 +112,10 @@ class Placement:
         return decision
 
     async def keep(self, turn: Turn) -> None:
-        """Renew the binding of a turn that runs, until cancelled: a turn that outlasts the
-        binding's expiry must not find its session moved when it ends."""
-        while turn.binding is not None:
+        """Renew the binding of a turn that runs."""
+        if turn.binding is not None:
             with suppress(StoreUnavailable):  # it may be back for the next round
                 await self._store.refresh(turn.key, turn.binding)
-            await asyncio.sleep(self._settings.binding_ttl_s / 3)
 
     async def _claim(self, turn: Turn, ask: Ask, candidates: list[Candidate]) -> Decision:
         """Ask the store with a proposal: one round trip tells the binding in force, or makes it."""

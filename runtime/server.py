@@ -1,12 +1,14 @@
 """Runs the application in uvicorn: the sockets, the signals, the limits of a connection."""
 
 import asyncio
+import gc
 import signal
 import socket
 from collections.abc import Awaitable, Callable
 
 import uvicorn
 
+from sessile.api.http_protocol import HttpProtocol
 from sessile.api.ws_protocol import WebSocketProtocol
 from sessile.app import App
 from sessile.errors import SettingsError
@@ -46,7 +48,7 @@ async def serve(
     server = _Server(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=HttpProtocol,
             ws=WebSocketProtocol,
             ws_max_size=websocket.max_message_bytes,
             ws_ping_interval=websocket.ping_interval_s,
@@ -66,6 +68,7 @@ async def serve(
     telling: asyncio.Future[None] | None = None
     try:
         await server.up(serving)
+        _spare_the_collector()
         if on_ready is not None and not serving.done():
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             telling = asyncio.ensure_future(on_ready(url))
@@ -80,6 +83,14 @@ async def serve(
         server.should_exit = True
         await asyncio.gather(serving, return_exceptions=True)
         listener.close()
+
+
+def _spare_the_collector() -> None:
+    """Look for garbage in cycles a tenth as often, and never among what the start has made: by
+    default that is a fifth of the CPU of a request, and a turn leaves no cycles behind."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 class _Server(uvicorn.Server):

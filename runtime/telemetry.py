@@ -3,10 +3,18 @@
 import json
 import logging
 import sys
-from collections import Counter
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from sessile.router.pool import Pool
@@ -23,16 +31,11 @@ class Telemetry:
     """The metrics of one router, in a registry of their own. Made by `app`."""
 
     def __init__(self) -> None:
-        registry = self.registry = CollectorRegistry()
-        self._ttft = Histogram(
-            "sessile_ttft_seconds", "Time to the first byte of the answer", ("replica",),
-            buckets=_TTFT_S, registry=registry,
-        )  # fmt: skip
-        self._tpot = Histogram(
-            "sessile_tpot_seconds", "Time per generated token after the first", ("replica",),
-            buckets=_TPOT_S, registry=registry,
-        )  # fmt: skip
-        self._children: dict[tuple[Histogram, str], Histogram] = {}
+        self.registry = CollectorRegistry()
+        self.ttft_s = Times("sessile_ttft_seconds", "Time to the first byte of the answer", _TTFT_S)
+        self.tpot_s = Times(
+            "sessile_tpot_seconds", "Time per generated token after the first", _TPOT_S
+        )
         self.decisions: Counter[tuple[str, str]] = Counter()
         self.turns: Counter[tuple[str, str]] = Counter()
 
@@ -49,9 +52,9 @@ class Telemetry:
         replica = receipt.replica
         self.turns[receipt.model, receipt.outcome] += 1
         if replica is not None and receipt.ttft_s is not None:
-            self._child(self._ttft, replica).observe(receipt.ttft_s)
+            self.ttft_s.observe(replica, receipt.ttft_s)
         if replica is not None and receipt.tpot_s is not None:
-            self._child(self._tpot, replica).observe(receipt.tpot_s)
+            self.tpot_s.observe(replica, receipt.tpot_s)
         if log.isEnabledFor(logging.INFO):
             log.info(
                 "turn ended session=%s turn=%s replica=%s reason=%s outcome=%s status=%s "
@@ -65,12 +68,34 @@ class Telemetry:
         """The metrics in Prometheus' text form."""
         return generate_latest(self.registry)
 
-    def _child(self, metric: Histogram, replica: str) -> Histogram:
-        """`metric.labels` takes locks and builds tuples; a turn uses the same few each time."""
-        child = self._children.get((metric, replica))
-        if child is None:
-            child = self._children[metric, replica] = metric.labels(replica)
-        return child
+
+class Times:
+    """A histogram of seconds by replica: what a turn adds to is plain numbers, without the locks
+    that a library for many threads needs."""
+
+    def __init__(self, name: str, documentation: str, bounds: Sequence[float]) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._bounds = bounds
+        self._counts: dict[str, list[int]] = {}
+        self._sums: defaultdict[str, float] = defaultdict(float)
+
+    def observe(self, replica: str, seconds: float) -> None:
+        """Count one time."""
+        counts = self._counts.get(replica)
+        if counts is None:
+            counts = self._counts[replica] = [0] * (len(self._bounds) + 1)
+        counts[bisect_left(self._bounds, seconds)] += 1
+        self._sums[replica] += seconds
+
+    def collect(self) -> Metric:
+        """The metric as Prometheus counts: each bucket holds those below it too."""
+        metric = HistogramMetricFamily(self._name, self._documentation, labels=["replica"])
+        bounds = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
+        for replica, counts in self._counts.items():
+            buckets = list(zip(bounds, accumulate(counts), strict=True))
+            metric.add_metric([replica], buckets, self._sums[replica])
+        return metric
 
 
 class _State(Collector):
@@ -98,7 +123,12 @@ class _State(Collector):
         )
         for labels, count in self._telemetry.decisions.items():
             decisions.add_metric(labels, count)
-        return [turns, decisions]
+        return [
+            turns,
+            decisions,
+            self._telemetry.ttft_s.collect(),
+            self._telemetry.tpot_s.collect(),
+        ]
 
     def _by_replica(self) -> list[Metric]:
         one = ["replica"]
@@ -142,6 +172,19 @@ def _short(seconds: float | None) -> str | None:
     return None if seconds is None else f"{seconds:.4f}"
 
 
+class _ConsoleFormatter(logging.Formatter):
+    """One line for people; the time of day is put together once a second."""
+
+    _second = -1
+    _shown = ""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        second = int(record.created)
+        if second != self._second:
+            self._second, self._shown = second, super().formatTime(record, datefmt)
+        return self._shown
+
+
 class _JsonFormatter(logging.Formatter):
     """One JSON object a line; `key=value` pairs stay in `message`."""
 
@@ -167,7 +210,7 @@ def set_up_logs(format_: str, level: str) -> None:
         handler.setFormatter(_JsonFormatter())
     else:
         handler.setFormatter(
-            logging.Formatter("%(asctime)s %(levelname)-7s %(name)s %(message)s", "%H:%M:%S")
+            _ConsoleFormatter("%(asctime)s %(levelname)-7s %(name)s %(message)s", "%H:%M:%S")
         )
     for name in ("sessile", "uvicorn"):
         logger = logging.getLogger(name)

@@ -7,6 +7,7 @@ Every key has an expiry, and is built by `Keys`.
 import logging
 import time
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -46,9 +47,9 @@ class Keys:
     that they lie in one Cluster slot; client-made ids never stand in a key."""
 
     def __init__(self, tenant: str, session: str, model: str = "") -> None:
-        tag = _digest(tenant, session)
+        tag = _known_digest(tenant, session)
         self.models = f"sessile:{{{tag}}}:models"
-        end = f"{{{tag}}}:{_digest(model)}"
+        end = f"{{{tag}}}:{_known_digest(model)}"
         self.record = f"sessile:rec:{end}"
         self.binding = f"sessile:bind:{end}"
         self.lock = f"sessile:lock:{end}"
@@ -60,11 +61,11 @@ class Keys:
 
     @staticmethod
     def recent(tenant: str) -> str:
-        return f"sessile:recent:{_digest(tenant)}"
+        return f"sessile:recent:{_known_digest(tenant)}"
 
     @staticmethod
     def lineage(tenant: str, model: str, step: str) -> str:
-        return f"sessile:line:{_digest(tenant, model)}:{step}"
+        return f"sessile:line:{_known_digest(tenant, model)}:{step}"
 
     @staticmethod
     def once(tenant: str, key: str) -> str:
@@ -278,6 +279,9 @@ class RedisStore:
 def _digest(*parts: str) -> str:
     data = "\x00".join(parts).encode("utf-8", "surrogatepass")
     return blake2b(data, digest_size=12).hexdigest()
+
+
+_known_digest = lru_cache(maxsize=16_384)(_digest)  # of what comes again turn after turn
 
 
 def _ms(seconds: float) -> int:

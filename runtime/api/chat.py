@@ -48,7 +48,7 @@ class FastLane:
         except SessileError as error:
             await send_error(send, error)
             return
-        with HangUp(receive):
+        with HangUp(receive, self._flow.loop):
             await self._answer(request, send)
 
     async def _answer(self, request: TurnRequest, send: Send) -> None:
@@ -139,10 +139,9 @@ def idempotency_key(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """The whole body. Raises `BodyTooLarge` as soon as it is known to be over `limit` bytes."""
-    too_large = BodyTooLarge(f"the request body is over {limit} bytes, the most accepted here")
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > limit:
-            raise too_large
+            raise _too_large(limit)
     message = await receive()
     body: bytes = message.get("body", b"")
     if not message.get("more_body", False):
@@ -156,8 +155,12 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > limit:
-            raise too_large
+            raise _too_large(limit)
     return b"".join(parts)
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the request body is over {limit} bytes, the most accepted here")
 
 
 async def send_error(send: Send, error: SessileError) -> None:

@@ -15,15 +15,16 @@ class HangUp:
     line is watched by a task of its own, but only for what takes longer than a moment.
     """
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, loop: asyncio.AbstractEventLoop) -> None:
         self._receive = receive
+        self._loop = loop
         self._watching: asyncio.Task[None] | None = None
 
     def __enter__(self) -> "HangUp":
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None
         self._task = task
-        self._timer = asyncio.get_running_loop().call_later(_MOMENT_S, self._watch)
+        self._timer = self._loop.call_later(_MOMENT_S, self._watch)
         return self
 
     def __exit__(
@@ -42,7 +43,7 @@ class HangUp:
         return False
 
     def _watch(self) -> None:
-        self._watching = asyncio.create_task(self._until_gone())
+        self._watching = self._loop.create_task(self._until_gone())
         self._watching.add_done_callback(self._gone)
 
     async def _until_gone(self) -> None:

@@ -5,6 +5,7 @@ are stored with it. What a request means is `responses_body`'s and `responses_it
 of the answer `responses_events`'; the WebSocket is served by `responses_ws`.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from time import time
@@ -217,7 +218,7 @@ class _Exchange(Response):
         self._document = body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with HangUp(receive):
+        with HangUp(receive, asyncio.get_running_loop()):
             streamed = self._document.get("stream") is True
             audience = _Streaming(send) if streamed else _Waiting()
             try:

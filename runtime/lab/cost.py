@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from statistics import median
 from typing import Any
 
 import msgspec
@@ -19,13 +20,22 @@ from sessile.lab.processes import allow_files, child, cpu_s, memory_bytes, open_
 
 _PAUSE_S = 0.002
 _CONNECTIONS = 32
+_ROUNDS = 8
 
 
 class Cost(msgspec.Struct):
-    """CPU of the router's process, and latency through it beside the latency without it."""
+    """CPU of the router's process beside a bare relay's, and latency through it beside none.
+
+    The two are measured in turn, round by round, and told as medians: cores differ, and a shared
+    one differs from minute to minute, but the ratio holds.
+    """
 
     cpu_ms_per_request: float
+    bare_cpu_ms_per_request: float
+    times_bare_request: float
     cpu_s_per_million_events: float
+    bare_cpu_s_per_million_events: float
+    times_bare_event: float
     direct_p50_ms: float
     direct_p99_ms: float
     router_p50_ms: float
@@ -53,12 +63,20 @@ class Sockets(msgspec.Struct):
     upstream_streams_after: int
 
 
+class Bench(msgspec.Struct):
+    """Where the parts of a measurement listen, and the processes to look at."""
+
+    mock: int
+    router: int
+    router_pid: int
+    bare: int
+    bare_pid: int
+
+
 @asynccontextmanager
-async def bench(
-    redis: str | None, pause_s: float = _PAUSE_S
-) -> AsyncIterator[tuple[int, int, int]]:
-    """A mock replica and a router before it; yields (mock's port, router's port, router's pid)."""
-    mock, port = free_ports(2)
+async def bench(redis: str | None, pause_s: float = _PAUSE_S) -> AsyncIterator[Bench]:
+    """A mock replica; a router and a bare relay, each before it."""
+    mock, port, bare = free_ports(3)
     async with embedded_store() as own:
         store = redis or own
         if store is None:
@@ -68,36 +86,38 @@ async def bench(
             "-m", "sessile.cli", "serve", "--replica", f"openai={replica}", "--redis", store,
             "--port", str(port),
         ]  # fmt: skip
+        relay = ["-m", "sessile.lab.bare_relay", str(bare), replica]
         async with (
             child(["-m", "sessile.lab.mock_replica", str(mock), str(pause_s)], replica,
                   "/v1/models", 10.0),
-            child(router, f"http://127.0.0.1:{port}", "/ready", 20.0) as pid,
+            child(router, f"http://127.0.0.1:{port}", "/ready", 20.0) as router_pid,
+            child(relay, f"http://127.0.0.1:{bare}", "/v1/models", 10.0) as bare_pid,
         ):  # fmt: skip
-            yield mock, port, pid
+            yield Bench(mock, port, router_pid, bare, bare_pid)
 
 
 async def measure_cost(
     requests: int, streams: int, tokens: int, redis: str | None, step: Callable[[str], None]
 ) -> Cost:
-    """Plain requests, then streams, then a light load for the added latency."""
-    async with bench(redis) as (mock, port, pid):
+    """Plain requests, then streams, router and bare relay in turn; then a light load for the
+    added latency."""
+    async with bench(redis) as at:
         step("warming up")
-        await _load(port, 500, _CONNECTIONS, 0)
-        step("plain requests")
-        before = cpu_s(pid)
-        await _load(port, requests, _CONNECTIONS, 0)
-        plain = (cpu_s(pid) - before) / requests
-        step("streams")
-        before = cpu_s(pid)
-        await _load(port, streams, _CONNECTIONS, tokens)
-        event = (cpu_s(pid) - before) / (streams * tokens)
+        for port in (at.router, at.bare):
+            await _load(port, 500, _CONNECTIONS, 0)
+        plain, bare_plain = await _in_turn(at, requests, 0, step)
+        event, bare_event = await _in_turn(at, streams, tokens, step)
         step("latency")
         light = min(requests, 1000)
-        direct = await _load(mock, light, 1, 0)
-        routed = await _load(port, light, 1, 0)
+        direct = await _load(at.mock, light, 1, 0)
+        routed = await _load(at.router, light, 1, 0)
     return Cost(
         cpu_ms_per_request=plain * 1e3,
-        cpu_s_per_million_events=event * 1e6,
+        bare_cpu_ms_per_request=bare_plain * 1e3,
+        times_bare_request=plain / bare_plain,
+        cpu_s_per_million_events=event / tokens * 1e6,
+        bare_cpu_s_per_million_events=bare_event / tokens * 1e6,
+        times_bare_event=event / bare_event,
         direct_p50_ms=_ms(direct, 0.5),
         direct_p99_ms=_ms(direct, 0.99),
         router_p50_ms=_ms(routed, 0.5),
@@ -110,12 +130,28 @@ async def measure_cost(
     )
 
 
+async def _in_turn(
+    at: Bench, requests: int, tokens: int, step: Callable[[str], None]
+) -> tuple[float, float]:
+    """CPU seconds a request of the router and of the bare relay, medians over the rounds."""
+    share = max(1, requests // _ROUNDS)
+    spent: dict[int, list[float]] = {at.router: [], at.bare: []}
+    for number in range(_ROUNDS):
+        step(f"{'streams' if tokens else 'plain requests'}: round {number + 1} of {_ROUNDS}")
+        for port, pid in ((at.router, at.router_pid), (at.bare, at.bare_pid)):
+            before = cpu_s(pid)
+            await _load(port, share, _CONNECTIONS, tokens)
+            spent[port].append((cpu_s(pid) - before) / share)
+    return median(spent[at.router]), median(spent[at.bare])
+
+
 async def measure_sockets(
     connections: int, streams: int, redis: str | None, step: Callable[[str], None]
 ) -> Sockets:
     """Open `connections` WebSockets, let them idle, then stream on `streams` of them at once."""
     allow_files(2 * connections + 1000)
-    async with bench(redis, pause_s=0.02) as (_, port, pid):
+    async with bench(redis, pause_s=0.02) as at:
+        port, pid = at.router, at.router_pid
         files_before = open_files(pid)
         baseline = memory_bytes(pid)
         step(f"opening {connections} WebSockets")

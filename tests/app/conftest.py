@@ -10,6 +10,7 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sessile.api.http_protocol import HttpProtocol
 from sessile.api.ws_protocol import WebSocketProtocol
 from sessile.app import App, create_app
 from sessile.router.replica import ReplicaSpec
@@ -190,7 +191,7 @@ async def _served(app: ASGIApp, settings: Settings | None = None) -> AsyncIterat
         app,
         host="127.0.0.1",
         port=0,
-        http="httptools",
+        http=HttpProtocol,
         ws=WebSocketProtocol,
         ws_max_size=settings.websocket.max_message_bytes,
         ws_per_message_deflate=False,
