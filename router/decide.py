@@ -26,6 +26,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     binding: Literal["keep", "claim", "rebind"]
     predicted_cached_tokens: int | None
+    predicted_ttft_s: float | None = None
 
 
 def decide(

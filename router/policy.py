@@ -1,14 +1,14 @@
 """The placement policies: which of the candidates takes a turn that nothing else has placed.
 
-Pure and sync, one signature. `session` keeps a turn at its binding (see `decide`) and places what
-is unbound by load; the others are the field's usual ones, to measure against. A policy never sees
-a request, only an `Ask`.
+Pure and sync, one signature. `sticky` keeps a turn at its binding (see `decide`) and places what
+is unbound by load; the others are the field's usual ones, to measure against. `session`, the
+default, is decided by price (`router.scheduler`). A policy never sees a request, only an `Ask`.
 """
 
 from collections.abc import Sequence
 from hashlib import blake2b
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -35,8 +35,12 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     `session` is its session's key as one string, `bound` the binding in force, `context_tokens`
     what the bound replica held after the session's last turn (None: unknown), `group` a hint that
     turns of one group share a prefix, `near` the replica of the session that this one grew out of.
-    `shared` is False while the store is away: then only rules
-    that every router computes alike keep sessions together.
+    `shared` is False while the store is away: then only rules that every router computes alike
+    keep sessions together.
+
+    The rest is for prices: `blocks` are the prompt's block keys of `block_tokens` each,
+    `prompt_tokens` and `output_tokens` what it is and will be, as far as can be told. `priority`
+    orders classes, the lowest first; `deadline` is on the scheduler's clock.
     """
 
     session: str
@@ -45,6 +49,16 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     group: str | None = None
     near: str | None = None
     shared: bool = True
+    turn: str = ""
+    model: str = ""
+    tenant: str = "default"
+    program: str = ""
+    blocks: tuple[int, ...] = ()
+    block_tokens: int = 256
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    priority: int = 1
+    deadline: float | None = None
 
 
 class Choice(NamedTuple):
@@ -114,10 +128,10 @@ class Rendezvous:
         return Choice(rendezvous(ask.session, candidates), self.name)
 
 
-class Session:
-    """The default: what is bound stays (`decide` sees to that), the rest goes where it is light."""
+class Sticky:
+    """What is bound stays (`decide` sees to that), the rest goes where it is light."""
 
-    name = "session"
+    name = "sticky"
     binds = True
 
     def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
@@ -133,6 +147,13 @@ class Session:
         return Choice(least_loaded(ask, candidates), "new")
 
 
+class Session(Sticky):
+    """The default: `router.scheduler` prices every replica; this rule only stands in for it where
+    nothing may be priced, while the store is away."""
+
+    name = "session"
+
+
 def least_loaded(ask: Ask, candidates: Sequence[Candidate]) -> Candidate:
     """The lightest candidate; ties go by the session's rendezvous rank, so that routers agree."""
     lightest = min((c.queued, c.in_flight, c.sessions) for c in candidates)
@@ -140,7 +161,15 @@ def least_loaded(ask: Ask, candidates: Sequence[Candidate]) -> Candidate:
     return tied[0] if len(tied) == 1 else rendezvous(ask.session, tied)
 
 
-def rendezvous(key: str, candidates: Sequence[Candidate]) -> Candidate:
+class _Named(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+N = TypeVar("N", bound=_Named)
+
+
+def rendezvous(key: str, candidates: Sequence[N]) -> N:
     """The candidate with the highest weight for `key`."""
     data = key.encode("utf-8", "surrogatepass")
     return max(
@@ -155,9 +184,9 @@ def _salt(replica: str) -> bytes:
 def make_policy(name: str, random: Random) -> Policy:
     """The policy of that name; raises `KeyError` for another."""
     simple: dict[str, type[Policy]] = {
-        rule.name: rule for rule in (Session, RoundRobin, LeastLoaded, Rendezvous)
+        rule.name: rule for rule in (Session, Sticky, RoundRobin, LeastLoaded, Rendezvous)
     }
     return PowerOfTwo(random) if name == PowerOfTwo.name else simple[name]()
 
 
-POLICIES = ("session", "round_robin", "least_loaded", "power_of_two", "rendezvous")
+POLICIES = ("session", "sticky", "round_robin", "least_loaded", "power_of_two", "rendezvous")

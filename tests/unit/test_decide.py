@@ -15,7 +15,7 @@ A, B = Candidate("a", "1"), Candidate("b", "1")
 BOUND = Ask(session="s", bound=Binding("a", "1", 3), context_tokens=500)
 
 
-def decided(ask, candidates, failed=(), policy="session"):
+def decided(ask, candidates, failed=(), policy="sticky"):
     """One decision under the default gate."""
     return decide(ask, candidates, make_policy(policy, Random(0)), gate_slack=2, failed=failed)
 

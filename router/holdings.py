@@ -1,0 +1,224 @@
+"""What a replica is believed to hold, and how much of its KV memory the live sessions need. Pure.
+
+A model of the engine's own LRU over blocks that are keyed by their content, chained (see
+`sessions.prefix`): what a turn computes or touches becomes the newest, and the oldest goes when the
+capacity is full. It is corrected by every count of cached tokens that comes back. A block is *live*
+while a session that runs, or is expected back, stands on it: live blocks are counted once however
+many sessions share them, and whether or not the engine still has them.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from math import inf
+
+BlockKey = int | str
+
+
+class _Block:
+    __slots__ = ("live", "present", "tokens")
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.live = 0
+        self.present = False
+
+
+class _Chain:
+    """What one session last stood on here: its full blocks, then its tail."""
+
+    __slots__ = ("keys", "live", "tokens", "used_at")
+
+    def __init__(self, keys: list[BlockKey], tokens: int, used_at: int) -> None:
+        self.keys = keys
+        self.tokens = tokens
+        self.used_at = used_at
+        self.live = False
+
+
+class Holdings:
+    """The blocks of one incarnation of one replica. Bounded by its capacity and its live sessions.
+
+    `capacity_tokens` None is a replica that does not say: nothing is believed evicted until a
+    count of cached tokens contradicts it.
+    """
+
+    def __init__(self, capacity_tokens: int | None) -> None:
+        self.capacity_tokens = capacity_tokens
+        self.tokens = 0
+        self.live_tokens = 0
+        self._blocks: dict[BlockKey, _Block] = {}
+        self._order: OrderedDict[BlockKey, _Block] = OrderedDict()
+        self._chains: OrderedDict[str, _Chain] = OrderedDict()
+        self._stored = 0
+        self._reach_tokens: float | None = None
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def match(self, blocks: Sequence[BlockKey]) -> int:
+        """Tokens of the leading blocks that are present."""
+        found = 0
+        for key in blocks:
+            block = self._blocks.get(key)
+            if block is None or not block.present:
+                break
+            found += block.tokens
+        return found
+
+    def held(self, session: str, blocks: Sequence[BlockKey]) -> int:
+        """Tokens believed present of a prompt with these leading blocks; the session's own tail
+        counts where the prompt goes on from all of it."""
+        chain = self._chains.get(session)
+        if chain is not None:
+            full = len(chain.keys) - 1
+            if len(blocks) >= full and (not full or blocks[full - 1] == chain.keys[full - 1]):
+                tail = self._blocks.get(chain.keys[full])
+                if tail is not None and tail.present:
+                    return chain.tokens
+        return self.match(blocks)
+
+    def is_live(self, session: str) -> bool:
+        """Whether the session's blocks are counted as live."""
+        chain = self._chains.get(session)
+        return chain is not None and chain.live
+
+    def need(self, session: str, blocks: Sequence[BlockKey], tokens: int) -> int:
+        """How much `live_tokens` grows if the session runs here with `tokens` in all."""
+        shared = 0
+        for key in blocks:
+            block = self._blocks.get(key)
+            if block is None or not block.live:
+                break
+            shared += block.tokens
+        chain = self._chains.get(session)
+        if chain is not None and chain.live:
+            tail = self._blocks[chain.keys[-1]]
+            shared += tail.tokens
+        return max(0, tokens - shared)
+
+    def use(self, session: str, blocks: Sequence[BlockKey], block_tokens: int, tokens: int) -> None:
+        """The session stands on these blocks, now the newest and live, and on a tail up to
+        `tokens`: at the start of a turn its prompt and expected reply, at the end what came of
+        it."""
+        keys: list[BlockKey] = [*blocks, session]
+        tail = max(0, tokens - block_tokens * len(blocks))
+        before = self._chains.pop(session, None)
+        common = 0
+        if before is not None and before.live:
+            common = _common(before.keys, keys)
+            self._count(before, -1, since=common)
+        for key in reversed(keys):  # NOTE: the deepest is the oldest: it goes first, as in a radix
+            size = tail if key == session else block_tokens
+            block = self._blocks.get(key)
+            if block is None:
+                block = self._blocks[key] = _Block(size)
+            elif block.tokens != size and key == session:
+                self._resize(block, size)
+            if not block.present:
+                block.present = True
+                self.tokens += block.tokens
+                self._stored += block.tokens
+            self._order[key] = block
+            self._order.move_to_end(key)
+        self._chains[session] = chain = _Chain(keys, max(tokens, 0), self._stored)
+        chain.live = True
+        self._count(chain, 1, since=common)
+        self._evict()
+
+    def release(self, session: str) -> None:
+        """The session is not expected back soon: its blocks are live for it no longer."""
+        chain = self._chains.get(session)
+        if chain is not None and chain.live:
+            chain.live = False
+            self._count(chain, -1)
+            if session not in self._blocks:
+                del self._chains[session]
+
+    def forget(self, session: str) -> None:
+        """The session is closed or has moved: it stands here no longer."""
+        self.release(session)
+        self._chains.pop(session, None)
+        tail = self._blocks.get(session)
+        if tail is not None:
+            self._drop(session, tail)
+
+    def age(self, session: str) -> int | None:
+        """Tokens stored here since the session's last turn; None if nothing is known of it."""
+        chain = self._chains.get(session)
+        return None if chain is None else self._stored - chain.used_at
+
+    def correct(self, believed: int, cached: int, age: int | None) -> None:
+        """The engine found `cached` tokens where `believed` were expected, of a session that was
+        of that age: it evicts sooner than was believed, or not as soon."""
+        if age is None or not believed:
+            return
+        reach = age + believed
+        if cached < believed - max(64, believed // 8):
+            known = self._reach_tokens
+            self._reach_tokens = (
+                float(reach) if known is None else min(known, 0.5 * (known + reach))
+            )
+            self._evict()
+        elif self._reach_tokens is not None and reach > 0.9 * self._reach_tokens:
+            self._reach_tokens *= 1.05
+
+    @property
+    def reach_tokens(self) -> float:
+        """The capacity that the model works with: the replica's own, or less where that was seen
+        to be too much."""
+        told = inf if self.capacity_tokens is None else self.capacity_tokens
+        seen = inf if self._reach_tokens is None else max(self._reach_tokens, 1024.0)
+        return min(told, seen)
+
+    def _count(self, chain: _Chain, by: int, since: int = 0) -> None:
+        for key in chain.keys[since:]:
+            block = self._blocks.get(key)
+            if block is None:
+                continue
+            before = block.live
+            block.live = max(0, before + by)
+            if not before and block.live:
+                self.live_tokens += block.tokens
+            elif before and not block.live:
+                self.live_tokens -= block.tokens
+                if not block.present:
+                    del self._blocks[key]
+
+    def _resize(self, block: _Block, tokens: int) -> None:
+        grown = tokens - block.tokens
+        block.tokens = tokens
+        if block.present:
+            self.tokens += grown
+            self._stored += max(0, grown)
+        if block.live:
+            self.live_tokens += grown
+
+    def _evict(self) -> None:
+        reach = self.reach_tokens
+        while self.tokens > reach and len(self._order) > 1:
+            key, block = next(iter(self._order.items()))
+            self._drop(key, block)
+
+    def _drop(self, key: BlockKey, block: _Block) -> None:
+        if block.present:
+            del self._order[key]
+            block.present = False
+            self.tokens -= block.tokens
+        if not block.live:
+            self._blocks.pop(key, None)
+        if isinstance(key, str):
+            chain = self._chains.get(key)
+            if chain is not None and not chain.live:
+                del self._chains[key]
+
+
+def _common(one: Sequence[BlockKey], other: Sequence[BlockKey]) -> int:
+    """How many leading keys two chains share: keys are chained, so equal keys have equal pasts."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[middle - 1] == other[middle - 1]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -1,0 +1,179 @@
+"""What a router expects of one replica: its rates, its memory, and the work under way there. Pure.
+
+The scheduler reads and books here; the pool says what the replica reports of itself. Nothing here
+speaks to the replica, and every time is an argument.
+"""
+
+import msgspec
+
+from sessile.router.holdings import BlockKey, Holdings
+from sessile.router.price import Price, Rates, work
+
+_HARM_PAUSED = 0.3  # a session that pauses suffers from a prefill only if it is back by then
+
+
+class Run(msgspec.Struct):
+    """One turn under way at a replica."""
+
+    session: str
+    work: float
+    tokens: int
+    output_tokens: int
+    cached_tokens: int
+    ahead: float
+    age: int | None
+    began_at: float
+    first_at: float | None = None
+
+
+class Outlook:
+    """One replica as the scheduler sees it. Made by the pool, lives as long as its replica.
+
+    `capacity_tokens` is the KV memory that running turns need, `host_tokens` what the engine keeps
+    beside it (a host cache), both None where it does not say; `slots` how many turns run at once.
+    `foreign_*` is the work of other routers. Invariant: `pending_work` is the sum over the runs
+    that have given no token yet.
+    """
+
+    def __init__(self, id: str, incarnation: str = "") -> None:
+        self.id = id
+        self.incarnation = incarnation
+        self.capacity_tokens: int | None = None
+        self.host_tokens = 0
+        self.slots: int | None = None
+        self.reported_queue = 0
+        self.foreign_running = 0
+        self.foreign_work = 0.0
+        self.foreign_tokens = 0
+        self.rates = Rates.prior()
+        self.holdings = Holdings(None)
+        self.runs: dict[str, Run] = {}
+        self.paused: set[str] = set()
+        self.sessions = 0
+        self.pending_work = 0.0
+        self._prefilling_since = 0.0
+
+    def reset(self, incarnation: str) -> None:
+        """The replica started anew: its memory is empty, its rates hold."""
+        self.incarnation = incarnation
+        self.holdings = Holdings(self.total_tokens)
+        self.paused.clear()
+
+    def resize(self, capacity_tokens: int | None, host_tokens: int = 0) -> None:
+        """What the replica says of its memory."""
+        self.capacity_tokens, self.host_tokens = capacity_tokens, host_tokens
+        self.holdings.capacity_tokens = self.total_tokens
+
+    @property
+    def total_tokens(self) -> int | None:
+        """KV memory of both kinds."""
+        return None if self.capacity_tokens is None else self.capacity_tokens + self.host_tokens
+
+    @property
+    def in_flight(self) -> int:
+        """Turns running or waiting there, of all routers."""
+        return len(self.runs) + self.foreign_running
+
+    @property
+    def queued(self) -> int:
+        """Turns that wait there for a slot, as far as can be told."""
+        over = self.in_flight - self.slots if self.slots else 0
+        return max(over, self.reported_queue, 0)
+
+    # -- what a turn would cost
+
+    def wait_s(self, now: float) -> float:
+        """How long a turn sent now waits for what was sent before it."""
+        ahead_s = self.rates.slope_s * (self.pending_work + self.foreign_work)
+        if self.pending_work:
+            ahead_s = max(0.0, ahead_s - (now - self._prefilling_since))
+        if self.slots and self.in_flight >= self.slots:
+            ahead_s = max(ahead_s, self._slot_s(now))
+        return ahead_s
+
+    def price(self, session: str, blocks: tuple[BlockKey, ...], tokens: int, now: float) -> Price:
+        """The price of a prompt of `tokens` here."""
+        cached = min(self.holdings.held(session, blocks), max(0, tokens - 1))
+        prefill_s = self.rates.prefill_s(work(cached, tokens - cached))
+        others = len(self.runs) + self.foreign_running + _HARM_PAUSED * len(self.paused)
+        return Price(self.wait_s(now), prefill_s, prefill_s * others, cached)
+
+    def fits(self, session: str, blocks: tuple[BlockKey, ...], tokens: int, fill: float) -> bool:
+        """Whether the memory holds the session beside all that are live, or it is alone there."""
+        total = self.total_tokens
+        if total is None or self.capacity_tokens is None:
+            return True
+        live = self.holdings.live_tokens + self.foreign_tokens
+        if not live:
+            return True
+        if live + self.holdings.need(session, blocks, tokens) > fill * total:
+            return False
+        if not self.host_tokens or not self.runs:
+            return True
+        running = sum(run.tokens for run in self.runs.values())  # NOTE: what is shared counts twice
+        return running + tokens <= self.capacity_tokens
+
+    def _slot_s(self, now: float) -> float:
+        """When the next slot is free: the least that a running turn has left."""
+        left = []
+        for run in self.runs.values():
+            decode_s = run.output_tokens * self.rates.tpot_s
+            if run.first_at is None:
+                left.append(self.rates.prefill_s(run.work) + decode_s)
+            else:
+                left.append(max(0.0, decode_s - (now - run.first_at)))
+        left.sort()
+        place = min(max(0, self.in_flight - (self.slots or 0)), len(left) - 1)
+        return left[place] if left else 0.0
+
+    # -- what is under way
+
+    def start(
+        self, turn: str, session: str, blocks: tuple[BlockKey, ...], block_tokens: int,
+        prompt_tokens: int, output_tokens: int, cached_tokens: int, now: float,
+    ) -> None:  # fmt: skip
+        """A turn is sent here: its prompt and expected reply are live from now on."""
+        amount = work(cached_tokens, prompt_tokens - cached_tokens)
+        if not self.pending_work:
+            self._prefilling_since = now
+        tokens = prompt_tokens + output_tokens
+        self.runs[turn] = Run(
+            session, amount, tokens, output_tokens, cached_tokens, self.pending_work,
+            self.holdings.age(session), now,
+        )  # fmt: skip
+        self.pending_work += amount
+        self.paused.discard(session)
+        self.holdings.use(session, blocks, block_tokens, tokens)
+
+    def first_token(self, turn: str, now: float) -> None:
+        """A turn's first token has come."""
+        run = self.runs.get(turn)
+        if run is not None and run.first_at is None:
+            run.first_at = now
+            self._settle(run, now)
+
+    def end(self, turn: str, now: float) -> Run | None:
+        """A turn is over, well or not; what was booked of it."""
+        run = self.runs.pop(turn, None)
+        if run is not None and run.first_at is None:
+            self._settle(run, now)
+        return run
+
+    def _settle(self, run: Run, now: float) -> None:
+        self.pending_work = max(0.0, self.pending_work - run.work)
+        self._prefilling_since = now
+        if not any(other.first_at is None for other in self.runs.values()):
+            self.pending_work = 0.0
+
+    def learn(
+        self, run: Run, prompt_tokens: int, cached_tokens: int | None, output_tokens: int,
+        tpot_s: float | None,
+    ) -> None:  # fmt: skip
+        """What came of a turn: rates from its times, the memory's model from its cached tokens."""
+        if cached_tokens is not None:
+            self.holdings.correct(run.cached_tokens, cached_tokens, run.age)
+            if run.first_at is not None and run.ahead < 1.0:
+                amount = work(cached_tokens, prompt_tokens - cached_tokens)
+                self.rates.observe_first_token(amount, run.first_at - run.began_at)
+        if tpot_s is not None and output_tokens > 4:
+            self.rates.observe_decode(tpot_s)

@@ -1,0 +1,114 @@
+"""What a turn would cost at a replica, in seconds, from rates that are learned there. Pure.
+
+    price = wait for work ahead + prefill of what is not cached + what that costs the others
+
+The prefill of `n` tokens behind `c` others takes `base + slope * work(c, n)`, where `work` is
+tokens that count for more the longer the attention before them is. Base and slope are fitted to
+every first token that comes back, newer ones weighing more, from a prior of a few made-up ones.
+"""
+
+from typing import NamedTuple
+
+import msgspec
+
+_LONG_TOKENS = 12_000.0
+"""A token behind so many others costs twice as much as the first: 37, 40 and 46 us a token were
+measured for 2k, 4k and 8k prompts of an 8B model on an H100."""
+
+_MEMORY = 0.97  # what an observation still weighs when the next one comes
+_PRIOR = ((0.05, 50.0), (0.3, 500.0), (0.8, 1500.0))  # seconds for so much work: 2,000 tokens/s
+_PRIOR_WEIGHT = 0.3
+_TPOT_S = 0.03
+_TPOT_MEMORY = 0.95
+
+
+def work(cached: float, uncached: float) -> float:
+    """Tokens of prefill, weighed by how much stands before them."""
+    return uncached * (1.0 + (cached + 0.5 * uncached) / _LONG_TOKENS)
+
+
+class Rates(msgspec.Struct):
+    """The learned rates of one replica. `observe_*` change them, nothing else does.
+
+    The sums are those of least squares over (work, seconds), each decayed by `_MEMORY` a turn.
+    """
+
+    base_s: float = 0.0
+    slope_s: float = 0.0
+    tpot_s: float = _TPOT_S
+    turns: int = 0
+    n: float = 0.0
+    x: float = 0.0
+    y: float = 0.0
+    xx: float = 0.0
+    xy: float = 0.0
+
+    @staticmethod
+    def prior(prefill_tokens_per_s: float | None = None, tpot_s: float = _TPOT_S) -> "Rates":
+        """The rates before anything was seen there; a known rate takes the prior's place."""
+        rates = Rates(tpot_s=tpot_s)
+        for seconds, tokens in _PRIOR:
+            if prefill_tokens_per_s:
+                seconds = 0.01 + work(0, tokens) / prefill_tokens_per_s
+            rates._add(work(0, tokens), seconds, _PRIOR_WEIGHT)
+        rates._solve()
+        return rates
+
+    def prefill_s(self, amount: float) -> float:
+        """Seconds until the first token of so much work, with nothing ahead of it."""
+        return self.base_s + self.slope_s * amount
+
+    def observe_first_token(self, amount: float, seconds: float) -> None:
+        """A first token came `seconds` after `amount` of work, its own and what was ahead, was
+        begun. One that took far longer than foreseen waited for something else: it counts less."""
+        foreseen = self.prefill_s(amount)
+        if self.turns > 8:
+            seconds = min(seconds, 4.0 * foreseen + 0.05)
+        self.turns += 1
+        for name in ("n", "x", "y", "xx", "xy"):
+            setattr(self, name, getattr(self, name) * _MEMORY)
+        self._add(amount, seconds, 1.0)
+        self._solve()
+
+    def observe_decode(self, tpot_s: float) -> None:
+        """A turn generated its tokens at this pace."""
+        self.tpot_s = _TPOT_MEMORY * self.tpot_s + (1 - _TPOT_MEMORY) * tpot_s
+
+    def _add(self, amount: float, seconds: float, weight: float) -> None:
+        # NOTE: weighed by what was foreseen, so that the relative error is fitted: a turn of 50
+        # tokens matters as much as one of 5,000.
+        weight /= (0.02 + seconds) ** 2
+        self.n += weight
+        self.x += weight * amount
+        self.y += weight * seconds
+        self.xx += weight * amount * amount
+        self.xy += weight * amount * seconds
+
+    def _solve(self) -> None:
+        spread = self.n * self.xx - self.x * self.x
+        if spread > 1e-9 * self.n * self.xx:
+            slope = (self.n * self.xy - self.x * self.y) / spread
+        else:
+            slope = self.slope_s
+        # A slope below nothing, or a base below nothing, is noise: the line goes through what is.
+        self.slope_s = min(max(slope, 0.0), self.y / max(self.x, 1e-9))
+        self.base_s = max(0.0, (self.y - self.slope_s * self.x) / self.n)
+
+
+class Price(NamedTuple):
+    """What a turn would cost at one replica; all but `cached_tokens` in seconds."""
+
+    wait_s: float
+    prefill_s: float
+    harm_s: float
+    cached_tokens: int
+
+    @property
+    def ttft_s(self) -> float:
+        """When its first token is foreseen."""
+        return self.wait_s + self.prefill_s
+
+    @property
+    def total_s(self) -> float:
+        """What it costs this turn and the others."""
+        return self.wait_s + self.prefill_s + self.harm_s
