@@ -4,10 +4,13 @@ The scheduler reads and books here; the pool says what the replica reports of it
 speaks to the replica, and every time is an argument.
 """
 
+from collections.abc import Sequence
+from math import inf
+
 import msgspec
 
 from sessile.router.holdings import BlockKey, Holdings
-from sessile.router.price import Price, Rates, work
+from sessile.router.price import LONG_TOKENS, Price, Rates, work
 
 _HARM_PAUSED = 0.3  # a session that pauses suffers from a prefill only if it is back by then
 
@@ -51,7 +54,9 @@ class Outlook:
         self.paused: set[str] = set()
         self.sessions = 0
         self.pending_work = 0.0
+        self.running_tokens = 0  # NOTE: what runs share counts twice
         self._prefilling_since = 0.0
+        self._slot_at: float | None = None  # when the next slot is free, until a run changes that
 
     def reset(self, incarnation: str) -> None:
         """The replica started anew: its memory is empty, its rates hold."""
@@ -91,14 +96,14 @@ class Outlook:
             ahead_s = max(ahead_s, self._slot_s(now))
         return ahead_s
 
-    def price(self, session: str, blocks: tuple[BlockKey, ...], tokens: int, now: float) -> Price:
+    def price(self, session: str, blocks: Sequence[BlockKey], tokens: int, now: float) -> Price:
         """The price of a prompt of `tokens` here."""
         cached = min(self.holdings.held(session, blocks), max(0, tokens - 1))
         prefill_s = self.rates.prefill_s(work(cached, tokens - cached))
         others = len(self.runs) + self.foreign_running + _HARM_PAUSED * len(self.paused)
         return Price(self.wait_s(now), prefill_s, prefill_s * others, cached)
 
-    def fits(self, session: str, blocks: tuple[BlockKey, ...], tokens: int, fill: float) -> bool:
+    def fits(self, session: str, blocks: Sequence[BlockKey], tokens: int, fill: float) -> bool:
         """Whether the memory holds the session beside all that are live, or it is alone there."""
         total = self.total_tokens
         if total is None or self.capacity_tokens is None:
@@ -110,11 +115,12 @@ class Outlook:
             return False
         if not self.host_tokens or not self.runs:
             return True
-        running = sum(run.tokens for run in self.runs.values())  # NOTE: what is shared counts twice
-        return running + tokens <= self.capacity_tokens
+        return self.running_tokens + tokens <= self.capacity_tokens
 
     def _slot_s(self, now: float) -> float:
         """When the next slot is free: the least that a running turn has left."""
+        if self._slot_at is not None:
+            return max(0.0, self._slot_at - now)
         left = []
         for run in self.runs.values():
             decode_s = run.output_tokens * self.rates.tpot_s
@@ -124,12 +130,13 @@ class Outlook:
                 left.append(max(0.0, decode_s - (now - run.first_at)))
         left.sort()
         place = min(max(0, self.in_flight - (self.slots or 0)), len(left) - 1)
-        return left[place] if left else 0.0
+        self._slot_at = now + (left[place] if left else 0.0)
+        return self._slot_at - now
 
     # -- what is under way
 
     def start(
-        self, turn: str, session: str, blocks: tuple[BlockKey, ...], block_tokens: int,
+        self, turn: str, session: str, blocks: Sequence[BlockKey], block_tokens: int,
         prompt_tokens: int, output_tokens: int, cached_tokens: int, now: float,
     ) -> None:  # fmt: skip
         """A turn is sent here: its prompt and expected reply are live from now on."""
@@ -138,10 +145,12 @@ class Outlook:
             self._prefilling_since = now
         tokens = prompt_tokens + output_tokens
         self.runs[turn] = Run(
-            session, amount, tokens, output_tokens, cached_tokens, self.pending_work,
-            self.holdings.age(session), now,
+            session, amount, tokens, output_tokens, cached_tokens,
+            self.pending_work + self.foreign_work, self.holdings.age(session), now,
         )  # fmt: skip
         self.pending_work += amount
+        self.running_tokens += tokens
+        self._slot_at = None
         self.paused.discard(session)
         self.holdings.use(session, blocks, block_tokens, tokens)
 
@@ -155,13 +164,17 @@ class Outlook:
     def end(self, turn: str, now: float) -> Run | None:
         """A turn is over, well or not; what was booked of it."""
         run = self.runs.pop(turn, None)
-        if run is not None and run.first_at is None:
-            self._settle(run, now)
+        self._slot_at = None
+        if run is not None:
+            self.running_tokens -= run.tokens
+            if run.first_at is None:
+                self._settle(run, now)
         return run
 
     def _settle(self, run: Run, now: float) -> None:
         self.pending_work = max(0.0, self.pending_work - run.work)
         self._prefilling_since = now
+        self._slot_at = None
         if not any(other.first_at is None for other in self.runs.values()):
             self.pending_work = 0.0
 
@@ -177,3 +190,53 @@ class Outlook:
                 self.rates.observe_first_token(amount, run.first_at - run.began_at)
         if tpot_s is not None and output_tokens > 4:
             self.rates.observe_decode(tpot_s)
+
+
+def totals(
+    outlooks: Sequence[Outlook], session: str, blocks: Sequence[BlockKey], block_tokens: int,
+    prompt_tokens: int, tokens: int, now: float, fill: float,
+) -> list[float]:  # fmt: skip
+    """`price(...).total_s` at each replica, and `inf` where it does not fit: `tokens` are those of
+    the prompt and its reply; a `fill` of infinity takes whatever comes.
+
+    NOTE: a decision looks at every replica, so this is `price` and `fits` once more, in one loop
+    that leaves out whatever cannot matter; a test holds them together.
+    """
+    found: list[float] = []
+    hint = 0
+    in_blocks = block_tokens * len(blocks)
+    for o in outlooks:
+        holdings, rates = o.holdings, o.rates
+        if holdings.knows(session):
+            fits = holdings.is_live(session) or o.fits(session, blocks, tokens, fill)
+            found.append(o.price(session, blocks, prompt_tokens, now).total_s if fits else inf)
+            continue
+        capacity = o.capacity_tokens
+        if capacity is not None:
+            live = holdings.live_tokens + o.foreign_tokens
+            if live:
+                room = fill * (capacity + o.host_tokens) - live
+                if room < tokens and (
+                    room < tokens - in_blocks or room < holdings.need(session, blocks, tokens)
+                ):
+                    found.append(inf)
+                    continue
+                if o.host_tokens and o.runs and o.running_tokens + tokens > capacity:
+                    found.append(inf)
+                    continue
+        cached, hint = holdings.leading(blocks, hint)
+        if cached >= prompt_tokens:
+            cached = prompt_tokens - 1 if prompt_tokens else 0
+        slope_s, in_flight = rates.slope_s, len(o.runs) + o.foreign_running
+        pending = o.pending_work
+        wait_s = slope_s * (pending + o.foreign_work)
+        if pending:
+            wait_s -= now - o._prefilling_since
+            if wait_s < 0.0:
+                wait_s = 0.0
+        if o.slots and in_flight >= o.slots:
+            wait_s = max(wait_s, o._slot_s(now))
+        rest = prompt_tokens - cached
+        prefill_s = rates.base_s + slope_s * rest * (1.0 + (cached + 0.5 * rest) / LONG_TOKENS)
+        found.append(wait_s + prefill_s * (1 + in_flight + _HARM_PAUSED * len(o.paused)))
+    return found
