@@ -71,7 +71,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     end within a second, 95 % within ten."""
 
     sessions: int = 300
-    rate: float = 0.5
+    rate: float = 0.4
     arrival: Arrival = "poisson"
     systems: int = 8
     system_tokens: int = 2_000
