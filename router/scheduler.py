@@ -92,6 +92,7 @@ class Scheduler:
         Raises `NoReplica`, and `Overloaded` when the queue is full.
         """
         self._returned(ask.session, now)
+        self._lend(open_to)
         decision = self.decide(ask, open_to, now, failed)
         if decision is None and self._make_room(open_to, now, 1 + len(self.queue)):
             decision = self.decide(ask, open_to, now, failed)
@@ -142,6 +143,15 @@ class Scheduler:
         best = self._best(ask, others, prices_s, best_s)
         price = best.price(ask.session, ask.blocks, ask.prompt_tokens, now)
         return _decision(ask, best, self._reason(ask, best, price, home, open_to, failed), price)
+
+    def _lend(self, open_to: Sequence[Outlook]) -> None:
+        """A replica that has served nothing yet is taken to be like the others: by the prior it
+        would look so slow that nothing is ever sent there."""
+        strangers = [outlook.rates for outlook in open_to if not outlook.rates.turns]
+        if strangers and len(strangers) < len(open_to):
+            known = max((outlook.rates for outlook in open_to), key=lambda rates: rates.turns)
+            for rates in strangers:
+                rates.borrow(known)
 
     def _fill(self) -> float:
         # Memory is kept free for those who will be back: where few are, it is for whoever comes.
