@@ -132,15 +132,17 @@ class Rendezvous:
 
 
 class Prefix:
-    """The longest cached prefix, whatever waits there; among equals the lightest."""
+    """Where the longest prefix is cached, if that is at least half of the prompt; else, and among
+    equals, the lightest. This is what SGLang's router does while loads are even."""
 
     name = "prefix"
     binds = False
 
     def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
         most = max(c.cached_tokens for c in candidates)
-        holders = [c for c in candidates if c.cached_tokens == most]
-        return Choice(least_loaded(ask, holders), self.name)
+        if most and 2 * most >= ask.prompt_tokens:
+            candidates = [c for c in candidates if c.cached_tokens == most]
+        return Choice(least_loaded(ask, candidates), self.name)
 
 
 class Sticky:
