@@ -13,7 +13,7 @@ from sessile.errors import NoReplica
 from sessile.lab.sim_engine import Hardware, Request, SimEngine
 from sessile.router.decide import Decision, decide
 from sessile.router.holdings import Holdings
-from sessile.router.outlook import Outlook
+from sessile.router.outlook import HARM_COMING, Outlook
 from sessile.router.policy import POLICIES, Ask, Candidate, Prefix, Session, make_policy
 from sessile.router.scheduler import Admitted, Limits, Scheduler
 
@@ -222,7 +222,9 @@ class OracleRouter:
         for name in self._pool.up():
             engine = self._pool.engines[name]
             prefill_s = engine.prefill_s(ask.blocks, ask.prompt_tokens)
-            cost_s = engine.wait_s(now) + prefill_s * (1 + engine.running + engine.waiting)
+            cost_s = engine.wait_s(now) + prefill_s * (
+                1 + HARM_COMING + engine.running + engine.waiting
+            )
             if best is None or cost_s < best_s:
                 best, best_s = name, cost_s
         if best is None:
