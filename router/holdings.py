@@ -36,6 +36,45 @@ class _Chain:
         self.live = False
 
 
+class Index:
+    """Which replicas hold a block, a bit for each, so that one look-up tells it of all.
+
+    Made by the scheduler; the holdings that have joined keep it true.
+    """
+
+    def __init__(self) -> None:
+        self.masks: dict[BlockKey, int] = {}
+        self._taken = 0
+
+    def join(self, holdings: "Holdings") -> None:
+        """Look at these holdings too, from now on."""
+        bit = ~self._taken & (self._taken + 1)
+        self._taken |= bit
+        holdings.enter(self, bit)
+
+    def leave(self, bit: int) -> None:
+        """The holdings of this bit are not looked at any more; they have cleared it."""
+        self._taken &= ~bit
+
+    def leading(self, blocks: Sequence[BlockKey], mask: int) -> list[tuple[int, int]]:
+        """Of those in `mask`, which hold how many leading blocks; who holds none is left out."""
+        get = self.masks.get
+        found = []
+        depth = 0
+        for key in blocks:
+            have = get(key, 0) & mask
+            if have != mask:
+                if depth:
+                    found.append((mask & ~have, depth))
+                mask = have
+                if not mask:
+                    return found
+            depth += 1
+        if depth and mask:
+            found.append((mask, depth))
+        return found
+
+
 class Holdings:
     """The blocks of one incarnation of one replica. Bounded by its capacity and its live sessions.
 
@@ -52,32 +91,50 @@ class Holdings:
         self._chains: OrderedDict[str, _Chain] = OrderedDict()
         self._stored = 0
         self._reach_tokens: float | None = None
+        self.index: Index | None = None
+        self.bit = 0
+
+    def enter(self, index: Index, bit: int) -> None:
+        """Keep the index true from now on; only it calls this."""
+        self.index, self.bit = index, bit
+        masks = index.masks
+        for key in self._order:
+            if not isinstance(key, str):
+                masks[key] = masks.get(key, 0) | bit
+
+    def leave(self) -> None:
+        """The index is not to look here any more."""
+        if self.index is None:
+            return
+        for key in self._order:
+            self._unindex(key)
+        self.index.leave(self.bit)
+        self.index, self.bit = None, 0
+
+    def _unindex(self, key: BlockKey) -> None:
+        if self.index is not None and not isinstance(key, str):
+            left = self.index.masks[key] & ~self.bit
+            if left:
+                self.index.masks[key] = left
+            else:
+                del self.index.masks[key]
 
     def __len__(self) -> int:
         return len(self._blocks)
 
     def match(self, blocks: Sequence[BlockKey]) -> int:
-        """Tokens of the leading blocks that are present."""
-        return self.leading(blocks)[0]
-
-    def leading(self, blocks: Sequence[BlockKey], hint: int = 0) -> tuple[int, int]:
-        """Tokens of the leading blocks that are present, and how many they are; `hint` is a guess
-        at that. NOTE: whoever touches a block touches those before it too, so they are never the
-        first to leave: the last one present is found by halving."""
+        """Tokens of the leading blocks that are present. NOTE: whoever touches a block touches
+        those before it too, so they are never the first to leave: the last is found by halving."""
         get = self._blocks.get
-        low, high = 0, len(blocks)
-        size = 0
-        middle = min(hint, high) or min(1, high)
+        low, high, size = 0, len(blocks), 0
         while low < high:
+            middle = (low + high + 1) // 2
             block = get(blocks[middle - 1])
             if block is not None and block.present:
                 low, size = middle, block.tokens
-                # A prompt like the last one ends where that did.
-                middle = low + 1 if low == hint else (low + high + 1) // 2
             else:
                 high = middle - 1
-                middle = (low + high + 1) // 2
-        return low * size, low
+        return low * size
 
     def held(self, session: str, blocks: Sequence[BlockKey]) -> int:
         """Tokens believed present of a prompt with these leading blocks; the session's own tail
@@ -91,10 +148,6 @@ class Holdings:
                     return chain.tokens
         return self.match(blocks)
 
-    def knows(self, session: str) -> bool:
-        """Whether the session has stood here, and not all of that has left."""
-        return session in self._chains
-
     def is_live(self, session: str) -> bool:
         """Whether the session's blocks are counted as live."""
         chain = self._chains.get(session)
@@ -103,9 +156,8 @@ class Holdings:
     def need(self, session: str, blocks: Sequence[BlockKey], tokens: int) -> int:
         """How much `live_tokens` grows if the session runs here with `tokens` in all."""
         get = self._blocks.get
-        low, high = 0, len(blocks)
-        size = 0
-        while low < high:  # NOTE: as in `leading`: the blocks before a live one are live
+        low, high, size = 0, len(blocks), 0
+        while low < high:  # NOTE: as in `match`: the blocks before a live one are live
             middle = (low + high + 1) // 2
             block = get(blocks[middle - 1])
             if block is not None and block.live:
@@ -158,6 +210,10 @@ class Holdings:
         self.tokens += tokens
         self._stored += tokens
         self._order[key] = block
+        if self.index is not None and not isinstance(key, str):
+            masks = self.index.masks
+            known = masks.get(key)
+            masks[key] = self.bit if known is None else known | self.bit
 
     def resume(self, session: str, tokens: int) -> None:
         """The session stands where it last stood, with so many tokens now."""
@@ -242,6 +298,7 @@ class Holdings:
     def _drop(self, key: BlockKey, block: _Block) -> None:
         if block.present:
             del self._order[key]
+            self._unindex(key)
             block.present = False
             self.tokens -= block.tokens
         if not block.live:

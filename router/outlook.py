@@ -9,7 +9,7 @@ from math import inf
 
 import msgspec
 
-from sessile.router.holdings import BlockKey, Holdings
+from sessile.router.holdings import BlockKey, Holdings, Index
 from sessile.router.price import LONG_TOKENS, Price, Rates, work
 
 _HARM_PAUSED = 0.3  # a session that pauses suffers from a prefill only if it is back by then
@@ -64,6 +64,7 @@ class Outlook:
     def reset(self, incarnation: str) -> None:
         """The replica started anew: its memory is empty, its rates hold."""
         self.incarnation = incarnation
+        self.holdings.leave()
         self.holdings = Holdings(self.total_tokens)
         self.paused.clear()
 
@@ -197,40 +198,47 @@ class Outlook:
 
 
 def totals(
-    outlooks: Sequence[Outlook], session: str, blocks: Sequence[BlockKey], block_tokens: int,
+    index: Index, outlooks: Sequence[Outlook], blocks: Sequence[BlockKey], block_tokens: int,
     prompt_tokens: int, tokens: int, now: float, fill: float,
 ) -> list[float]:  # fmt: skip
-    """`price(...).total_s` at each replica, and `inf` where it does not fit: `tokens` are those of
-    the prompt and its reply; a `fill` of infinity takes whatever comes.
+    """`price(...).total_s` of a session that none of these replicas knows, and `inf` where it does
+    not fit: `tokens` are those of the prompt and its reply; a `fill` of infinity takes all.
 
     NOTE: a decision looks at every replica, so this is `price` and `fits` once more, in one loop
     that leaves out whatever cannot matter; a test holds them together.
     """
     found: list[float] = []
-    hint = 0
     in_blocks = block_tokens * len(blocks)
+    mask = 0
+    for o in outlooks:
+        if o.holdings.index is not index:
+            o.holdings.leave()
+            index.join(o.holdings)
+        mask |= o.holdings.bit
+    held = [
+        (bits, min(depth * block_tokens, prompt_tokens - 1))
+        for bits, depth in index.leading(blocks, mask)
+    ]
     for o in outlooks:
         holdings, rates = o.holdings, o.rates
-        if holdings.knows(session):
-            fits = holdings.is_live(session) or o.fits(session, blocks, tokens, fill)
-            found.append(o.price(session, blocks, prompt_tokens, now).total_s if fits else inf)
-            continue
         capacity = o.capacity_tokens
         if capacity is not None:
             live = holdings.live_tokens + o.foreign_tokens
             if live:
                 room = fill * (capacity + o.host_tokens) - live
                 if room < tokens and (
-                    room < tokens - in_blocks or room < holdings.need(session, blocks, tokens)
+                    room < tokens - in_blocks or room < holdings.need("", blocks, tokens)
                 ):
                     found.append(inf)
                     continue
                 if o.host_tokens and o.runs and o.running_tokens + tokens > capacity:
                     found.append(inf)
                     continue
-        cached, hint = holdings.leading(blocks, hint)
-        if cached >= prompt_tokens:
-            cached = prompt_tokens - 1 if prompt_tokens else 0
+        cached, bit = 0, holdings.bit
+        for bits, amount in held:
+            if bits & bit:
+                cached = amount
+                break
         slope_s, in_flight = rates.slope_s, len(o.runs) + o.foreign_running
         pending = o.pending_work
         wait_s = slope_s * (pending + o.foreign_work)

@@ -18,6 +18,7 @@ import msgspec
 from sessile.errors import NoReplica
 from sessile.router.admission import Queue
 from sessile.router.decide import Decision
+from sessile.router.holdings import Index
 from sessile.router.outlook import Outlook, totals
 from sessile.router.peers import News
 from sessile.router.policy import Ask, rendezvous
@@ -76,6 +77,7 @@ class Scheduler:
         self.news: deque[News] = deque(maxlen=_MOST_NEWS)
         self.queue = Queue(limits.most_queued, weights)
         self.returns = Returns()
+        self._index = Index()
         self._outlooks: dict[str, Outlook] = {}
         self._asks: dict[str, tuple[Ask, Outlook]] = {}
         self._pauses: dict[str, Pause] = {}
@@ -133,8 +135,15 @@ class Scheduler:
                 return _decision(ask, home, "bound", home_price)
         others = [outlook for outlook in open_to if outlook is not home] if home else open_to
         prices_s = totals(
-            others, ask.session, ask.blocks, ask.block_tokens, ask.prompt_tokens, tokens, now, fill
+            self._index, others, ask.blocks, ask.block_tokens, ask.prompt_tokens, tokens, now, fill
         )
+        stood = self._homes.get(ask.session)
+        if stood is not None and stood is not home and stood in others:
+            # Nobody tells of a binding, but its memory is held here.
+            at = others.index(stood)
+            if failed or self._fits(ask, stood, tokens):
+                price = stood.price(ask.session, ask.blocks, ask.prompt_tokens, now)
+                prices_s[at] = price.total_s
         best_s = min(prices_s, default=inf)
         if home is not None and home_price is not None and home_price.total_s <= best_s + margin_s:
             return _decision(ask, home, "bound", home_price)
@@ -351,6 +360,14 @@ class Scheduler:
         self._tell_idle(session)
         for outlook in self._outlooks.values():
             outlook.holdings.forget(session)
+
+    def forget(self, replica: str) -> None:
+        """The replica has left the pool for good."""
+        outlook = self._outlooks.pop(replica, None)
+        if outlook is not None:
+            outlook.holdings.leave()
+            for session in [name for name, home in self._homes.items() if home is outlook]:
+                del self._homes[session]
 
     def expire(self, now: float) -> None:
         """Let go of the memory of pauses that have lasted too long."""

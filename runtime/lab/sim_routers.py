@@ -34,6 +34,18 @@ class SimPool:
         self.down: set[str] = set()
         self.starts = {name: 1 for name in self.engines}
         self.bound: Counter[str] = Counter()
+        self.changes = 0
+
+    def leave(self, name: str) -> None:
+        """It takes turns no longer."""
+        self.down.add(name)
+        self.changes += 1
+
+    def join(self, name: str) -> None:
+        """It has started anew."""
+        self.down.discard(name)
+        self.starts[name] += 1
+        self.changes += 1
 
     def up(self) -> list[str]:
         """Those that take turns."""
@@ -85,6 +97,8 @@ class PricedRouter:
         for outlook in self._outlooks.values():
             outlook.resize(pool.hardware.kv_tokens, pool.hardware.host_tokens)
             outlook.slots = pool.hardware.slots
+        self._open: list[Outlook] = []
+        self._seen = -1
 
     def submit(self, ask: Ask, now: float, failed: Collection[str]) -> Decision | None:
         open_to = self._open_to()
@@ -129,15 +143,15 @@ class PricedRouter:
         self._scheduler.news.clear()
 
     def _open_to(self) -> list[Outlook]:
-        starts = self._pool.starts
-        found = []
-        for name, outlook in self._outlooks.items():
-            if name in self._pool.down:
-                continue
-            if outlook.incarnation != str(starts[name]):
-                outlook.reset(str(starts[name]))
-            found.append(outlook)
-        return found
+        pool = self._pool
+        if self._seen != pool.changes:
+            self._seen = pool.changes
+            self._open = [o for name, o in self._outlooks.items() if name not in pool.down]
+            for outlook in self._open:
+                incarnation = str(pool.starts[outlook.id])
+                if outlook.incarnation != incarnation:
+                    outlook.reset(incarnation)
+        return self._open
 
 
 class PolicyRouter:

@@ -261,7 +261,7 @@ class World:
     def _kill_replica(self, number: int) -> None:
         """Its turns fail over at once; one that streams goes on elsewhere from what it has sent."""
         name = f"r{number}"
-        self._pool.down.add(name)
+        self._pool.leave(name)
         self._due[number] = None
         for request in self.engines[number].fail(self.now):
             turn = self._open[request.id]
@@ -277,9 +277,7 @@ class World:
             self._submit(turn, ask, (name,))
 
     def _restart_replica(self, number: int) -> None:
-        name = f"r{number}"
-        self._pool.down.discard(name)
-        self._pool.starts[name] += 1
+        self._pool.join(f"r{number}")
         for process in self._processes:
             if process.alive:
                 self._admit(process)
