@@ -222,7 +222,7 @@ def totals(
     for o in outlooks:
         holdings, rates = o.holdings, o.rates
         capacity = o.capacity_tokens
-        if capacity is not None:
+        if capacity is not None and fill < inf:
             live = holdings.live_tokens + o.foreign_tokens
             if live:
                 room = fill * (capacity + o.host_tokens) - live

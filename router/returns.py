@@ -46,12 +46,12 @@ class Returns:
         return back / exposed_s
 
     def worth_s(self, kind: str) -> float:
-        """How long a pause of that kind is worth waiting for, if nobody needs the memory."""
+        """How long a pause of that kind is worth waiting for, if nobody needs the memory: up to the
+        end of the last stretch in which enough of them return."""
         worth = 0.0
         for index, start in enumerate(_EDGES_S):
-            if self.rate(kind, start) < _WORTH_RATE:
-                break
-            worth = _EDGES_S[index + 1] if index + 1 < len(_EDGES_S) else start
+            if self.rate(kind, start) >= _WORTH_RATE:
+                worth = _EDGES_S[index + 1] if index + 1 < len(_EDGES_S) else start
         return worth
 
     def _stretches(self, kind: str) -> list[tuple[float, float]]:
