@@ -10,12 +10,9 @@ from math import inf
 import msgspec
 
 from sessile.router.holdings import BlockKey, Holdings, Index
-from sessile.router.price import LONG_TOKENS, Price, Rates, work
+from sessile.router.price import LONG_TOKENS, Price, Rates, Traffic, work
 
 _HARM_PAUSED = 0.3  # a session that pauses suffers from a prefill only if it is back by then
-HARM_COMING = 6.0
-"""So many turns that nobody knows of yet suffer from a prefill too. NOTE: measured, by simulation:
-without them 1 to 3 points of hit rate are lost and no time is won, with 20 times do get longer."""
 
 
 class Run(msgspec.Struct):
@@ -52,6 +49,7 @@ class Outlook:
         self.foreign_work = 0.0
         self.foreign_tokens = 0
         self.rates = Rates.prior()
+        self.traffic = Traffic()
         self.holdings = Holdings(None)
         self.runs: dict[str, Run] = {}
         self.paused: set[str] = set()
@@ -104,9 +102,10 @@ class Outlook:
         """The price of a prompt of `tokens` here."""
         cached = min(self.holdings.held(session, blocks), max(0, tokens - 1))
         prefill_s = self.rates.prefill_s(work(cached, tokens - cached))
+        wait_s = self.wait_s(now)
         others = len(self.runs) + self.foreign_running + _HARM_PAUSED * len(self.paused)
-        others += HARM_COMING
-        return Price(self.wait_s(now), prefill_s, prefill_s * others, cached)
+        others += self.traffic.coming(now, self.rates.slope_s, wait_s + prefill_s)
+        return Price(wait_s, prefill_s, prefill_s * others, cached)
 
     def fits(self, session: str, blocks: Sequence[BlockKey], tokens: int, fill: float) -> bool:
         """Whether the memory holds the session beside all that are live, or it is alone there."""
@@ -153,6 +152,7 @@ class Outlook:
             session, amount, tokens, output_tokens, cached_tokens,
             self.pending_work + self.foreign_work, self.holdings.age(session), now,
         )  # fmt: skip
+        self.traffic.add(now, amount)
         self.pending_work += amount
         self.running_tokens += tokens
         self._slot_at = None
@@ -250,7 +250,7 @@ def totals(
             wait_s = max(wait_s, o._slot_s(now))
         rest = prompt_tokens - cached
         prefill_s = rates.base_s + slope_s * rest * (1.0 + (cached + 0.5 * rest) / LONG_TOKENS)
-        found.append(
-            wait_s + prefill_s * (1 + HARM_COMING + in_flight + _HARM_PAUSED * len(o.paused))
-        )
+        others = in_flight + _HARM_PAUSED * len(o.paused)
+        others += o.traffic.coming(now, slope_s, wait_s + prefill_s)
+        found.append(wait_s + prefill_s * (1.0 + others))
     return found

@@ -22,7 +22,7 @@ from sessile.router.outlook import Outlook, totals
 from sessile.router.pauses import Pauses
 from sessile.router.peers import News
 from sessile.router.policy import Ask, rendezvous
-from sessile.router.price import Price
+from sessile.router.price import Price, work
 
 _BYPASS = 8  # how many behind the first in the queue may go before it, if it does not fit
 _AS_GOOD = 1.02  # prices that differ by less are as good
@@ -411,6 +411,8 @@ class Scheduler:
         self._settle(session, outlook)
         outlook.paused.discard(session)
         if told.state == "runs":
+            cached = min(holdings.held(session, told.blocks), told.tokens)
+            outlook.traffic.add(now, work(cached, told.tokens - cached))
             holdings.use(session, told.blocks, told.block_tokens, told.tokens)
             self._pauses.away(session, outlook.id, now)
             return

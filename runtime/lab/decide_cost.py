@@ -24,8 +24,8 @@ _RUNNING = 20  # turns under way at each replica
 
 
 class DecideCost(msgspec.Struct):
-    """The figures: microseconds of processor time for one decision of each kind, and for a turn from
-    its submission to its end."""
+    """The figures: microseconds of processor time for one decision of each kind, and for a turn
+    from its submission to its end; `bound` to a replica, `away` from one that has left."""
 
     replicas: int
     sessions: int

@@ -13,8 +13,9 @@ from sessile.errors import NoReplica
 from sessile.lab.sim_engine import Hardware, Request, SimEngine
 from sessile.router.decide import Decision, decide
 from sessile.router.holdings import Holdings
-from sessile.router.outlook import HARM_COMING, Outlook
+from sessile.router.outlook import Outlook
 from sessile.router.policy import POLICIES, Ask, Candidate, Prefix, Session, make_policy
+from sessile.router.price import Traffic
 from sessile.router.scheduler import Admitted, Limits, Scheduler
 
 ORACLE = "oracle"
@@ -225,24 +226,28 @@ class PolicyRouter:
 
 
 class OracleRouter:
-    """Knows every cache and every queue, and sends each turn where it and those that are there
-    lose least: the best that can be done turn by turn, without foresight and without waiting."""
+    """Knows every cache and every queue, and sends each turn where it and the others lose least,
+    those that are still to come among them: the best that can be done turn by turn, without
+    foresight and without holding anything back."""
 
     def __init__(self, pool: SimPool) -> None:
         self._pool = pool
+        self._traffic = {name: Traffic() for name in pool.engines}
 
     def submit(self, ask: Ask, now: float, failed: Collection[str]) -> Decision | None:
-        best, best_s = None, 0.0
+        slope_s = 1.0 / self._pool.hardware.prefill_rate
+        best, best_s, best_work = None, 0.0, 0.0
         for name in self._pool.up():
             engine = self._pool.engines[name]
             prefill_s = engine.prefill_s(ask.blocks, ask.prompt_tokens)
-            cost_s = engine.wait_s(now) + prefill_s * (
-                1 + HARM_COMING + engine.running + engine.waiting
-            )
+            wait_s = engine.wait_s(now)
+            coming = self._traffic[name].coming(now, slope_s, wait_s + prefill_s)
+            cost_s = wait_s + prefill_s * (1 + engine.running + engine.waiting + coming)
             if best is None or cost_s < best_s:
-                best, best_s = name, cost_s
+                best, best_s, best_work = name, cost_s, prefill_s / slope_s
         if best is None:
             raise NoReplica("every replica is down", retry_after_s=2.0)
+        self._traffic[best].add(now, best_work)
         return Decision(
             replica=best, incarnation=str(self._pool.starts[best]), reason=ORACLE, binding="keep",
             predicted_cached_tokens=None,

@@ -17,7 +17,8 @@ def pool(count=3, capacity=10_000):
     for number in range(count):
         replica = Outlook(f"r{number}", "1")
         replica.resize(capacity)
-        replica.rates.base_s, replica.rates.slope_s, replica.rates.turns = 0.01, 1e-4, 10
+        for amount in (100.0, 1_000.0, 5_000.0) * 40:
+            replica.rates.observe_first_token(amount, 0.01 + 1e-4 * amount)
         found.append(replica)
     return found
 
@@ -30,14 +31,15 @@ def keys(name, count):
 _numbers = iter(range(10**9))
 
 
-def ask(session="s", name=None, blocks=10, bound=None, output=100, **more):
-    """A turn of a prompt of so many blocks of 100 tokens."""
+def ask(session="s", name=None, blocks=10, own=0, bound=None, output=100, **more):
+    """A turn of a prompt of so many blocks of 100 tokens, and then some that are its own."""
     if isinstance(bound, str):
         bound = Binding(bound, "1", 1)
     more.setdefault("turn", f"{session}-{next(_numbers)}")
     return Ask(
-        session=session, bound=bound, model="m", blocks=keys(name or session, blocks),
-        block_tokens=100, prompt_tokens=100 * blocks + 20, output_tokens=output, **more,
+        session=session, bound=bound, model="m",
+        blocks=keys(name or session, blocks) + keys(f"own {session}", own), block_tokens=100,
+        prompt_tokens=100 * (blocks + own) + 20, output_tokens=output, **more,
     )  # fmt: skip
 
 
@@ -127,8 +129,8 @@ def test_what_was_bound_is_not_there(bound, reason):
 def test_a_session_that_its_home_cannot_hold_moves():
     """Case 3: its memory has gone to others meanwhile."""
     scheduler, replicas = Scheduler(Limits()), pool(2, capacity=2_000)
-    serve(scheduler, replicas, ask("s", near="r0"), pause=None)
-    scheduler.submit(ask("other", near="r0"), replicas, 1.0)
+    serve(scheduler, replicas, ask("s", bound="r0"), pause=None)
+    scheduler.submit(ask("other", bound="r0"), replicas, 1.0)
     decision = scheduler.decide(ask("s", bound="r0"), replicas, 2.0)
     assert (decision.replica, decision.reason) == ("r1", "memory")
 
@@ -170,10 +172,10 @@ def test_a_fan_out_of_16_spreads():
     home = serve(scheduler, replicas, ask("parent", blocks=20))
     taken = []
     for number in range(16):
-        child = ask(f"child{number}", "parent", blocks=20, near=home)
+        child = ask(f"child{number}", "parent", blocks=20, own=20, near=home)
         taken.append(scheduler.submit(child, replicas, 2.0).replica)
     assert len(set(taken)) == 4
-    assert taken.count(home) <= 8
+    assert max(map(taken.count, taken)) <= 6
 
 
 def test_parallel_calls_of_one_session_stay_together_and_it_is_live_until_the_last():
