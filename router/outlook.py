@@ -4,6 +4,8 @@ The scheduler reads and books here; the pool says what the replica reports of it
 speaks to the replica, and every time is an argument.
 """
 
+from typing import Any
+
 import msgspec
 
 from sessile.router.holdings import BlockKey, Holdings
@@ -80,6 +82,23 @@ class Outlook:
         over = self.in_flight - self.slots if self.slots else 0
         return max(over, self.reported_queue, 0)
 
+    def describe(self) -> dict[str, Any]:
+        """What is believed of the replica, for people: rates in seconds, memory in tokens."""
+        rates = self.rates
+        return {
+            "prefill_tokens_per_s": 1.0 / rates.slope_s if rates.slope_s else None,
+            "base_s": rates.base_s,
+            "tpot_s": rates.tpot_s,
+            "turns_learned": rates.turns,
+            "capacity_tokens": self.capacity_tokens,
+            "host_tokens": self.host_tokens,
+            "held_tokens": self.holdings.tokens,
+            "live_tokens": self.holdings.live_tokens,
+            "running": len(self.runs),
+            "paused": len(self.paused),
+            "pending_work_tokens": round(self.pending_work),
+        }
+
     # -- what a turn would cost
 
     def wait_s(self, now: float) -> float:
@@ -94,9 +113,12 @@ class Outlook:
     def price(self, session: str, blocks: tuple[BlockKey, ...], tokens: int, now: float) -> Price:
         """The price of a prompt of `tokens` here."""
         cached = min(self.holdings.held(session, blocks), max(0, tokens - 1))
-        prefill_s = self.rates.prefill_s(work(cached, tokens - cached))
+        amount = work(cached, tokens - cached)
         others = len(self.runs) + self.foreign_running + _HARM_PAUSED * len(self.paused)
-        return Price(self.wait_s(now), prefill_s, prefill_s * others, cached)
+        rates = self.rates
+        return Price(
+            self.wait_s(now), rates.prefill_s(amount), rates.slope_s * amount * others, cached
+        )
 
     def fits(self, session: str, blocks: tuple[BlockKey, ...], tokens: int, fill: float) -> bool:
         """Whether the memory holds the session beside all that are live, or it is alone there."""

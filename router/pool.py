@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from sessile.errors import InvalidRequest, ModelNotFound, NoReplica, ReplicaNotFound
+from sessile.router.outlook import Outlook
 from sessile.router.policy import Candidate
 from sessile.router.replica import Engine, Identity, Load, ReplicaSpec, State
 from sessile.router.upstream import Upstream
@@ -34,6 +35,7 @@ class Replica:
         self.identity: Identity | None = None
         self.incarnation: str | None = spec.incarnation
         self.load: Load | None = None
+        self.outlook = Outlook(spec.id, spec.incarnation or "")
         self.in_flight = 0
         self.turns = 0
         self.failures = 0
@@ -102,6 +104,7 @@ class Pool:
         self._make = make
         self._sessions_at = sessions_at
         self._replicas: dict[str, Replica] = {}
+        self._ready: dict[str, list[Outlook]] = {}
         self.on_change: Callable[[], None] = lambda: None
 
     def __iter__(self) -> Iterator[Replica]:
@@ -123,6 +126,7 @@ class Pool:
         """Let a replica go; its open answers break. Raises `ReplicaNotFound`."""
         replica = self.get(replica_id)
         del self._replicas[replica_id]
+        self._ready.clear()
         self.on_change()
         await replica.upstream.aclose()
         return replica
@@ -170,7 +174,27 @@ class Pool:
             if r.state == "ready" and model in r.models
         ]
 
+    def outlooks(self, model: str) -> list[Outlook]:
+        """The same replicas as the scheduler sees them; not to be changed."""
+        found = self._ready.get(model)
+        if found is None:
+            found = self._ready[model] = [
+                r.outlook for r in self._replicas.values()
+                if r.state == "ready" and model in r.models
+            ]  # fmt: skip
+        return found
+
     # -- what the pool is told
+
+    def reported(self, replica: Replica, load: Load) -> None:
+        """A probe has read the replica's load."""
+        replica.load = load
+        outlook = replica.outlook
+        outlook.slots = load.slots
+        outlook.reported_queue = load.waiting or 0
+        if load.capacity_tokens and load.capacity_tokens != outlook.capacity_tokens:
+            ratio = replica.identity.host_ratio if replica.identity is not None else 0.0
+            outlook.resize(load.capacity_tokens, int(ratio * load.capacity_tokens))
 
     def seen(self, replica: Replica, identity: Identity) -> None:
         """A probe found the replica up. A new incarnation means that its KV cache is empty."""
@@ -180,6 +204,9 @@ class Pool:
             # NOTE: restarts that only this router has seen must not count: routers that disagree
             # on an incarnation would re-bind each other's sessions for ever.
             replica.incarnation = identity.incarnation or "unknown"
+        if replica.incarnation != replica.outlook.incarnation:
+            replica.outlook.reset(replica.incarnation or "")
+        self._ready.clear()
         if was is not None and before is not None and was != replica.incarnation:
             log.warning("replica restarted replica=%s incarnation=%s", replica.id,
                         replica.incarnation)  # fmt: skip
@@ -195,6 +222,7 @@ class Pool:
         if replica is None:
             return
         replica.why = why
+        self._ready.clear()
         if replica.state in ("ready", "draining"):
             replica.state = "down"
             replica.load = None
@@ -208,10 +236,13 @@ class Pool:
             replica.spec = msgspec.structs.replace(replica.spec, incarnation=incarnation)
             replica.incarnation = incarnation
             replica.state, replica.why = "starting", None
+            replica.outlook.reset(incarnation)
+            self._ready.clear()
 
     def drain(self, replica_id: str) -> Replica:
         """Let the replica finish what runs and send it nothing more. Raises `ReplicaNotFound`."""
         replica = self.get(replica_id)
+        self._ready.clear()
         if replica.state == "ready":
             replica.state, replica.why = "draining", "asked to drain"
             log.info("replica drains replica=%s in_flight=%d", replica_id, replica.in_flight)
@@ -222,6 +253,7 @@ class Pool:
     def resume(self, replica_id: str) -> Replica:
         """Take a draining replica back into service. Raises `ReplicaNotFound`."""
         replica = self.get(replica_id)
+        self._ready.clear()
         if replica.state == "draining":
             replica.state, replica.why = "ready", None
             log.info("replica resumed replica=%s", replica_id)

@@ -38,6 +38,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: str | None = None
     context_tokens: int | None = None
     version: str | None = None
+    host_ratio: float = 0.0
+    """The host cache, as a multiple of the KV memory; 0 where there is none."""
 
 
 class Call(msgspec.Struct, frozen=True):

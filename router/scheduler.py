@@ -18,11 +18,12 @@ from sessile.router.admission import Queue
 from sessile.router.decide import Decision
 from sessile.router.outlook import Outlook
 from sessile.router.policy import Ask, rendezvous
-from sessile.router.price import Price
+from sessile.router.price import Price, work
 from sessile.router.returns import Returns
 
 _BYPASS = 8  # how many behind the first in the queue may go before it, if it does not fit
 _GIVEN_UP_S = 600.0  # a session that was away for so long is not expected at all
+_LEAST_MARGIN_S = 0.05  # nobody notices less
 _STARVED_S = 5.0  # but none once it has waited so long
 
 
@@ -72,14 +73,17 @@ class Scheduler:
     def submit(
         self, ask: Ask, open_to: Sequence[Outlook], now: float, failed: Collection[str] = ()
     ) -> Decision | None:
-        """Decide for a turn and book it, or None: it waits in the queue, and comes out of `admit`.
+        """Decide for a turn and book it, or None: it waits in the queue, and comes out of `admit`,
+        which is to be called next. Only sessions whose memory is held pass those who wait.
 
         Raises `NoReplica`, and `Overloaded` when the queue is full.
         """
         self._returned(ask.session, now)
-        decision = self.decide(ask, open_to, now, failed)
-        if decision is None and self._make_room(open_to, now, 1 + len(self.queue)):
+        decision = None
+        if failed or not self.queue or ask.session in self._homes:
             decision = self.decide(ask, open_to, now, failed)
+            if decision is None and self._make_room(open_to, now, 1 + len(self.queue)):
+                decision = self.decide(ask, open_to, now, failed)
         if decision is None:
             self.queue.push(ask, now, self._relief_s(open_to, now))
         else:
@@ -87,15 +91,19 @@ class Scheduler:
         return decision
 
     def decide(
-        self, ask: Ask, open_to: Sequence[Outlook], now: float, failed: Collection[str] = ()
-    ) -> Decision | None:
+        self, ask: Ask, open_to: Sequence[Outlook], now: float, failed: Collection[str] = (),
+        *, force: bool = False,
+    ) -> Decision | None:  # fmt: skip
         """The cases, in order:
 
         1. nobody is left: `NoReplica`
         2. bound, the replica is there, and nobody can be so much cheaper: stay
         3. the cheapest of those whose memory fits it; the bound one unless that saves the margin
-        4. its memory fits nowhere: None, or with `failed` the cheapest all the same
+        4. its memory fits nowhere: None, or with `force` or `failed` the cheapest all the same
+
+        Books nothing.
         """
+        force = force or bool(failed)
         if failed:
             open_to = [outlook for outlook in open_to if outlook.id not in failed]
         if not open_to:
@@ -109,14 +117,14 @@ class Scheduler:
         tokens = ask.prompt_tokens + ask.output_tokens
         margin_s = 0.0
         home_price = None
-        if home is not None and self._fits(ask, home, tokens):
+        if home is not None and (force or self._fits(ask, home, tokens)):
             home_price = home.price(ask.session, ask.blocks, ask.prompt_tokens, now)
             margin_s = self._margin_s(ask, home)
             if home_price.wait_s + home_price.harm_s <= margin_s:
                 return _decision(ask, home, "bound", home_price)
         best = best_price = None
         for outlook in open_to:
-            if outlook is home or not (failed or self._fits(ask, outlook, tokens)):
+            if outlook is home or not (force or self._fits(ask, outlook, tokens)):
                 continue
             price = outlook.price(ask.session, ask.blocks, ask.prompt_tokens, now)
             if best_price is None or self._before(ask, outlook, price, best, best_price):
@@ -149,7 +157,8 @@ class Scheduler:
         return None
 
     def _margin_s(self, ask: Ask, home: Outlook) -> float:
-        return self._limits.margin * home.rates.prefill_s(float(ask.prompt_tokens))
+        anew_s = home.rates.slope_s * work(0, ask.prompt_tokens)
+        return max(_LEAST_MARGIN_S, self._limits.margin * anew_s)
 
     def _before(
         self, ask: Ask, one: Outlook, price: Price, other: Outlook | None, than: Price

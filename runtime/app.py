@@ -111,6 +111,7 @@ class App:
             stack.push_async_callback(self.store.aclose)
             stack.push_async_callback(self._close_upstreams)
             stack.push_async_callback(self.probes.aclose)
+            self.flow.open()
             stack.push_async_callback(self.flow.aclose)
             self.pool.on_change = self.probes.sync
             self.probes.sync()

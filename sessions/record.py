@@ -16,6 +16,11 @@ class SessionKey(msgspec.Struct, frozen=True):
     model: str
     session: str
 
+    @property
+    def text(self) -> str:
+        """The key as one string."""
+        return f"{self.tenant}\x1f{self.model}\x1f{self.session}"
+
 
 class Binding(msgspec.Struct, frozen=True):
     """Which replica a session belongs to, fenced.
@@ -75,6 +80,7 @@ class Receipt(msgspec.Struct, kw_only=True, omit_defaults=False):
     tpot_s: float | None = None
     duration_s: float | None = None
     predicted_cached_tokens: int | None = None
+    predicted_ttft_s: float | None = None
     cached_tokens: int | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None

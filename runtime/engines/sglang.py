@@ -32,6 +32,7 @@ class SGLang(OpenAIShaped):
             context_tokens=models.context_tokens or count(info.get("context_length")),
             version=_text(info.get("version")),
             incarnation=_incarnation(info),
+            host_ratio=_host_ratio(info),
         )
 
     def health_call(self) -> Call:
@@ -90,6 +91,14 @@ def _incarnation(info: Mapping[str, Any]) -> str | None:
     if facts == [None, None]:
         return None
     return blake2b(msgspec.json.encode(facts, order="sorted"), digest_size=8).hexdigest()
+
+
+def _host_ratio(info: Mapping[str, Any]) -> float:
+    """HiCache, unless it was sized in gigabytes: then its size in tokens is not told."""
+    ratio = info.get("hicache_ratio")
+    if info.get("enable_hierarchical_cache") is not True or info.get("hicache_size"):
+        return 0.0
+    return float(ratio) if isinstance(ratio, int | float) else 0.0
 
 
 def _text(value: object) -> str | None:

@@ -166,7 +166,7 @@ class World:
                 return
             if decision is None:
                 self._queued += 1
-                self._look_again(router)
+                self._admit(router)
                 return
             self._send(turn, decision.replica, decision.binding != "keep")
             turn.predicted_s = decision.predicted_ttft_s
