@@ -15,6 +15,7 @@ from typing import Any
 
 from sessile.accounts import settle, written
 from sessile.errors import ReplicaError, ReplicaRefused, StoreError
+from sessile.exchange import Exchange
 from sessile.once import begin_once, end_once
 from sessile.placement import Placement
 from sessile.relay import splice, with_usage
@@ -63,7 +64,8 @@ class Flow:
         self._salt = salt
         self._tasks: set[asyncio.Task[Any]] = set()
         self._running: set[Turn] = set()
-        self._keeper: asyncio.Task[None] | None = None
+        self._exchange = Exchange(pool, store)
+        self._beside: list[asyncio.Task[None]] = []
 
     @property
     def scheduler(self) -> Scheduler:
@@ -114,14 +116,16 @@ class Flow:
 
     def open(self) -> None:
         """Start what goes on beside the turns."""
-        self._keeper = self.loop.create_task(self._keep_bindings(), name="keep bindings")
+        self._beside = [
+            self.loop.create_task(self._keep_bindings(), name="keep bindings"),
+            self.loop.create_task(self._exchange.run(), name="exchange reports"),
+        ]
 
     async def aclose(self) -> None:
         """Wait for what still has to be written or aborted."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
-            self._keeper = None
+        for task in self._beside:
+            task.cancel()
+        await asyncio.gather(*self._beside, return_exceptions=True)
         self._placement.aclose()
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
