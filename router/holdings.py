@@ -150,14 +150,12 @@ class Holdings:
     def correct(self, believed: int, cached: int, age: int | None) -> None:
         """The engine found `cached` tokens where `believed` were expected, of a session that was
         of that age: it evicts sooner than was believed, or not as soon."""
-        if age is None or not believed:
-            return
-        reach = age + believed
-        if cached < believed - max(64, believed // 8):
-            known = self._reach_tokens
-            self._reach_tokens = (
-                float(reach) if known is None else min(known, 0.5 * (known + reach))
-            )
+        if not age or not believed:
+            return  # nobody else has stored anything since
+        reach = float(age + believed)
+        if cached < believed / 2:  # NOTE: a little less is a reply that was tokenised anew
+            known = self._reach_tokens or float(self.capacity_tokens or max(self.tokens, reach))
+            self._reach_tokens = min(known, 0.5 * (known + reach))
             self._evict()
         elif self._reach_tokens is not None and reach > 0.9 * self._reach_tokens:
             self._reach_tokens *= 1.05
@@ -166,9 +164,11 @@ class Holdings:
     def reach_tokens(self) -> float:
         """The capacity that the model works with: the replica's own, or less where that was seen
         to be too much."""
-        told = inf if self.capacity_tokens is None else self.capacity_tokens
-        seen = inf if self._reach_tokens is None else max(self._reach_tokens, 1024.0)
-        return min(told, seen)
+        told = inf if self.capacity_tokens is None else float(self.capacity_tokens)
+        if self._reach_tokens is None:
+            return told
+        least = 1024.0 if self.capacity_tokens is None else 0.5 * told
+        return min(told, max(self._reach_tokens, least))
 
     def _count(self, chain: _Chain, by: int, since: int = 0) -> None:
         for key in chain.keys[since:]:

@@ -160,7 +160,7 @@ class Outlook:
             self._prefilling_since = now
         tokens = prompt_tokens + output_tokens
         self.runs[turn] = Run(
-            session, amount, tokens, output_tokens, cached_tokens, self.pending_work,
+            session, amount, tokens, output_tokens, cached_tokens, self._ahead(now),
             self.holdings.age(session), now,
         )  # fmt: skip
         self.pending_work += amount
@@ -181,6 +181,11 @@ class Outlook:
             self._settle(run, now)
         return run
 
+    def _ahead(self, now: float) -> float:
+        """The prefill work that is still to be done before that of a turn sent now."""
+        done = (now - self._prefilling_since) / max(self.rates.slope_s, 1e-9)
+        return max(0.0, self.pending_work - done) if self.pending_work else 0.0
+
     def _settle(self, run: Run, now: float) -> None:
         self.pending_work = max(0.0, self.pending_work - run.work)
         self._prefilling_since = now
@@ -194,8 +199,8 @@ class Outlook:
         """What came of a turn: rates from its times, the memory's model from its cached tokens."""
         if cached_tokens is not None:
             self.holdings.correct(run.cached_tokens, cached_tokens, run.age)
-            if run.first_at is not None and run.ahead < 1.0:
-                amount = work(cached_tokens, prompt_tokens - cached_tokens)
+            if run.first_at is not None and not self.queued:
+                amount = run.ahead + work(cached_tokens, prompt_tokens - cached_tokens)
                 self.rates.observe_first_token(amount, run.first_at - run.began_at)
         if tpot_s is not None and output_tokens > 4:
             self.rates.observe_decode(tpot_s)

@@ -23,6 +23,8 @@ def settle(turn: Turn, replica: Replica) -> str | None:
     receipt = turn.receipt
     assert turn.first_at is not None
     receipt.ttft_s = turn.first_at - turn.began
+    if turn.reads_stream:
+        receipt.replica_ttft_s = turn.first_at - turn.sent_at
     told = turn.usage_body
     plain = None
     if not turn.streams and turn.whole and turn.status < 400:

@@ -62,6 +62,9 @@ class Receipt(msgspec.Struct, kw_only=True, omit_defaults=False):
     """What the caller is told of a turn's decision and of what came of it.
 
     `None` means unknown: the engine did not report it. Times in seconds; `started_at` is Unix time.
+    `ttft_s` is from the request to the first token, `queue_s` of it in the router's queue, and
+    `replica_ttft_s` the part from sending it to the replica, which is what `predicted_ttft_s`
+    foresaw.
     """
 
     turn: str
@@ -81,6 +84,7 @@ class Receipt(msgspec.Struct, kw_only=True, omit_defaults=False):
     duration_s: float | None = None
     predicted_cached_tokens: int | None = None
     predicted_ttft_s: float | None = None
+    replica_ttft_s: float | None = None
     cached_tokens: int | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None

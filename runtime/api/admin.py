@@ -137,6 +137,7 @@ def native_routes(
             "policies": list(POLICIES),
             "reasons": {reason: n for (_, reason), n in sorted(telemetry.decisions.items())},
             "queued": len(flow.scheduler.queue),
+            "ttft_error_p50": telemetry.ttft_error_p50,
             "return_share": flow.scheduler.returns.share,
             "replicas": [{"id": r.id, **r.outlook.describe()} for r in pool],
         }
