@@ -11,7 +11,7 @@ import msgspec
 from sessile.router.holdings import BlockKey, Holdings
 from sessile.router.price import Price, Rates, work
 
-_HARM_PAUSED = 0.3  # a session that pauses suffers from a prefill only if it is back by then
+_HARM_PAUSED = 1.0  # a session that pauses will be back before long
 
 
 class Run(msgspec.Struct):
@@ -123,17 +123,12 @@ class Outlook:
     def fits(self, session: str, blocks: tuple[BlockKey, ...], tokens: int, fill: float) -> bool:
         """Whether the memory holds the session beside all that are live, or it is alone there."""
         total = self.total_tokens
-        if total is None or self.capacity_tokens is None:
+        if total is None:
             return True
         live = self.holdings.live_tokens + self.foreign_tokens
         if not live:
             return True
-        if live + self.holdings.need(session, blocks, tokens) > fill * total:
-            return False
-        if not self.host_tokens or not self.runs:
-            return True
-        running = sum(run.tokens for run in self.runs.values())  # NOTE: what is shared counts twice
-        return running + tokens <= self.capacity_tokens
+        return live + self.holdings.need(session, blocks, tokens) <= fill * total
 
     def _slot_s(self, now: float) -> float:
         """When the next slot is free: the least that a running turn has left."""

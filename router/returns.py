@@ -8,9 +8,9 @@ prior that holds for agents at large: 86 % are back within 1 s, 95 % within 10 s
 from bisect import bisect_right
 from math import inf
 
-_EDGES_S = (0.0, 1.0, 10.0, 60.0, 600.0)
-_PRIOR_RATE = (1.97, 0.114, 0.032, 0.002, 0.0002)  # returns a second, in each stretch
-_PRIOR_WEIGHT = 5.0  # returns that the prior is worth, in each stretch
+_EDGES_S = (0.0, 0.5, 1.0, 2.0, 4.0, 10.0, 30.0, 60.0, 600.0)
+_PRIOR_RATE = (1.97, 1.97, 0.17, 0.12, 0.1, 0.02, 0.01, 0.002, 0.0002)  # returns a second in each
+_PRIOR_WEIGHT = 2.0  # returns that the prior is worth, in each stretch
 _WORTH_RATE = 0.03  # below one return in half a minute nothing is kept for it
 _MOST_CLASSES = 1_000
 _SHARE_WEIGHT = 0.02

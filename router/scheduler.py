@@ -9,6 +9,8 @@ simulator runs this very code in virtual time.
 
 from collections.abc import Callable, Collection, Sequence
 from heapq import heappop, heappush
+from itertools import count
+from math import inf
 from typing import Literal
 
 import msgspec
@@ -24,6 +26,7 @@ from sessile.router.returns import Returns
 _BYPASS = 8  # how many behind the first in the queue may go before it, if it does not fit
 _GIVEN_UP_S = 600.0  # a session that was away for so long is not expected at all
 _LEAST_MARGIN_S = 0.05  # nobody notices less
+_SOON_RATE = 0.5  # who returns at such a rate, a second, is about to be back
 _STARVED_S = 5.0  # but none once it has waited so long
 
 
@@ -67,6 +70,8 @@ class Scheduler:
         self._pauses: dict[str, Pause] = {}
         self._ends: list[tuple[float, str]] = []  # a heap of when pauses are to be looked at
         self._homes: dict[str, Outlook] = {}  # where each live session is
+        self._born: dict[str, int] = {}  # in which order sessions came, while they are remembered
+        self._births = count()
 
     # -- deciding
 
@@ -79,12 +84,17 @@ class Scheduler:
         Raises `NoReplica`, and `Overloaded` when the queue is full.
         """
         self._returned(ask.session, now)
+        if ask.session not in self._born:
+            self._born[ask.session] = next(self._births)
         decision = None
         if failed or not self.queue or ask.session in self._homes:
             decision = self.decide(ask, open_to, now, failed)
             if decision is None and self._make_room(open_to, now, 1 + len(self.queue)):
                 decision = self.decide(ask, open_to, now, failed)
+            while decision is None and self._displace(ask, now):
+                decision = self.decide(ask, open_to, now, failed)
         if decision is None:
+            self._let_go(ask.session)
             self.queue.push(ask, now, self._relief_s(open_to, now))
         else:
             self.book(ask, decision, open_to, now)
@@ -142,10 +152,10 @@ class Scheduler:
 
     def _fits(self, ask: Ask, outlook: Outlook, tokens: int) -> bool:
         # Memory is kept free for those who will be back: where few are, it is for whoever comes.
-        fill = self._limits.fill / max(self.returns.share, 0.01)
-        return outlook.holdings.is_live(ask.session) or outlook.fits(
-            ask.session, ask.blocks, tokens, fill
-        )
+        # Who is there already may grow into what is kept free of newcomers.
+        live = outlook.holdings.is_live(ask.session)
+        fill = (1.0 if live else self._limits.fill) / max(self.returns.share, 0.01)
+        return outlook.fits(ask.session, ask.blocks, tokens, fill)
 
     def _home(self, ask: Ask, open_to: Sequence[Outlook]) -> Outlook | None:
         bound = ask.bound
@@ -281,6 +291,7 @@ class Scheduler:
             self._pause(ask.session, outlook, pause, now)
         else:
             self._let_go(ask.session)
+            self._born.pop(ask.session, None)
 
     # -- pauses
 
@@ -299,6 +310,7 @@ class Scheduler:
     def close(self, session: str) -> None:
         """The session is over: nothing is held for it."""
         self._pauses.pop(session, None)
+        self._born.pop(session, None)
         self._let_go(session)
         for outlook in self._outlooks.values():
             outlook.holdings.forget(session)
@@ -319,6 +331,7 @@ class Scheduler:
                 heappush(self._ends, (pause.until, session))
             else:
                 del self._pauses[session]
+                self._born.pop(session, None)
 
     def _pause(self, session: str, outlook: Outlook, kind: str, now: float) -> None:
         until = now + self.returns.worth_s(kind)
@@ -343,6 +356,30 @@ class Scheduler:
             outlook.paused.discard(session)
             outlook.holdings.release(session)
 
+    def _displace(self, ask: Ask, now: float) -> bool:
+        """The live sessions of a replica have outgrown it, and this one is back there: let go of
+        the pause that is least likely to end soon, or of the youngest, if it is younger. Whose
+        memory is taken waits in the queue when it is back: one session recomputes its context,
+        instead of all of them in turn."""
+        home = self._homes.get(ask.session)
+        if home is None:
+            return False
+        victim, least = None, (inf, 0)
+        for session in home.paused:
+            pause = self._pauses.get(session)
+            if pause is None or pause.told:
+                continue
+            rate = self.returns.rate(pause.kind, now - pause.since)
+            rank = (min(rate, _SOON_RATE), -self._born.get(session, 0))
+            if rank < least:
+                victim, least = session, rank
+        if victim is None or (
+            least[0] >= _SOON_RATE and -least[1] <= self._born.get(ask.session, 0)
+        ):
+            return False
+        self._let_go(victim)
+        return True
+
     def _make_room(self, open_to: Sequence[Outlook], now: float, waiting: int) -> bool:
         """Let go of pauses that are not worth what they keep others waiting; whether any was.
 
@@ -362,8 +399,8 @@ class Scheduler:
                 pause = self._pauses.get(session)
                 if pause is None or pause.told:
                     continue
+                self._count(pause, now, returned=False)
                 if self.returns.rate(pause.kind, now - pause.since) < pressure:
-                    self._count(pause, now, returned=False)
                     self._let_go(session)
                     found = True
         return found
