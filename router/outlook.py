@@ -77,6 +77,11 @@ class Outlook:
         return len(self.runs) + self.foreign_running
 
     @property
+    def others(self) -> float:
+        """How many sessions a prefill there holds up."""
+        return len(self.runs) + self.foreign_running + _HARM_PAUSED * len(self.paused)
+
+    @property
     def queued(self) -> int:
         """Turns that wait there for a slot, as far as can be told."""
         over = self.in_flight - self.slots if self.slots else 0
@@ -114,11 +119,9 @@ class Outlook:
         """The price of a prompt of `tokens` here."""
         cached = min(self.holdings.held(session, blocks), max(0, tokens - 1))
         amount = work(cached, tokens - cached)
-        others = len(self.runs) + self.foreign_running + _HARM_PAUSED * len(self.paused)
         rates = self.rates
-        return Price(
-            self.wait_s(now), rates.prefill_s(amount), rates.slope_s * amount * others, cached
-        )
+        harm_s = rates.slope_s * amount * self.others
+        return Price(self.wait_s(now), rates.prefill_s(amount), harm_s, cached)
 
     def fits(self, session: str, blocks: tuple[BlockKey, ...], tokens: int, fill: float) -> bool:
         """Whether the memory holds the session beside all that are live, or it is alone there."""
@@ -189,13 +192,16 @@ class Outlook:
 
     def learn(
         self, run: Run, prompt_tokens: int, cached_tokens: int | None, output_tokens: int,
-        tpot_s: float | None,
+        tpot_s: float | None, model: Rates,
     ) -> None:  # fmt: skip
-        """What came of a turn: rates from its times, the memory's model from its cached tokens."""
+        """What came of a turn: rates from its times, its replica's and its model's; the memory's
+        model from its cached tokens."""
         if cached_tokens is not None:
             self.holdings.correct(run.cached_tokens, cached_tokens, run.age)
             if run.first_at is not None and not self.queued:
                 amount = run.ahead + work(cached_tokens, prompt_tokens - cached_tokens)
-                self.rates.observe_first_token(amount, run.first_at - run.began_at)
+                for rates in (self.rates, model):
+                    rates.observe_first_token(amount, run.first_at - run.began_at)
+                self.rates.lean_on(model)
         if tpot_s is not None and output_tokens > 4:
             self.rates.observe_decode(tpot_s)

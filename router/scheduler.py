@@ -7,6 +7,7 @@ see each other; whoever does the I/O tells it what became of them. Every time is
 simulator runs this very code in virtual time.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from heapq import heappop, heappush
 from itertools import count
@@ -20,11 +21,13 @@ from sessile.router.admission import Queue
 from sessile.router.decide import Decision
 from sessile.router.outlook import Outlook
 from sessile.router.policy import Ask, rendezvous
-from sessile.router.price import Price, work
+from sessile.router.price import Price, Rates, work
 from sessile.router.returns import Returns
 
 _BYPASS = 8  # how many behind the first in the queue may go before it, if it does not fit
 _GIVEN_UP_S = 600.0  # a session that was away for so long is not expected at all
+_ADDED_WEIGHT = 0.02
+_HORIZON = 8.0  # turns of a new session that are foreseen, beside its first
 _LEAST_MARGIN_S = 0.05  # nobody notices less
 _SOON_RATE = 0.5  # who returns at such a rate, a second, is about to be back
 _STARVED_S = 5.0  # but none once it has waited so long
@@ -65,6 +68,8 @@ class Scheduler:
         self._limits = limits
         self.queue = Queue(limits.most_queued, weights)
         self.returns = Returns()
+        self._added_tokens = 500.0  # that a turn of a bound session computes, of late
+        self._rates: defaultdict[str, Rates] = defaultdict(Rates.prior)  # of a model, anywhere
         self._outlooks: dict[str, Outlook] = {}
         self._asks: dict[str, tuple[Ask, Outlook]] = {}
         self._pauses: dict[str, Pause] = {}
@@ -132,11 +137,16 @@ class Scheduler:
             margin_s = self._margin_s(ask, home)
             if home_price.wait_s + home_price.harm_s <= margin_s:
                 return _decision(ask, home, "bound", home_price)
+        # A session that is placed now will burden its replica again at each of its turns.
+        later = _HORIZON * self.returns.share * self._added_tokens
         best = best_price = None
         for outlook in open_to:
             if outlook is home or not (force or self._fits(ask, outlook, tokens)):
                 continue
             price = outlook.price(ask.session, ask.blocks, ask.prompt_tokens, now)
+            if ask.bound is None:
+                more_s = later * outlook.rates.slope_s * outlook.others
+                price = price._replace(harm_s=price.harm_s + more_s)
             if best_price is None or self._before(ask, outlook, price, best, best_price):
                 best, best_price = outlook, price
         if (
@@ -278,7 +288,13 @@ class Scheduler:
         if run is None:
             return
         if prompt_tokens is not None:
-            outlook.learn(run, prompt_tokens, cached_tokens, output_tokens or 0, tpot_s)
+            if ask.bound is not None and cached_tokens is not None:
+                added = prompt_tokens - cached_tokens - self._added_tokens
+                self._added_tokens += _ADDED_WEIGHT * added
+            outlook.learn(
+                run, prompt_tokens, cached_tokens, output_tokens or 0, tpot_s,
+                self._rates[ask.model],
+            )  # fmt: skip
             outlook.holdings.use(
                 ask.session, ask.blocks, ask.block_tokens, prompt_tokens + (output_tokens or 0)
             )
