@@ -39,7 +39,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     keep sessions together.
 
     The rest is for prices: `blocks` are the prompt's block keys of `block_tokens` each,
-    `prompt_tokens` and `output_tokens` what it is and will be, as far as can be told. `priority`
+    `prompt_tokens` and `output_tokens` what it is and will be, as far as can be told. `claimed` is
+    the reason for a binding that was made a moment ago, for this very turn. `priority`
     orders classes, the lowest first; `deadline` is on the scheduler's clock.
     """
 
@@ -57,6 +58,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     block_tokens: int = 256
     prompt_tokens: int = 0
     output_tokens: int = 0
+    claimed: str | None = None
     priority: int = 1
     deadline: float | None = None
 

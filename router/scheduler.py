@@ -112,7 +112,8 @@ class Scheduler:
         """The cases, in order:
 
         1. nobody is left: `NoReplica`
-        2. bound, the replica is there, and nobody can be so much cheaper: stay
+        2. bound, the replica is there, and nobody can be so much cheaper, or it was chosen a
+           moment ago: stay
         3. the cheapest of those whose memory fits it; the bound one unless that saves the margin
         4. its memory fits nowhere: None, or with `force` or `failed` the cheapest all the same
 
@@ -134,6 +135,8 @@ class Scheduler:
         home_price = None
         if home is not None and (force or self._fits(ask, home, tokens)):
             home_price = home.price(ask.session, ask.blocks, ask.prompt_tokens, now)
+            if ask.claimed is not None:
+                return _decision(ask, home, ask.claimed, home_price)
             margin_s = self._margin_s(ask, home)
             if home_price.wait_s + home_price.harm_s <= margin_s:
                 return _decision(ask, home, "bound", home_price)
@@ -144,7 +147,7 @@ class Scheduler:
             if outlook is home or not (force or self._fits(ask, outlook, tokens)):
                 continue
             price = outlook.price(ask.session, ask.blocks, ask.prompt_tokens, now)
-            if ask.bound is None:
+            if ask.bound is None or ask.claimed is not None:
                 more_s = later * outlook.rates.slope_s * outlook.others
                 price = price._replace(harm_s=price.harm_s + more_s)
             if best_price is None or self._before(ask, outlook, price, best, best_price):

@@ -102,7 +102,6 @@ class Placement:
         ask = self._ask(turn, standing)
         if not self._policy.binds or not _can_continue(request):
             return await self._settle(turn, msgspec.structs.replace(ask, bound=None))
-        won: str | None = None
         if standing is not None and self._is_confirmed(standing):
             turn.binding = standing.binding
         else:
@@ -111,17 +110,17 @@ class Placement:
                 claim = await self._claim(turn, proposal)
             except StoreUnavailable:
                 return self._without_store(turn, ask)
-            won = proposal.reason if claim.won else None
             ask = msgspec.structs.replace(
-                ask, bound=claim.binding, context_tokens=claim.context_tokens
+                ask,
+                bound=claim.binding,
+                context_tokens=claim.context_tokens,
+                claimed=proposal.reason if claim.won else None,
             )
         decision = await self._settle(turn, ask)
         binding = turn.binding
         assert binding is not None
         if (binding.replica, binding.incarnation) != (decision.replica, decision.incarnation):
             return await self._rebind(turn, ask, decision)
-        if won is not None:
-            return msgspec.structs.replace(decision, reason=won)
         return decision
 
     async def place_again(self, turn: Turn, failed: str) -> Decision | None:
@@ -239,6 +238,8 @@ class Placement:
         decision = decide(
             ask, self._candidates(turn), self._policy, gate_slack=self._gate_slack, failed=failed
         )
+        if ask.claimed is not None and decision.reason == "bound":
+            decision = msgspec.structs.replace(decision, reason=ask.claimed)
         self.scheduler.book(ask, decision, outlooks, now)
         return decision
 
