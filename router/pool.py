@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from sessile.errors import InvalidRequest, ModelNotFound, NoReplica, ReplicaNotFound
+from sessile.router.blocks import BlockTree
 from sessile.router.policy import Candidate
 from sessile.router.replica import Engine, Identity, Load, ReplicaSpec, State
 from sessile.router.upstream import Upstream
@@ -34,6 +35,7 @@ class Replica:
         self.identity: Identity | None = None
         self.incarnation: str | None = spec.incarnation
         self.load: Load | None = None
+        self.blocks: BlockTree | None = None  # what its KV events tell; None where it has no feed
         self.in_flight = 0
         self.turns = 0
         self.failures = 0
@@ -83,11 +85,22 @@ class Replica:
             "in_flight": self.in_flight,
             "sessions": sessions,
             "load": msgspec.to_builtins(self.load) if self.load else None,
+            "kv": self._describe_kv(),
             "turns": self.turns,
             "prompt_tokens": self.prompt_tokens,
             "cached_tokens": self.cached_tokens,
             "hit_rate": hit,
             "failures": self.failures,
+        }
+
+    def _describe_kv(self) -> dict[str, Any] | None:
+        if (tree := self.blocks) is None:
+            return None
+        return {
+            "blocks": tree.blocks,
+            "tokens": tree.tokens,
+            "whole": tree.whole,
+            "sessions": tree.sessions,
         }
 
 
@@ -183,6 +196,7 @@ class Pool:
         if was is not None and before is not None and was != replica.incarnation:
             log.warning("replica restarted replica=%s incarnation=%s", replica.id,
                         replica.incarnation)  # fmt: skip
+            self.on_change()
         if replica.state in ("starting", "down"):
             replica.state, replica.why = "ready", None
             log.info("replica came up replica=%s url=%s models=%s incarnation=%s", replica.id,
