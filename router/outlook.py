@@ -8,7 +8,9 @@ from typing import Any
 
 import msgspec
 
-from sessile.router.holdings import BlockKey, Holdings
+from sessile.router.blocks import BlockTree
+from sessile.router.holdings import Holdings
+from sessile.router.policy import Ask
 from sessile.router.price import Price, Rates, work
 
 _HARM_PAUSED = 1.0  # a session that pauses will be back before long
@@ -49,6 +51,7 @@ class Outlook:
         self.foreign_tokens = 0
         self.rates = Rates.prior()
         self.holdings = Holdings(None)
+        self.tree: BlockTree | None = None  # what its KV events tell; None where it has no feed
         self.runs: dict[str, Run] = {}
         self.paused: set[str] = set()
         self.sessions = 0
@@ -115,23 +118,34 @@ class Outlook:
             ahead_s = max(ahead_s, self._slot_s(now))
         return ahead_s
 
-    def price(self, session: str, blocks: tuple[BlockKey, ...], tokens: int, now: float) -> Price:
-        """The price of a prompt of `tokens` here."""
-        cached = min(self.holdings.held(session, blocks), max(0, tokens - 1))
+    def held(self, ask: Ask) -> int:
+        """Tokens of the prompt that are cached here: by the engine's own word for a session that
+        has run here, else as the model believes."""
+        if self.tree is not None and self.holdings.age(ask.session) is not None:
+            told = self.tree.held_tokens(ask.attribution)
+            if told is not None:
+                return told + (self.tree.host_tokens(ask.attribution) or 0)
+        return self.holdings.held(ask.session, ask.blocks)
+
+    def price(self, ask: Ask, now: float) -> Price:
+        """The price of the turn here."""
+        tokens = ask.prompt_tokens
+        cached = min(self.held(ask), max(0, tokens - 1))
         amount = work(cached, tokens - cached)
         rates = self.rates
         harm_s = rates.slope_s * amount * self.others
         return Price(self.wait_s(now), rates.prefill_s(amount), harm_s, cached)
 
-    def fits(self, session: str, blocks: tuple[BlockKey, ...], tokens: int, fill: float) -> bool:
-        """Whether the memory holds the session beside all that are live, or it is alone there."""
+    def fits(self, ask: Ask, fill: float) -> bool:
+        """Whether the memory holds the turn beside all that is live, or it is alone there."""
         total = self.total_tokens
         if total is None:
             return True
         live = self.holdings.live_tokens + self.foreign_tokens
         if not live:
             return True
-        return live + self.holdings.need(session, blocks, tokens) <= fill * total
+        tokens = ask.prompt_tokens + ask.output_tokens
+        return live + self.holdings.need(ask.session, ask.blocks, tokens) <= fill * total
 
     def _slot_s(self, now: float) -> float:
         """When the next slot is free: the least that a running turn has left."""
@@ -148,22 +162,20 @@ class Outlook:
 
     # -- what is under way
 
-    def start(
-        self, turn: str, session: str, blocks: tuple[BlockKey, ...], block_tokens: int,
-        prompt_tokens: int, output_tokens: int, cached_tokens: int, now: float,
-    ) -> None:  # fmt: skip
+    def start(self, ask: Ask, cached_tokens: int, now: float) -> None:
         """A turn is sent here: its prompt and expected reply are live from now on."""
-        amount = work(cached_tokens, prompt_tokens - cached_tokens)
+        session = ask.session
+        amount = work(cached_tokens, ask.prompt_tokens - cached_tokens)
         if not self.pending_work:
             self._prefilling_since = now
-        tokens = prompt_tokens + output_tokens
-        self.runs[turn] = Run(
-            session, amount, tokens, output_tokens, cached_tokens, self._ahead(now),
+        tokens = ask.prompt_tokens + ask.output_tokens
+        self.runs[ask.turn] = Run(
+            session, amount, tokens, ask.output_tokens, cached_tokens, self._ahead(now),
             self.holdings.age(session), now,
         )  # fmt: skip
         self.pending_work += amount
         self.paused.discard(session)
-        self.holdings.use(session, blocks, block_tokens, tokens)
+        self.holdings.use(session, ask.blocks, ask.block_tokens, tokens)
 
     def first_token(self, turn: str, now: float) -> None:
         """A turn's first token has come."""

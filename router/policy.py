@@ -38,10 +38,11 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     `shared` is False while the store is away: then only rules that every router computes alike
     keep sessions together.
 
-    The rest is for prices: `blocks` are the prompt's block keys of `block_tokens` each,
-    `prompt_tokens` and `output_tokens` what it is and will be, as far as can be told. `claimed` is
-    the reason for a binding that was made a moment ago, for this very turn. `priority`
-    orders classes, the lowest first; `deadline` is on the scheduler's clock.
+    The rest is for prices: `attribution` is the session as the engine is told of it, `blocks` are
+    the prompt's block keys of `block_tokens` each, `prompt_tokens` and `output_tokens` what it is
+    and will be, as far as can be told. `claimed` is the reason for a binding that was made a moment
+    ago, for this very turn. `priority` orders classes, the lowest first; `deadline` is on the
+    scheduler's clock.
     """
 
     session: str
@@ -51,6 +52,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     near: str | None = None
     shared: bool = True
     turn: str = ""
+    attribution: str = ""
     model: str = ""
     tenant: str = "default"
     program: str = ""

@@ -85,11 +85,22 @@ class Replica:
             "in_flight": self.in_flight,
             "sessions": sessions,
             "load": msgspec.to_builtins(self.load) if self.load else None,
+            "kv": self._describe_kv(),
             "turns": self.turns,
             "prompt_tokens": self.prompt_tokens,
             "cached_tokens": self.cached_tokens,
             "hit_rate": hit,
             "failures": self.failures,
+        }
+
+    def _describe_kv(self) -> dict[str, Any] | None:
+        if (tree := self.outlook.tree) is None:
+            return None
+        return {
+            "blocks": tree.blocks,
+            "tokens": tree.tokens,
+            "whole": tree.whole,
+            "sessions": tree.sessions,
         }
 
 
@@ -210,6 +221,7 @@ class Pool:
         if was is not None and before is not None and was != replica.incarnation:
             log.warning("replica restarted replica=%s incarnation=%s", replica.id,
                         replica.incarnation)  # fmt: skip
+            self.on_change()
         if replica.state in ("starting", "down"):
             replica.state, replica.why = "ready", None
             log.info("replica came up replica=%s url=%s models=%s incarnation=%s", replica.id,

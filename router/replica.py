@@ -57,6 +57,16 @@ class Reply(msgspec.Struct, frozen=True):
     body: bytes
 
 
+class FeedSource(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one rank of a replica publishes its KV events over ZMQ, and replays them, if it does;
+    `topic` is the prefix to subscribe to."""
+
+    endpoint: str
+    replay: str | None = None
+    topic: str = ""
+    rank: int = 0
+
+
 class Engine(Protocol):
     """How one kind of engine is spoken to. Sans-I/O: it names calls and reads replies.
 
@@ -90,6 +100,13 @@ class Engine(Protocol):
     def load_calls(self) -> tuple[Call, ...]: ...
 
     def read_load(self, replies: tuple[Reply, ...], now: float) -> Load: ...
+
+    def feed_calls(self) -> tuple[Call, ...]:
+        """What is asked, once a start, to find the KV events; nothing where there are none."""
+
+    def read_feed(self, replies: tuple[Reply, ...], host: str) -> tuple[FeedSource, ...]:
+        """The publishers, one a rank. `host` is that of the replica's URL, in brackets if it is an
+        IPv6 address; it stands in for a wildcard."""
 
     def fields(self, *, turn: str, session: str | None, salt: str | None) -> Mapping[str, Any]:
         """Body fields to set on a generation request, over whatever the client sent.

@@ -130,11 +130,10 @@ class Scheduler:
                 retry_after_s=2.0,
             )
         home = self._home(ask, open_to)
-        tokens = ask.prompt_tokens + ask.output_tokens
         margin_s = 0.0
         home_price = None
-        if home is not None and (force or self._fits(ask, home, tokens)):
-            home_price = home.price(ask.session, ask.blocks, ask.prompt_tokens, now)
+        if home is not None and (force or self._fits(ask, home)):
+            home_price = home.price(ask, now)
             if ask.claimed is not None:
                 return _decision(ask, home, ask.claimed, home_price)
             margin_s = self._margin_s(ask, home)
@@ -144,9 +143,9 @@ class Scheduler:
         later = _HORIZON * self.returns.share * self._added_tokens
         best = best_price = None
         for outlook in open_to:
-            if outlook is home or not (force or self._fits(ask, outlook, tokens)):
+            if outlook is home or not (force or self._fits(ask, outlook)):
                 continue
-            price = outlook.price(ask.session, ask.blocks, ask.prompt_tokens, now)
+            price = outlook.price(ask, now)
             if ask.bound is None or ask.claimed is not None:
                 more_s = later * outlook.rates.slope_s * outlook.others
                 price = price._replace(harm_s=price.harm_s + more_s)
@@ -163,12 +162,12 @@ class Scheduler:
         return _decision(ask, best, self._reason(ask, best, best_price, home, open_to, failed),
                          best_price)  # fmt: skip
 
-    def _fits(self, ask: Ask, outlook: Outlook, tokens: int) -> bool:
+    def _fits(self, ask: Ask, outlook: Outlook) -> bool:
         # Memory is kept free for those who will be back: where few are, it is for whoever comes.
         # Who is there already may grow into what is kept free of newcomers.
         live = outlook.holdings.is_live(ask.session)
         fill = (1.0 if live else self._limits.fill) / max(self.returns.share, 0.01)
-        return outlook.fits(ask.session, ask.blocks, tokens, fill)
+        return outlook.fits(ask, fill)
 
     def _home(self, ask: Ask, open_to: Sequence[Outlook]) -> Outlook | None:
         bound = ask.bound
@@ -212,7 +211,7 @@ class Scheduler:
         if home is None:
             known = any(outlook.id == ask.bound.replica for outlook in open_to)
             return "restarted" if known else "replica_gone"
-        return "cheaper" if self._fits(ask, home, ask.prompt_tokens) else "memory"
+        return "cheaper" if self._fits(ask, home) else "memory"
 
     # -- the queue
 
@@ -263,10 +262,7 @@ class Scheduler:
             before.paused.discard(ask.session)
             before.holdings.release(ask.session)
         self._homes[ask.session] = outlook
-        outlook.start(
-            ask.turn, ask.session, ask.blocks, ask.block_tokens, ask.prompt_tokens,
-            ask.output_tokens, decision.predicted_cached_tokens or 0, now,
-        )  # fmt: skip
+        outlook.start(ask, decision.predicted_cached_tokens or 0, now)
         self._asks[ask.turn] = (ask, outlook)
 
     def first_token(self, turn: str, now: float) -> None:

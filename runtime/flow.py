@@ -203,7 +203,7 @@ class Flow:
         fields = dict(
             replica.engine.fields(
                 turn=turn.id,
-                session=turn.session if tenant == "default" else f"{tenant}/{turn.session}",
+                session=turn.attribution,
                 salt=self._salt(tenant),
             )
         )

@@ -218,6 +218,7 @@ class Placement:
             group=request.claims.group,
             near=self._near(turn) if standing is None else None,
             turn=turn.id,
+            attribution=turn.attribution,
             model=key.model,
             tenant=key.tenant,
             program=program or text,

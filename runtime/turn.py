@@ -92,6 +92,12 @@ class Turn:
         return self.key.session
 
     @property
+    def attribution(self) -> str:
+        """The session as engines are told of it: what they store for it comes back under it."""
+        tenant = self.key.tenant
+        return self.session if tenant == "default" else f"{tenant}/{self.session}"
+
+    @property
     def reads_stream(self) -> bool:
         """Whether the engine's answer comes as it is made, so that its first bytes say when the
         first token was there."""

@@ -71,6 +71,7 @@ class ReplicaInfo(msgspec.Struct, kw_only=True):
     in_flight: int = 0
     sessions: int = 0
     load: dict[str, Any] | None = None
+    kv: dict[str, Any] | None = None
     turns: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0

@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from sessile.engines.base import OpenAIShaped, absent, count, document
+from sessile.engines.base import OpenAIShaped, absent, count, document, reachable
 from sessile.errors import ReplicaRefused
-from sessile.router.replica import Call, Identity, Load, Reply
+from sessile.router.replica import Call, FeedSource, Identity, Load, Reply
 
 
 class SGLang(OpenAIShaped):
@@ -64,6 +64,34 @@ class SGLang(OpenAIShaped):
             used_tokens=total("num_used_tokens"),
             capacity_tokens=total("max_total_num_tokens"),
             slots=total("max_running_requests"),
+        )
+
+    def feed_calls(self) -> tuple[Call, ...]:
+        return (Call("GET", "/server_info"),)
+
+    def read_feed(self, replies: tuple[Reply, ...], host: str) -> tuple[FeedSource, ...]:
+        """One publisher a data-parallel rank, at the base port and those after it."""
+        told = document(replies[0], "/server_info").get("kv_events")
+        if not isinstance(told, dict) or told.get("publisher") != "zmq":
+            return ()
+        port, replay_port = (
+            count(told.get(name)) for name in ("endpoint_port_base", "replay_endpoint_port_base")
+        )
+        if port is None:
+            return ()
+
+        def endpoint(base: int, rank: int) -> str | None:
+            return reachable(f"tcp://{told.get('endpoint_host')}:{base + rank}", host)
+
+        return tuple(
+            FeedSource(
+                endpoint=published,
+                replay=endpoint(replay_port, rank) if replay_port else None,
+                topic=_text(told.get("topic")) or "",
+                rank=rank,
+            )
+            for rank in range(count(told.get("dp_size")) or 1)
+            if (published := endpoint(port, rank)) is not None
         )
 
     def fields(self, *, turn: str, session: str | None, salt: str | None) -> Mapping[str, Any]:
