@@ -120,11 +120,12 @@ class Outlook:
 
     def held(self, ask: Ask) -> int:
         """Tokens of the prompt that are cached here: by the engine's own word for a session that
-        has run here, else as the model believes."""
-        if self.tree is not None and self.holdings.age(ask.session) is not None:
-            told = self.tree.held_tokens(ask.attribution)
+        has run here, else as the model believes. An engine that names no session says nothing."""
+        tree = self.tree
+        if tree is not None and tree.sessions and self.holdings.age(ask.session) is not None:
+            told = tree.held_tokens(ask.attribution)
             if told is not None:
-                return told + (self.tree.host_tokens(ask.attribution) or 0)
+                return told + (tree.host_tokens(ask.attribution) or 0)
         return self.holdings.held(ask.session, ask.blocks)
 
     def price(self, ask: Ask, now: float) -> Price:
