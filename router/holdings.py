@@ -26,10 +26,11 @@ class _Block:
 class _Chain:
     """What one session last stood on here: its full blocks, then its tail."""
 
-    __slots__ = ("keys", "live", "tokens", "used_at")
+    __slots__ = ("block_tokens", "keys", "live", "tokens", "used_at")
 
-    def __init__(self, keys: list[BlockKey], tokens: int, used_at: int) -> None:
+    def __init__(self, keys: list[BlockKey], block_tokens: int, tokens: int, used_at: int) -> None:
         self.keys = keys
+        self.block_tokens = block_tokens
         self.tokens = tokens
         self.used_at = used_at
         self.live = False
@@ -57,13 +58,26 @@ class Holdings:
 
     def match(self, blocks: Sequence[BlockKey]) -> int:
         """Tokens of the leading blocks that are present."""
-        found = 0
-        for key in blocks:
-            block = self._blocks.get(key)
-            if block is None or not block.present:
-                break
-            found += block.tokens
-        return found
+        return self.leading(blocks)[0]
+
+    def leading(self, blocks: Sequence[BlockKey], hint: int = 0) -> tuple[int, int]:
+        """Tokens of the leading blocks that are present, and how many they are; `hint` is a guess
+        at that. NOTE: whoever touches a block touches those before it too, so they are never the
+        first to leave: the last one present is found by halving."""
+        get = self._blocks.get
+        low, high = 0, len(blocks)
+        size = 0
+        middle = min(hint, high) or min(1, high)
+        while low < high:
+            block = get(blocks[middle - 1])
+            if block is not None and block.present:
+                low, size = middle, block.tokens
+                # A prompt like the last one ends where that did.
+                middle = low + 1 if low == hint else (low + high + 1) // 2
+            else:
+                high = middle - 1
+                middle = (low + high + 1) // 2
+        return low * size, low
 
     def held(self, session: str, blocks: Sequence[BlockKey]) -> int:
         """Tokens believed present of a prompt with these leading blocks; the session's own tail
@@ -77,6 +91,10 @@ class Holdings:
                     return chain.tokens
         return self.match(blocks)
 
+    def knows(self, session: str) -> bool:
+        """Whether the session has stood here, and not all of that has left."""
+        return session in self._chains
+
     def is_live(self, session: str) -> bool:
         """Whether the session's blocks are counted as live."""
         chain = self._chains.get(session)
@@ -84,12 +102,17 @@ class Holdings:
 
     def need(self, session: str, blocks: Sequence[BlockKey], tokens: int) -> int:
         """How much `live_tokens` grows if the session runs here with `tokens` in all."""
-        shared = 0
-        for key in blocks:
-            block = self._blocks.get(key)
-            if block is None or not block.live:
-                break
-            shared += block.tokens
+        get = self._blocks.get
+        low, high = 0, len(blocks)
+        size = 0
+        while low < high:  # NOTE: as in `leading`: the blocks before a live one are live
+            middle = (low + high + 1) // 2
+            block = get(blocks[middle - 1])
+            if block is not None and block.live:
+                low, size = middle, block.tokens
+            else:
+                high = middle - 1
+        shared = low * size
         chain = self._chains.get(session)
         if chain is not None and chain.live:
             tail = self._blocks[chain.keys[-1]]
@@ -107,23 +130,40 @@ class Holdings:
         if before is not None and before.live:
             common = _common(before.keys, keys)
             self._count(before, -1, since=common)
-        for key in reversed(keys):  # NOTE: the deepest is the oldest: it goes first, as in a radix
-            size = tail if key == session else block_tokens
-            block = self._blocks.get(key)
-            if block is None:
-                block = self._blocks[key] = _Block(size)
-            elif block.tokens != size and key == session:
-                self._resize(block, size)
-            if not block.present:
-                block.present = True
-                self.tokens += block.tokens
-                self._stored += block.tokens
-            self._order[key] = block
-            self._order.move_to_end(key)
-        self._chains[session] = chain = _Chain(keys, max(tokens, 0), self._stored)
+        get, touch = self._blocks.get, self._order.move_to_end
+        block = get(session)
+        if block is None or not block.present:
+            self._store(session, block, tail)
+        else:
+            self._resize(block, tail)
+            touch(session)
+        for key in reversed(blocks):  # NOTE: the deepest is the oldest and goes first
+            block = get(key)
+            if block is not None and block.present:
+                touch(key)
+            else:
+                self._store(key, block, block_tokens)
+        self._chains[session] = chain = _Chain(keys, block_tokens, max(tokens, 0), self._stored)
         chain.live = True
         self._count(chain, 1, since=common)
         self._evict()
+
+    def _store(self, key: BlockKey, block: _Block | None, tokens: int) -> None:
+        """A block becomes present, and the newest."""
+        if block is None:
+            block = self._blocks[key] = _Block(tokens)
+        elif block.tokens != tokens:
+            self._resize(block, tokens)
+        block.present = True
+        self.tokens += tokens
+        self._stored += tokens
+        self._order[key] = block
+
+    def resume(self, session: str, tokens: int) -> None:
+        """The session stands where it last stood, with so many tokens now."""
+        chain = self._chains.get(session)
+        if chain is not None:
+            self.use(session, chain.keys[:-1], chain.block_tokens, tokens)
 
     def release(self, session: str) -> None:
         """The session is not expected back soon: its blocks are live for it no longer."""

@@ -4,6 +4,8 @@ The scheduler reads and books here; the pool says what the replica reports of it
 speaks to the replica, and every time is an argument.
 """
 
+from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import msgspec
@@ -11,7 +13,7 @@ import msgspec
 from sessile.router.blocks import BlockTree
 from sessile.router.holdings import Holdings
 from sessile.router.policy import Ask
-from sessile.router.price import Price, Rates, work
+from sessile.router.price import LONG_TOKENS, Price, Rates, work
 
 _HARM_PAUSED = 1.0  # a session that pauses will be back before long
 
@@ -57,6 +59,7 @@ class Outlook:
         self.sessions = 0
         self.pending_work = 0.0
         self._prefilling_since = 0.0
+        self._slot_at: float | None = None  # when the next slot is free, until a run changes that
 
     def reset(self, incarnation: str) -> None:
         """The replica started anew: its memory is empty, its rates hold."""
@@ -150,6 +153,8 @@ class Outlook:
 
     def _slot_s(self, now: float) -> float:
         """When the next slot is free: the least that a running turn has left."""
+        if self._slot_at is not None:
+            return max(0.0, self._slot_at - now)
         left = []
         for run in self.runs.values():
             decode_s = run.output_tokens * self.rates.tpot_s
@@ -159,7 +164,8 @@ class Outlook:
                 left.append(max(0.0, decode_s - (now - run.first_at)))
         left.sort()
         place = min(max(0, self.in_flight - (self.slots or 0)), len(left) - 1)
-        return left[place] if left else 0.0
+        self._slot_at = now + (left[place] if left else 0.0)
+        return self._slot_at - now
 
     # -- what is under way
 
@@ -175,6 +181,7 @@ class Outlook:
             self.holdings.age(session), now,
         )  # fmt: skip
         self.pending_work += amount
+        self._slot_at = None
         self.paused.discard(session)
         self.holdings.use(session, ask.blocks, ask.block_tokens, tokens)
 
@@ -188,6 +195,7 @@ class Outlook:
     def end(self, turn: str, now: float) -> Run | None:
         """A turn is over, well or not; what was booked of it."""
         run = self.runs.pop(turn, None)
+        self._slot_at = None
         if run is not None and run.first_at is None:
             self._settle(run, now)
         return run
@@ -195,11 +203,13 @@ class Outlook:
     def _ahead(self, now: float) -> float:
         """The prefill work that is still to be done before that of a turn sent now."""
         done = (now - self._prefilling_since) / max(self.rates.slope_s, 1e-9)
-        return max(0.0, self.pending_work - done) if self.pending_work else 0.0
+        ahead = self.pending_work + self.foreign_work
+        return max(0.0, ahead - done) if self.pending_work else ahead
 
     def _settle(self, run: Run, now: float) -> None:
         self.pending_work = max(0.0, self.pending_work - run.work)
         self._prefilling_since = now
+        self._slot_at = None
         if not any(other.first_at is None for other in self.runs.values()):
             self.pending_work = 0.0
 
@@ -218,3 +228,53 @@ class Outlook:
                 self.rates.lean_on(model)
         if tpot_s is not None and output_tokens > 4:
             self.rates.observe_decode(tpot_s)
+
+
+def totals(
+    outlooks: Sequence[Outlook], ask: Ask, now: float, *, fill: float, later_tokens: float
+) -> list[float]:
+    """`price(ask, now).total_s` at each replica, and `inf` where it does not fit; a `fill` of
+    infinity takes whatever comes. `later_tokens` are those that the session's later turns will
+    compute there.
+
+    NOTE: a decision looks at every replica, so this is `price` and `fits` once more, in one loop
+    that leaves out whatever cannot matter; a test holds them together.
+    """
+    found: list[float] = []
+    hint = 0
+    blocks, prompt_tokens = ask.blocks, ask.prompt_tokens
+    tokens = prompt_tokens + ask.output_tokens
+    alone = tokens - ask.block_tokens * len(blocks)
+    for o in outlooks:
+        holdings, rates = o.holdings, o.rates
+        slope_s, in_flight = rates.slope_s, len(o.runs) + o.foreign_running
+        others = in_flight + _HARM_PAUSED * len(o.paused)
+        if o.capacity_tokens is not None:
+            live = holdings.live_tokens + o.foreign_tokens
+            if live:
+                room = fill * (o.capacity_tokens + o.host_tokens) - live
+                if room < tokens and (
+                    room < alone or room < holdings.need(ask.session, blocks, tokens)
+                ):
+                    found.append(inf)
+                    continue
+        if holdings.knows(ask.session):
+            found.append(o.price(ask, now).total_s + later_tokens * slope_s * others)
+            continue
+        cached, hint = holdings.leading(blocks, hint)
+        if cached >= prompt_tokens:
+            cached = prompt_tokens - 1 if prompt_tokens else 0
+        pending = o.pending_work
+        wait_s = slope_s * (pending + o.foreign_work)
+        if pending:
+            wait_s -= now - o._prefilling_since
+            if wait_s < 0.0:
+                wait_s = 0.0
+        if o.slots and in_flight >= o.slots:
+            wait_s = max(wait_s, o._slot_s(now))
+        rest = prompt_tokens - cached
+        work_s = slope_s * rest * (1.0 + (cached + 0.5 * rest) / LONG_TOKENS)
+        found.append(
+            wait_s + rates.base_s + work_s * (1.0 + others) + later_tokens * slope_s * others
+        )
+    return found

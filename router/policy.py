@@ -6,6 +6,7 @@ default, is decided by price (`router.scheduler`). A policy never sees a request
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from random import Random
 from typing import NamedTuple, Protocol, TypeVar
@@ -19,7 +20,8 @@ class Candidate(NamedTuple):
     """A replica that may take this turn, as the pool sees it at this moment.
 
     `in_flight` counts turns running or waiting there, `queued` those of them that wait for a slot;
-    `sessions` are the sessions that this router believes bound there.
+    `sessions` are the sessions that this router believes bound there, `cached_tokens` what of the
+    turn's prompt it believes held there.
     """
 
     id: str
@@ -27,6 +29,7 @@ class Candidate(NamedTuple):
     in_flight: int = 0
     queued: int = 0
     sessions: int = 0
+    cached_tokens: int = 0
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,6 +135,20 @@ class Rendezvous:
         return Choice(rendezvous(ask.session, candidates), self.name)
 
 
+class Prefix:
+    """Where the longest prefix is cached, if that is at least half of the prompt; else, and among
+    equals, the lightest. This is what SGLang's router does while loads are even."""
+
+    name = "prefix"
+    binds = False
+
+    def choose(self, ask: Ask, candidates: Sequence[Candidate]) -> Choice:
+        most = max(c.cached_tokens for c in candidates)
+        if most and 2 * most >= ask.prompt_tokens:
+            candidates = [c for c in candidates if c.cached_tokens == most]
+        return Choice(least_loaded(ask, candidates), self.name)
+
+
 class Sticky:
     """What is bound stays (`decide` sees to that), the rest goes where it is light."""
 
@@ -181,6 +198,7 @@ def rendezvous(key: str, candidates: Sequence[N]) -> N:
     )
 
 
+@lru_cache(10_000)
 def _salt(replica: str) -> bytes:
     return blake2b(replica.encode(), digest_size=16).digest()
 
@@ -188,9 +206,10 @@ def _salt(replica: str) -> bytes:
 def make_policy(name: str, random: Random) -> Policy:
     """The policy of that name; raises `KeyError` for another."""
     simple: dict[str, type[Policy]] = {
-        rule.name: rule for rule in (Session, Sticky, RoundRobin, LeastLoaded, Rendezvous)
+        rule.name: rule for rule in (Session, Sticky, Prefix, RoundRobin, LeastLoaded, Rendezvous)
     }
     return PowerOfTwo(random) if name == PowerOfTwo.name else simple[name]()
 
 
 POLICIES = ("session", "sticky", "round_robin", "least_loaded", "power_of_two", "rendezvous")
+"""Those that a router can be set to; `prefix` needs to know every cache, as the simulator does."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-_LONG_TOKENS = 12_000.0
+LONG_TOKENS = 12_000.0
 """A token behind so many others costs twice as much as the first: 37, 40 and 46 us a token were
 measured for 2k, 4k and 8k prompts of an 8B model on an H100."""
 
@@ -26,7 +26,7 @@ _TPOT_MEMORY = 0.95
 
 def work(cached: float, uncached: float) -> float:
     """Tokens of prefill, weighed by how much stands before them."""
-    return uncached * (1.0 + (cached + 0.5 * uncached) / _LONG_TOKENS)
+    return uncached * (1.0 + (cached + 0.5 * uncached) / LONG_TOKENS)
 
 
 class Rates(msgspec.Struct):
@@ -55,6 +55,14 @@ class Rates(msgspec.Struct):
             rates._add(work(0, tokens), seconds, _PRIOR_WEIGHT)
         rates._solve()
         return rates
+
+    def borrow(self, other: "Rates") -> None:
+        """Take over what was learned at a like replica, until there is something of its own: all
+        of it weighs as much as one turn."""
+        weight = 1.0 / max(1.0, min(other.turns, 1.0 / (1.0 - _MEMORY)))
+        self.n, self.x, self.y = weight * other.n, weight * other.x, weight * other.y
+        self.xx, self.xy = weight * other.xx, weight * other.xy
+        self.base_s, self.slope_s, self.tpot_s = other.base_s, other.slope_s, other.tpot_s
 
     def prefill_s(self, amount: float) -> float:
         """Seconds until the first token of so much work, with nothing ahead of it."""

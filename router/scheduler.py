@@ -7,8 +7,8 @@ see each other; whoever does the I/O tells it what became of them. Every time is
 simulator runs this very code in virtual time.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Sequence
 from heapq import heappop, heappush
 from itertools import count
 from math import inf
@@ -19,7 +19,8 @@ import msgspec
 from sessile.errors import NoReplica
 from sessile.router.admission import Queue
 from sessile.router.decide import Decision
-from sessile.router.outlook import Outlook
+from sessile.router.outlook import Outlook, totals
+from sessile.router.peers import News
 from sessile.router.policy import Ask, rendezvous
 from sessile.router.price import Price, Rates, work
 from sessile.router.returns import Returns
@@ -27,10 +28,12 @@ from sessile.router.returns import Returns
 _BYPASS = 8  # how many behind the first in the queue may go before it, if it does not fit
 _GIVEN_UP_S = 600.0  # a session that was away for so long is not expected at all
 _ADDED_WEIGHT = 0.02
+_AS_GOOD = 1.02  # prices that differ by less are as good
 _HORIZON = 8.0  # turns of a new session that are foreseen, beside its first
 _LEAST_MARGIN_S = 0.05  # nobody notices less
 _SOON_RATE = 0.5  # who returns at such a rate, a second, is about to be back
 _STARVED_S = 5.0  # but none once it has waited so long
+_MOST_NEWS = 100_000
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,13 +46,16 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pause(msgspec.Struct):
-    """A session between two turns: what it waits for, and until when its memory is held."""
+    """A session between two turns: what it waits for, and until when its memory is held. One that
+    runs at another router counts as a pause that teaches nothing, in case its end is never told.
+    """
 
     replica: str
     kind: str
     since: float
     until: float
     told: bool = False
+    elsewhere: bool = False
     counted_s: float = 0.0
 
 
@@ -62,10 +68,17 @@ class Admitted(msgspec.Struct, frozen=True):
 
 
 class Scheduler:
-    """Decides for one router. Made by `placement`, and by the simulator."""
+    """Decides for one router. Made by `placement`, and by the simulator.
 
-    def __init__(self, limits: Limits, weights: dict[str, float] | None = None) -> None:
+    With `peers`, `news` is what to tell the other routers since it was last emptied.
+    """
+
+    def __init__(
+        self, limits: Limits, weights: dict[str, float] | None = None, *, peers: bool = False
+    ) -> None:
         self._limits = limits
+        self._peers = peers
+        self.news: deque[News] = deque(maxlen=_MOST_NEWS)
         self.queue = Queue(limits.most_queued, weights)
         self.returns = Returns()
         self._added_tokens = 500.0  # that a turn of a bound session computes, of late
@@ -89,6 +102,7 @@ class Scheduler:
         Raises `NoReplica`, and `Overloaded` when the queue is full.
         """
         self._returned(ask.session, now)
+        self._lend(open_to)
         if ask.session not in self._born:
             self._born[ask.session] = next(self._births)
         decision = None
@@ -140,33 +154,38 @@ class Scheduler:
             if home_price.wait_s + home_price.harm_s <= margin_s:
                 return _decision(ask, home, "bound", home_price)
         # A session that is placed now will burden its replica again at each of its turns.
-        later = _HORIZON * self.returns.share * self._added_tokens
-        best = best_price = None
-        for outlook in open_to:
-            if outlook is home or not (force or self._fits(ask, outlook)):
-                continue
-            price = outlook.price(ask, now)
-            if ask.bound is None or ask.claimed is not None:
-                more_s = later * outlook.rates.slope_s * outlook.others
-                price = price._replace(harm_s=price.harm_s + more_s)
-            if best_price is None or self._before(ask, outlook, price, best, best_price):
-                best, best_price = outlook, price
-        if (
-            home is not None
-            and home_price is not None
-            and (best_price is None or home_price.total_s <= best_price.total_s + margin_s)
-        ):
+        new = ask.bound is None or ask.claimed is not None
+        later = _HORIZON * self.returns.share * self._added_tokens if new else 0.0
+        others = [outlook for outlook in open_to if outlook is not home] if home else open_to
+        fill = inf if force else self._fill()
+        prices_s = totals(others, ask, now, fill=fill, later_tokens=later)
+        best_s = min(prices_s, default=inf)
+        if home is not None and home_price is not None and home_price.total_s <= best_s + margin_s:
             return _decision(ask, home, "bound", home_price)
-        if best is None or best_price is None:
+        if best_s == inf:
             return None
-        return _decision(ask, best, self._reason(ask, best, best_price, home, open_to, failed),
-                         best_price)  # fmt: skip
+        best = self._best(ask, others, prices_s, best_s)
+        price = best.price(ask, now)
+        return _decision(ask, best, self._reason(ask, best, price, home, open_to, failed), price)
+
+    def _lend(self, open_to: Sequence[Outlook]) -> None:
+        """A replica that has served nothing yet is taken to be like the others: by the prior it
+        would look so slow that nothing is ever sent there."""
+        strangers = [outlook.rates for outlook in open_to if not outlook.rates.turns]
+        if strangers and len(strangers) < len(open_to):
+            known = max((outlook.rates for outlook in open_to), key=lambda rates: rates.turns)
+            for rates in strangers:
+                rates.borrow(known)
+
+    def _fill(self) -> float:
+        # Memory is kept free for those who will be back: where few are, it is for whoever comes.
+        return self._limits.fill / max(self.returns.share, 0.01)
 
     def _fits(self, ask: Ask, outlook: Outlook) -> bool:
-        # Memory is kept free for those who will be back: where few are, it is for whoever comes.
         # Who is there already may grow into what is kept free of newcomers.
-        live = outlook.holdings.is_live(ask.session)
-        fill = (1.0 if live else self._limits.fill) / max(self.returns.share, 0.01)
+        fill = self._fill()
+        if outlook.holdings.is_live(ask.session):
+            fill /= self._limits.fill
         return outlook.fits(ask, fill)
 
     def _home(self, ask: Ask, open_to: Sequence[Outlook]) -> Outlook | None:
@@ -182,21 +201,22 @@ class Scheduler:
         anew_s = home.rates.slope_s * work(0, ask.prompt_tokens)
         return max(_LEAST_MARGIN_S, self._limits.margin * anew_s)
 
-    def _before(
-        self, ask: Ask, one: Outlook, price: Price, other: Outlook | None, than: Price
-    ) -> bool:
-        """Whether `one` is the better choice; what is as good goes by load, then by rank, so that
-        routers agree."""
-        assert other is not None
-        near_s = 0.02 * than.total_s
-        if abs(price.total_s - than.total_s) > near_s:
-            return price.total_s < than.total_s
-        if (one.id == ask.near) != (other.id == ask.near):
-            return one.id == ask.near
-        loads = [(o.in_flight, o.holdings.live_tokens + o.foreign_tokens) for o in (one, other)]
-        if loads[0] != loads[1]:
-            return loads[0] < loads[1]
-        return rendezvous(ask.group or ask.session, (one, other)) is one
+    def _best(
+        self, ask: Ask, outlooks: Sequence[Outlook], prices_s: Sequence[float], best_s: float
+    ) -> Outlook:
+        """The cheapest; of those that are as good the parent's, then the lightest, then by rank,
+        so that routers agree."""
+        limit_s = best_s * _AS_GOOD
+        tied = [o for o, price_s in zip(outlooks, prices_s, strict=True) if price_s <= limit_s]
+        if len(tied) == 1:
+            return tied[0]
+        for outlook in tied:
+            if outlook.id == ask.near:
+                return outlook
+        loads = [(o.in_flight, o.holdings.live_tokens + o.foreign_tokens) for o in tied]
+        least = min(loads)
+        lightest = [o for o, load in zip(tied, loads, strict=True) if load == least]
+        return rendezvous(ask.group or ask.session, lightest) if len(lightest) > 1 else lightest[0]
 
     def _reason(
         self, ask: Ask, best: Outlook, price: Price, home: Outlook | None,
@@ -257,13 +277,22 @@ class Scheduler:
         if outlook is None:
             return
         self._outlooks[outlook.id] = outlook
-        before = self._homes.get(ask.session)
-        if before is not None and before is not outlook:
-            before.paused.discard(ask.session)
-            before.holdings.release(ask.session)
-        self._homes[ask.session] = outlook
+        self._settle(ask.session, outlook)
         outlook.start(ask, decision.predicted_cached_tokens or 0, now)
         self._asks[ask.turn] = (ask, outlook)
+        if self._peers:
+            self.news.append(
+                News("runs", ask.session, outlook.id, outlook.incarnation,
+                     ask.prompt_tokens + ask.output_tokens, ask.blocks, ask.block_tokens)
+            )  # fmt: skip
+
+    def _settle(self, session: str, outlook: Outlook) -> None:
+        """The session is live at this replica, and at no other."""
+        before = self._homes.get(session)
+        if before is not None and before is not outlook:
+            before.paused.discard(session)
+            before.holdings.release(session)
+        self._homes[session] = outlook
 
     def first_token(self, turn: str, now: float) -> None:
         """The turn's first token has come."""
@@ -278,9 +307,11 @@ class Scheduler:
     ) -> None:  # fmt: skip
         """The turn is over. With token counts it went well, and `pause` says what its session
         waits for now ("": nothing known); without a pause it is not expected back."""
-        self.queue.remove(turn)
+        waiting = self.queue.remove(turn)
         booked = self._asks.pop(turn, None)
         if booked is None:
+            if waiting is not None:
+                self._forsake(waiting.ask.session)
             return
         ask, outlook = booked
         run = outlook.end(turn, now)
@@ -300,13 +331,30 @@ class Scheduler:
         cost_s = outlook.rates.slope_s * run.work
         cost_s += (output_tokens or 0) * outlook.rates.tpot_s
         self.queue.serve(ask.tenant, ask.program or ask.session, cost_s)
-        if any(other.session == ask.session for other in outlook.runs.values()):
+        if self._runs(ask.session, outlook):
             return  # a parallel call of the same session goes on
-        if pause is not None and prompt_tokens is not None:
+        if self._homes.setdefault(ask.session, outlook) is not outlook:
+            outlook.holdings.release(ask.session)  # it has moved meanwhile
+        elif pause is not None and prompt_tokens is not None:
             self._pause(ask.session, outlook, pause, now)
+            if self._peers:
+                tokens = prompt_tokens + (output_tokens or 0)
+                self.news.append(
+                    News("pauses", ask.session, outlook.id, outlook.incarnation, tokens, kind=pause)
+                )
         else:
             self._let_go(ask.session)
+            self._tell_idle(ask.session)
             self._born.pop(ask.session, None)
+
+    def _runs(self, session: str, outlook: Outlook) -> bool:
+        return any(run.session == session for run in outlook.runs.values())
+
+    def _forsake(self, session: str) -> None:
+        """A turn left the queue unsent: unless another runs, its session is not there any more."""
+        home = self._homes.get(session)
+        if home is not None and session not in self._pauses and not self._runs(session, home):
+            self._let_go(session)
 
     # -- pauses
 
@@ -314,19 +362,25 @@ class Scheduler:
         """Hold a pausing session's memory for so long; 0 lets go of it. False: it does not
         pause."""
         pause = self._pauses.get(session)
-        if pause is None:
+        if pause is None or pause.elsewhere:
             return False
+        self._hold(session, pause, now, seconds)
+        if self._peers:
+            self.news.append(News("leased", session, seconds=seconds))
+        return True
+
+    def _hold(self, session: str, pause: Pause, now: float, seconds: float) -> None:
         pause.until, pause.told = now + seconds, seconds > 0
         heappush(self._ends, (pause.until, session))
         if not seconds:
             self._let_go(session)
-        return True
 
     def close(self, session: str) -> None:
         """The session is over: nothing is held for it."""
         self._pauses.pop(session, None)
         self._born.pop(session, None)
         self._let_go(session)
+        self._tell_idle(session)
         for outlook in self._outlooks.values():
             outlook.holdings.forget(session)
 
@@ -336,6 +390,10 @@ class Scheduler:
             _, session = heappop(self._ends)
             pause = self._pauses.get(session)
             if pause is None or pause.until > now:
+                continue
+            if pause.elsewhere:
+                del self._pauses[session]
+                self._let_go(session)
                 continue
             self._count(pause, now, returned=False)
             if now - pause.since < _GIVEN_UP_S:
@@ -356,7 +414,7 @@ class Scheduler:
 
     def _returned(self, session: str, now: float) -> None:
         pause = self._pauses.pop(session, None)
-        if pause is not None:
+        if pause is not None and not pause.elsewhere:
             self._count(pause, now, returned=True)
             self.returns.count(returned=True)
 
@@ -380,7 +438,7 @@ class Scheduler:
         if home is None:
             return False
         victim, least = None, (inf, 0)
-        for session in home.paused:
+        for session in sorted(home.paused):
             pause = self._pauses.get(session)
             if pause is None or pause.told:
                 continue
@@ -393,6 +451,7 @@ class Scheduler:
         ):
             return False
         self._let_go(victim)
+        self._tell_idle(victim)
         return True
 
     def _make_room(self, open_to: Sequence[Outlook], now: float, waiting: int) -> bool:
@@ -401,7 +460,8 @@ class Scheduler:
         Holding is worth the chance of a return in the next moment times the prefill that it saves;
         it costs the others the share of the memory that it takes. Both grow with its tokens, so
         what is compared is the rate of return and how often a second the replica can refill its
-        whole memory, for each that waits there.
+        whole memory, if somebody waits there. NOTE: a longer queue does not make it worth less:
+        letting go of more, the longer it gets, would end in recomputing everything.
         """
         found = False
         for outlook in open_to:
@@ -409,16 +469,57 @@ class Scheduler:
             if total is None or not outlook.paused:
                 continue
             refills = 1.0 / (max(outlook.rates.slope_s, 1e-9) * total)
-            pressure = refills * waiting / len(open_to)
-            for session in list(outlook.paused):
+            pressure = refills * min(1.0, waiting / len(open_to))
+            for session in sorted(outlook.paused):  # NOTE: sets differ between runs
                 pause = self._pauses.get(session)
                 if pause is None or pause.told:
                     continue
                 self._count(pause, now, returned=False)
                 if self.returns.rate(pause.kind, now - pause.since) < pressure:
                     self._let_go(session)
+                    self._tell_idle(session)
                     found = True
         return found
+
+    # -- the other routers
+
+    def hear(self, news: Iterable[News], outlooks: Sequence[Outlook], now: float) -> None:
+        """What another router's turns have come to."""
+        known = {outlook.id: outlook for outlook in outlooks}
+        for told in news:
+            session = told.session
+            if told.state == "idle":
+                home = self._homes.get(session)
+                if home is not None and not self._runs(session, home):
+                    self._let_go(session)
+            elif told.state == "leased":
+                pause = self._pauses.get(session)
+                if pause is not None and not pause.elsewhere:
+                    self._hold(session, pause, now, told.seconds)
+            else:
+                outlook = known.get(told.replica)
+                if outlook is not None and outlook.incarnation == told.incarnation:
+                    self._outlooks[outlook.id] = outlook
+                    self._hear_turn(told, outlook, now)
+
+    def _hear_turn(self, told: News, outlook: Outlook, now: float) -> None:
+        session, holdings = told.session, outlook.holdings
+        self._returned(session, now)
+        self._settle(session, outlook)
+        outlook.paused.discard(session)
+        if told.state == "runs":
+            holdings.use(session, told.blocks, told.block_tokens, told.tokens)
+            until = now + _GIVEN_UP_S
+            self._pauses[session] = Pause(outlook.id, "", now, until, elsewhere=True)
+            heappush(self._ends, (until, session))
+            return
+        holdings.resume(session, told.tokens)
+        if not self._runs(session, outlook):
+            self._pause(session, outlook, told.kind, now)
+
+    def _tell_idle(self, session: str) -> None:
+        if self._peers:
+            self.news.append(News("idle", session))
 
 
 def _decision(ask: Ask, chosen: Outlook, reason: str, price: Price) -> Decision:

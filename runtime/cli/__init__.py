@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from sessile.cli import admin, bench, up
+from sessile.cli import admin, bench, simulate, up
 from sessile.errors import SessileError, SettingsError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 up.register(app)
 admin.register(app)
 bench.register(app)
+simulate.register(app)
 
 
 def main() -> None:

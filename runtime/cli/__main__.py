@@ -2,4 +2,5 @@
 
 from sessile.cli import main
 
-main()
+if __name__ == "__main__":  # NOTE: processes that a command spawns import this again
+    main()

@@ -8,7 +8,7 @@ cache they wait there, and coming back costs a transfer instead of a prefill.
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 
 import msgspec
@@ -31,38 +31,40 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct):
-    """One turn at an engine. `blocks` are those of the prompt, `after` those of prompt and reply,
-    of `block_tokens` each."""
+    """One turn at an engine. `blocks` are those of the prompt, `after` those of prompt and reply.
+    `generated` is set when the engine dies under it."""
 
     id: str
     blocks: Sequence[int]
     after: Sequence[int]
-    block_tokens: int
     prompt_tokens: int
     output_tokens: int
     sent_at: float = 0.0
     first_at: float = 0.0
     cached_tokens: int = 0
+    generated: int = 0
 
 
 class SimEngine:
     """One replica. `now` only grows; `next_at` says when `advance` has something to do."""
 
     def __init__(
-        self, hardware: Hardware, on_first: Callable[[Request, float], None],
+        self, hardware: Hardware, block_tokens: int, on_first: Callable[[Request, float], None],
         on_end: Callable[[Request, float], None],
     ) -> None:  # fmt: skip
         self.hardware = hardware
+        self.block_tokens = block_tokens
         self.served = 0
         self.computed_tokens = 0
         self._on_first = on_first
         self._on_end = on_end
-        self._cache: OrderedDict[int, int] = OrderedDict()
-        self._pins: dict[int, int] = {}
-        self._cached = 0
-        self._private = 0  # tokens of running requests beyond their cached blocks
-        self._host: OrderedDict[int, int] = OrderedDict()
-        self._hosted = 0
+        self._start()
+
+    def _start(self) -> None:
+        self._pins: dict[int, int] = {}  # cached blocks that running requests stand on
+        self._idle: OrderedDict[int, None] = OrderedDict()  # the other cached ones, oldest first
+        self._private = 0  # tokens of running requests beyond their full blocks
+        self._host: OrderedDict[int, None] = OrderedDict()
         self._queue: deque[Request] = deque()
         self._prefilling: Request | None = None
         self._prefill_ends = 0.0
@@ -81,6 +83,11 @@ class SimEngine:
         """Requests that do not yet."""
         return len(self._queue)
 
+    @property
+    def held_tokens(self) -> int:
+        """KV memory in use: of running requests, and cached."""
+        return self._private + (len(self._pins) + len(self._idle)) * self.block_tokens
+
     def requests(self) -> list[Request]:
         """All that are here."""
         held = [self._prefilling] if self._prefilling is not None else []
@@ -92,37 +99,62 @@ class SimEngine:
         self._queue.append(request)
         self._begin(now)
 
+    def cancel(self, request: Request, now: float) -> None:
+        """Whoever asked has gone: the request is over, what it had computed stays cached."""
+        if request is self._prefilling:
+            self._prefilling = None
+            self._clock_at = now
+            self._free(request, whole=False)
+        elif any(entry[2] is request for entry in self._decoding):
+            self._tick(now)
+            self._decoding = [entry for entry in self._decoding if entry[2] is not request]
+            heapify(self._decoding)
+            self._free(request, whole=False)
+        else:
+            self._queue = deque(other for other in self._queue if other is not request)
+        self._begin(now)
+
+    def fail(self, now: float) -> list[Request]:
+        """The engine dies, and stands there anew with nothing in memory; what it was working on."""
+        self._tick(now)
+        for ends_at, _, request in self._decoding:
+            request.generated = max(0, int(request.output_tokens - (ends_at - self._clock)))
+        lost = self.requests()
+        self._start()
+        return lost
+
     def match(self, blocks: Sequence[int]) -> tuple[int, int]:
         """How many leading blocks are cached, and how many behind them wait in the host cache."""
         found = 0
         for key in blocks:
-            if key not in self._cache:
+            if key not in self._pins and key not in self._idle:
                 break
             found += 1
         hosted = 0
-        for key in blocks[found:]:
-            if key not in self._host:
-                break
-            hosted += 1
+        if self._host:
+            for key in blocks[found:]:
+                if key not in self._host:
+                    break
+                hosted += 1
         return found, hosted
 
     def wait_s(self, now: float) -> float:
         """The prefill time that is ahead of a request sent now: known only to an oracle."""
         ahead = max(0.0, self._prefill_ends - now) if self._prefilling is not None else 0.0
         for request in self._queue:
-            ahead += self.prefill_s(request.blocks, request.block_tokens, request.prompt_tokens)
+            ahead += self.prefill_s(request.blocks, request.prompt_tokens)
         return ahead
 
-    def prefill_s(self, blocks: Sequence[int], block_tokens: int, tokens: int) -> float:
+    def prefill_s(self, blocks: Sequence[int], tokens: int) -> float:
         """How long the prefill of a prompt takes with what is cached now."""
         found, hosted = self.match(blocks)
-        return self._prefill_s(found, hosted, block_tokens, tokens)
+        return self._prefill_s(found, hosted, tokens)
 
-    def _prefill_s(self, found: int, hosted: int, block_tokens: int, tokens: int) -> float:
+    def _prefill_s(self, found: int, hosted: int, tokens: int) -> float:
         hardware = self.hardware
-        cached = min((found + hosted) * block_tokens, tokens - 1)
+        cached = min((found + hosted) * self.block_tokens, tokens - 1)
         seconds = work(cached, tokens - cached) / hardware.prefill_rate
-        return hardware.base_s + seconds + hosted * block_tokens / hardware.transfer_rate
+        return hardware.base_s + seconds + hosted * self.block_tokens / hardware.transfer_rate
 
     def next_at(self) -> float | None:
         """When something ends here next."""
@@ -168,79 +200,60 @@ class SimEngine:
         if self.running >= self.hardware.slots:
             return
         request = self._queue[0]
-        found, hosted = self.match(request.blocks)
-        size = request.block_tokens
-        needed = request.prompt_tokens + request.output_tokens - found * size
-        for key in request.blocks[:found]:
-            self._pin(key, 1)
-        if not self._make_room(needed) and self.running:
-            for key in request.blocks[:found]:
-                self._pin(key, -1)
+        size, blocks = self.block_tokens, request.blocks
+        found, hosted = self.match(blocks)
+        tokens = request.prompt_tokens + request.output_tokens
+        held = sum(key not in self._pins for key in blocks[:found])
+        needed = tokens - (found - held) * size
+        fits = self._private + len(self._pins) * size + needed <= self.hardware.kv_tokens
+        if not fits and self.running:
             return
         self._tick(now)
         self._queue.popleft()
-        for key in request.blocks[found:]:
-            self._store(key, size)
-            self._pin(key, 1)
-        self._private += request.prompt_tokens + request.output_tokens - size * len(request.blocks)
-        for key in reversed(request.blocks):
-            self._cache.move_to_end(key)
+        for key in blocks[found:]:
+            self._host.pop(key, None)
+        for key in blocks:
+            self._pins[key] = self._pins.get(key, 0) + 1
+            self._idle.pop(key, None)
+        self._private += tokens - size * len(blocks)
+        self._evict()
         request.cached_tokens = min((found + hosted) * size, request.prompt_tokens - 1)
         self.computed_tokens += request.prompt_tokens - request.cached_tokens
         self._prefilling = request
-        self._prefill_ends = now + self._prefill_s(found, hosted, size, request.prompt_tokens)
+        self._prefill_ends = now + self._prefill_s(found, hosted, request.prompt_tokens)
 
     def _finish(self, request: Request) -> None:
         self.served += 1
-        size = request.block_tokens
+        self._free(request)
+        self._evict()
+
+    def _free(self, request: Request, whole: bool = True) -> None:
+        """Let go of its memory: its blocks, and those of its reply, stay cached until their room
+        is needed. NOTE: the deepest first, which makes it the oldest."""
+        size, pins, idle = self.block_tokens, self._pins, self._idle
         self._private -= request.prompt_tokens + request.output_tokens - size * len(request.blocks)
-        for key in request.blocks:
-            self._pin(key, -1)
-        for key in request.after[len(request.blocks) :]:
-            self._store(key, size)
-        for key in reversed(request.after):
-            if key in self._cache:
-                self._cache.move_to_end(key)
-        self._make_room(0)
+        if whole:
+            for key in reversed(request.after[len(request.blocks) :]):
+                if key not in pins:
+                    idle[key] = None
+                    idle.move_to_end(key)
+                    self._host.pop(key, None)
+        for key in reversed(request.blocks):
+            if pins[key] > 1:
+                pins[key] -= 1
+            else:
+                del pins[key]
+                idle[key] = None
 
-    def _pin(self, key: int, by: int) -> None:
-        pins = self._pins.get(key, 0) + by
-        if pins:
-            self._pins[key] = pins
-        else:
-            self._pins.pop(key, None)
-
-    def _store(self, key: int, tokens: int) -> None:
-        if key not in self._cache:
-            self._cache[key] = tokens
-            self._cached += tokens
-        if key in self._host:
-            self._hosted -= self._host.pop(key)
-
-    def _make_room(self, tokens: int) -> bool:
-        """Evict the oldest unpinned blocks until `tokens` fit; whether they do."""
-        room = self.hardware.kv_tokens - self._private - tokens
-        if self._cached <= room:
-            return True
-        passed: list[int] = []
-        while self._cached > room and self._cache:
-            key, size = self._cache.popitem(last=False)
-            if key in self._pins:
-                passed.append(key)
-                self._cache[key] = size
-                self._cache.move_to_end(key)
-                if len(passed) > len(self._pins):
-                    break
-                continue
-            self._cached -= size
-            self._keep_in_host(key, size)
-        return self._cached <= room
-
-    def _keep_in_host(self, key: int, tokens: int) -> None:
-        if not self.hardware.host_tokens:
-            return
-        self._host[key] = tokens
-        self._hosted += tokens
-        while self._hosted > self.hardware.host_tokens:
-            _, size = self._host.popitem(last=False)
-            self._hosted -= size
+    def _evict(self) -> None:
+        """The oldest idle blocks leave until the rest fits."""
+        over = self.held_tokens - self.hardware.kv_tokens
+        host, most = self._host, self.hardware.host_tokens // self.block_tokens
+        while over > 0 and self._idle:
+            key, _ = self._idle.popitem(last=False)
+            over -= self.block_tokens
+            if most:
+                host[key] = None
+                host.move_to_end(key)
+                if len(host) > most:
+                    host.popitem(last=False)

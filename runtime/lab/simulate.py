@@ -1,365 +1,288 @@
-"""The router's own pure code in virtual time, before engines that are modelled (`sim_engine`).
+"""Experiments in virtual time: every policy on the same loads, over seeds and swept values.
 
-Each policy routes the same sessions; beside them stands an oracle that knows every cache and every
-queue and takes, for each turn, the replica where it and the others lose least. The same seed gives
-the same numbers.
+What happens in one run is `sim_world`'s; here is which runs there are, and what they come to.
 """
 
+import multiprocessing
+import re
 from collections.abc import Callable, Sequence
-from functools import partial
-from heapq import heappop, heappush
-from itertools import count
-from random import Random
+from concurrent.futures import ProcessPoolExecutor, wait
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from sessile.errors import Overloaded
-from sessile.lab.bench import quantile
-from sessile.lab.sim_engine import Hardware, Request, SimEngine
-from sessile.lab.sim_load import Load, SimSession, SimTurn
-from sessile.router.decide import decide
-from sessile.router.outlook import Outlook
-from sessile.router.policy import Ask, Candidate, make_policy
-from sessile.router.scheduler import Limits, Scheduler
-from sessile.sessions.record import Binding
+from sessile.errors import SettingsError
+from sessile.lab.sim_engine import Hardware
+from sessile.lab.sim_load import Arrival, Load, Shape, agent_load, is_trace, trace_load
+from sessile.lab.sim_load import trajectory_load as recorded_load
+from sessile.lab.sim_routers import ORACLE, SIMULATED
+from sessile.lab.sim_score import Outcome, medians
+from sessile.lab.sim_world import Fault, World
 
-ORACLE = "oracle"
-_EXCHANGE_S = 0.2  # how often routers tell each other their work
-_CLOCK_S = 0.25  # how often the queue is looked at when nothing happens
+_MOST_POINTS = 64
 
 
-class Fault(msgspec.Struct, frozen=True):
-    """Something that breaks at a time: a replica's memory and work, a router, or the store."""
+class Setup(msgspec.Struct, frozen=True, kw_only=True):
+    """One site and its load: everything that a run follows from, but for the policy and the seed.
 
-    at: float
-    kind: str
-    number: int = 0
-    for_s: float = 10.0
+    `kv_share` sets the KV memory of all replicas together as a share of the load's working set,
+    in place of `kv_tokens` of each. None of `sessions` is all of a file, or 300.
+    """
+
+    trace: str | None = None
+    replicas: int = 4
+    kv_tokens: int = 120_000
+    kv_share: float | None = None
+    host_tokens: int = 0
+    prefill_rate: float = 20_000.0
+    transfer_rate: float = 200_000.0
+    decode_ms: float = 8.0
+    slots: int = 64
+    routers: int = 1
+    sessions: int | None = None
+    rate: float = 0.4
+    arrival: Arrival = "poisson"
+    fan_out: float = 0.08
+    context_tokens: int = 32_000
+    speed: float = 1.0
+    faults: tuple[Fault, ...] = ()
 
 
-class Outcome(msgspec.Struct):
-    """What one policy made of the load. Times in seconds, the queue before the replicas counted."""
+class Row(msgspec.Struct, frozen=True):
+    """What one policy made of one point: the median over the seeds."""
 
     policy: str
-    turns: int
-    failed: int
-    hit_rate: float
-    ttft_p50_s: float
-    ttft_p90_s: float
-    ttft_p99_s: float
-    ttft_mean_s: float
-    session_time_mean_s: float
-    computed_tokens: int
-    max_over_mean: float
-    queued: int
-    moved: int
-    makespan_s: float
-    prediction_error_p50: float | None
+    value: float | None
+    setup: Setup
+    outcome: Outcome
 
 
-class _Router:
-    """One router process: what it knows, and the policy in it."""
+class Sweep(msgspec.Struct, frozen=True):
+    """A field of `Setup` and the values that it takes, one after another."""
 
-    def __init__(self, world: "World", number: int) -> None:
-        self.outlooks = [Outlook(f"r{n}", "1") for n in range(len(world.engines))]
-        for outlook in self.outlooks:
-            hardware = world.hardware
-            outlook.resize(hardware.kv_tokens, hardware.host_tokens)
-            outlook.slots = hardware.slots
-        self.looking = False
-        self.scheduler = Scheduler(world.limits)
-        self.policy = make_policy("rendezvous" if world.policy == ORACLE else world.policy,
-                                  Random(world.seed + number))  # fmt: skip
+    name: str
+    values: tuple[float, ...]
+
+    @property
+    def more_is_easier(self) -> bool:
+        """Whether an objective is met from some value on, and not up to it."""
+        return self.name not in _BURDENS
 
 
-class World:
-    """One run of one policy over one load."""
+_SWEPT: dict[str, type[int] | type[float]] = {
+    "replicas": int, "kv_tokens": int, "kv_share": float, "host_tokens": int,
+    "prefill_rate": float, "decode_ms": float, "routers": int, "sessions": int, "rate": float,
+    "fan_out": float, "speed": float,
+}  # fmt: skip
+_BURDENS = ("decode_ms", "sessions", "rate", "fan_out", "speed")
+_STEP_OF_ONE = ("replicas", "routers")
 
-    def __init__(
-        self, policy: str, load: Load, hardware: Hardware, replicas: int, *, routers: int = 1,
-        seed: int = 1, limits: Limits | None = None, faults: Sequence[Fault] = (),
-        progress: Callable[[int], None] | None = None,
-    ) -> None:  # fmt: skip
-        self.policy, self.load, self.hardware, self.seed = policy, load, hardware, seed
-        self.limits = limits or Limits()
-        self.now = 0.0
-        self._random = Random(seed)
-        self._order = count()
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self.engines = [SimEngine(hardware, self._first, self._ended) for _ in range(replicas)]
-        self._due: list[float | None] = [None] * replicas
-        self.routers = [_Router(self, number) for number in range(routers)]
-        self._bindings: dict[str, Binding] = {}
-        self._open: dict[str, _Turn] = {}
-        self._progress = progress
-        self._prompt = self._cached = 0
-        self._ttfts: list[float] = []
-        self._session_s: list[float] = []
-        self._errors: list[float] = []
-        self._failed = self._queued = self._moved = 0
-        self._left = len(load.sessions)
-        for session in load.sessions:
-            self._at(session.start_s, _Agent(self, session, None).start)
-        for fault in faults:
-            self._at(fault.at, partial(self._break, fault))
-        if routers > 1:
-            self._at(_EXCHANGE_S, self._exchange)
 
-    def run(self) -> Outcome:
-        """Run to the end of the last session."""
-        while self._events:
-            self.now, _, event = heappop(self._events)
-            event()
-        ttfts = self._ttfts
-        served = [engine.served for engine in self.engines]
-        return Outcome(
-            policy=self.policy,
-            turns=len(ttfts),
-            failed=self._failed,
-            hit_rate=self._cached / max(1, self._prompt),
-            ttft_p50_s=quantile(ttfts, 0.5) or 0.0,
-            ttft_p90_s=quantile(ttfts, 0.9) or 0.0,
-            ttft_p99_s=quantile(ttfts, 0.99) or 0.0,
-            ttft_mean_s=sum(ttfts) / max(1, len(ttfts)),
-            session_time_mean_s=sum(self._session_s) / max(1, len(self._session_s)),
-            computed_tokens=sum(engine.computed_tokens for engine in self.engines),
-            max_over_mean=max(served) * len(served) / max(1, sum(served)),
-            queued=self._queued,
-            moved=self._moved,
-            makespan_s=self.now,
-            prediction_error_p50=quantile(self._errors, 0.5),
-        )
+def parse_sweep(text: str) -> Sweep:
+    """`replicas=2..16`, `kv-share=0.1..1.0:0.3`, `rate=0.5,1,2`. Raises `SettingsError`.
 
-    # -- turns
-
-    def ask(self, agent: "_Agent", turn: SimTurn) -> None:
-        """An agent sends a turn, to whichever router."""
-        router = self._random.choice(self.routers) if len(self.routers) > 1 else self.routers[0]
-        number = next(self._order)
-        name = f"t{number}"
-        parent = agent.session.parent
-        near = self._bindings.get(parent) if parent is not None else None
-        ask = Ask(
-            session=agent.session.id,
-            bound=self._bindings.get(agent.session.id),
-            near=near.replica if near is not None else None,
-            turn=name,
-            model="m",
-            program=agent.session.program,
-            blocks=turn.blocks,
-            block_tokens=self.load.block_tokens,
-            prompt_tokens=turn.prompt_tokens,
-            output_tokens=turn.output_tokens,
-        )
-        self._open[name] = _Turn(agent, turn, router, ask, self.now)
-        self._decide(self._open[name])
-
-    def _decide(self, turn: "_Turn") -> None:
-        ask, router = turn.ask, turn.router
-        if self.policy == "session":
-            try:
-                decision = router.scheduler.submit(ask, router.outlooks, self.now)
-            except Overloaded as error:
-                del self._open[ask.turn]
-                self._at(self.now + (error.retry_after_s or 1.0), lambda: turn.agent.again(turn))
-                return
-            if decision is None:
-                self._queued += 1
-                self._admit(router)
-                return
-            self._send(turn, decision.replica, decision.binding != "keep")
-            turn.predicted_s = decision.predicted_ttft_s
-        elif self.policy == ORACLE:
-            self._send(turn, f"r{self._best(ask)}", False)
+    Without a step, replicas and routers go one by one, everything else in steps of its first value.
+    """
+    name, _, values = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if name not in _SWEPT:
+        known = ", ".join(known.replace("_", "-") for known in _SWEPT)
+        raise SettingsError(f"--sweep {text!r}: only {known} can be swept")
+    ranged = re.fullmatch(r"\s*([\d.]+?)\s*\.\.\s*([\d.]+?)\s*(?::\s*([\d.]+)\s*)?", values)
+    try:
+        if ranged is None:
+            found = [float(value) for value in values.split(",")]
         else:
-            decision = decide(ask, self._candidates(router), router.policy, gate_slack=2)
-            self._send(turn, decision.replica, decision.binding != "keep")
-
-    def _candidates(self, router: _Router) -> list[Candidate]:
-        found = []
-        sessions: dict[str, int] = {}
-        for turn in self._open.values():
-            if turn.replica is not None:
-                sessions[turn.replica] = sessions.get(turn.replica, 0) + 1
-        for outlook in router.outlooks:
-            running = sessions.get(outlook.id, 0)
-            over = max(0, running - self.hardware.slots)
-            found.append(Candidate(outlook.id, "1", running, over, outlook.sessions))
-        return found
-
-    def _best(self, ask: Ask) -> int:
-        """The oracle's choice: true caches, true queues, true rates."""
-        best, best_s = 0, float("inf")
-        for number, engine in enumerate(self.engines):
-            prefill_s = engine.prefill_s(ask.blocks, ask.block_tokens, ask.prompt_tokens)
-            cost_s = engine.wait_s(self.now) + prefill_s * (1 + engine.running + engine.waiting)
-            if cost_s < best_s:
-                best, best_s = number, cost_s
-        return best
-
-    def _send(self, turn: "_Turn", replica: str, bind: bool) -> None:
-        ask = turn.ask
-        number = int(replica[1:])
-        if bind:
-            before = self._bindings.get(ask.session)
-            self._moved += before is not None
-            for router in self.routers:
-                if before is not None:
-                    router.outlooks[int(before.replica[1:])].sessions -= 1
-                router.outlooks[number].sessions += 1
-            epoch = before.epoch + 1 if before is not None else 1
-            self._bindings[ask.session] = Binding(replica, "1", epoch)
-        turn.replica = replica
-        turn.sent_at = self.now
-        made = turn.turn
-        request = Request(
-            ask.turn, made.blocks, made.after, self.load.block_tokens, made.prompt_tokens,
-            made.output_tokens,
-        )  # fmt: skip
-        self.engines[number].send(request, self.now)
-        self._watch(number)
-
-    def _first(self, request: Request, now: float) -> None:
-        turn = self._open[request.id]
-        self._ttfts.append(now - turn.asked_at)
-        if turn.predicted_s is not None:
-            actual = now - turn.sent_at
-            self._errors.append(abs(turn.predicted_s - actual) / max(actual, 1e-6))
-        if self.policy == "session":
-            turn.router.scheduler.first_token(request.id, now)
-
-    def _ended(self, request: Request, now: float) -> None:
-        turn = self._open.pop(request.id)
-        self._prompt += request.prompt_tokens
-        self._cached += request.cached_tokens
-        last = turn.turn is turn.agent.session.turns[-1]
-        if self.policy == "session":
-            turn.router.scheduler.end(
-                request.id, now, prompt_tokens=request.prompt_tokens,
-                cached_tokens=request.cached_tokens, output_tokens=request.output_tokens,
-                tpot_s=(now - request.first_at) / max(1, request.output_tokens - 1),
-                pause="" if last else turn.agent.next_tool(),
-            )  # fmt: skip
-            self._admit(turn.router)
-        if self._progress is not None:
-            self._progress(1)
-        turn.agent.ended()
-
-    def _admit(self, router: _Router) -> None:
-        for admitted in router.scheduler.admit(lambda model: router.outlooks, self.now):
-            decision = admitted.decision
-            if decision is not None:
-                turn = self._open[admitted.ask.turn]
-                turn.predicted_s = decision.predicted_ttft_s
-                self._send(turn, decision.replica, decision.binding != "keep")
-        self._look_again(router)
-
-    def _look_again(self, router: _Router) -> None:
-        """Leases and pressure change with time alone: the queue is looked at on a clock."""
-        if router.scheduler.queue and not router.looking:
-            router.looking = True
-            self._at(self.now + _CLOCK_S, lambda: self._look(router))
-
-    def _look(self, router: _Router) -> None:
-        router.looking = False
-        self._admit(router)
-
-    def done(self, seconds: float) -> None:
-        """A session that nobody spawned is over, after so long."""
-        self._session_s.append(seconds)
-        self._left -= 1
-
-    # -- time
-
-    def _at(self, when: float, event: Callable[[], None]) -> None:
-        heappush(self._events, (when, next(self._order), event))
-
-    def _watch(self, number: int) -> None:
-        """Have the engine go on when it next has to."""
-        when = self.engines[number].next_at()
-        if when is not None and self._due[number] != when:
-            self._due[number] = when
-            self._at(when, lambda: self._advance(number, when))
-
-    def _advance(self, number: int, when: float) -> None:
-        if self._due[number] == when:
-            self._due[number] = None
-            self.engines[number].advance(self.now)
-            self._watch(number)
-
-    def _exchange(self) -> None:
-        """Each router learns what the others have under way."""
-        for router in self.routers:
-            for number, outlook in enumerate(router.outlooks):
-                others = [r.outlooks[number] for r in self.routers if r is not router]
-                outlook.foreign_running = sum(len(o.runs) for o in others)
-                outlook.foreign_work = sum(o.pending_work for o in others)
-                outlook.foreign_tokens = sum(o.holdings.live_tokens for o in others)
-        if self._left:
-            self._at(self.now + _EXCHANGE_S, self._exchange)
-
-    def _break(self, fault: Fault) -> None:
-        raise NotImplementedError(fault.kind)
+            first, last = float(ranged[1]), float(ranged[2])
+            step = float(ranged[3]) if ranged[3] else 1.0 if name in _STEP_OF_ONE else first
+            if step <= 0 or last < first:
+                raise ValueError
+            count = int((last - first) / step + 1e-9) + 1
+            if count > _MOST_POINTS:
+                raise SettingsError(
+                    f"--sweep {text!r} has {count} values, and {_MOST_POINTS} are the most: give a "
+                    f"step, as in {text.split(':')[0]}:{(last - first) / 10:g}"
+                )
+            found = [first + step * number for number in range(count)]
+        if any(value <= 0 or value != _SWEPT[name](value) for value in found):
+            raise ValueError
+    except ValueError:
+        kind = "whole numbers above 0" if _SWEPT[name] is int else "numbers above 0"
+        raise SettingsError(
+            f"--sweep {text!r}: give {kind} as A..B, A..B:STEP or A,B,C, as in replicas=2..16"
+        ) from None
+    return Sweep(name, tuple(_SWEPT[name](round(value, 9)) for value in found))
 
 
-class _Turn(msgspec.Struct):
-    """One turn under way."""
+def parse_fault(text: str) -> Fault:
+    """`replica:1@60`, `router:0@90+30`, `redis@120+10`: what, at which second, for how many."""
+    found = re.fullmatch(r"(?:(replica|router):(\d+)|(redis))@(\d+(?:\.\d*)?)(?:\+(\d+\.?\d*))?",
+                         text.strip())  # fmt: skip
+    if found is None:
+        raise SettingsError(
+            f"--fault {text!r} is not like replica:1@60, router:0@90+30 or redis@120+10 "
+            "(what breaks, at which second, and for how many)"
+        )
+    return msgspec.convert(
+        {
+            "kind": found[1] or found[3], "number": int(found[2] or 0), "at": float(found[4]),
+            "for_s": float(found[5] or 10.0),
+        },
+        Fault,
+    )  # fmt: skip
 
-    agent: Any
-    turn: SimTurn
-    router: Any
-    ask: Ask
-    asked_at: float
-    sent_at: float = 0.0
-    replica: str | None = None
-    predicted_s: float | None = None
+
+def parse_policies(text: str) -> list[str]:
+    """Names by comma, or `all`; the oracle stands beside them."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if names == ["all"]:
+        return list(SIMULATED)
+    for name in names:
+        if name not in SIMULATED:
+            raise SettingsError(f"there is no policy {name!r}; there are {', '.join(SIMULATED)}")
+    return [*(name for name in dict.fromkeys(names) if name != ORACLE), ORACLE]
 
 
-class _Agent:
-    """One session: sends its turns one after another, waits for what they spawn."""
+def check(setup: Setup) -> None:
+    """Raises `SettingsError` where a run could not be made."""
+    for fault in setup.faults:
+        there = {"replica": setup.replicas, "router": setup.routers}.get(fault.kind)
+        if there is not None and fault.number >= there:
+            raise SettingsError(
+                f"--fault {fault.kind}:{fault.number}: there are {there}, counted from 0"
+            )
 
-    def __init__(self, world: World, session: SimSession, parent: "_Agent | None") -> None:
-        self._world = world
-        self.session = session
-        self._parent = parent
-        self._next = 0
-        self._children = 0
-        self._began = 0.0
 
-    def start(self) -> None:
-        self._began = self._world.now
-        self._ask()
+def points(setup: Setup, sweep: Sweep | None) -> list[tuple[float | None, Setup]]:
+    """The setups of a sweep, each with its value."""
+    if sweep is None:
+        return [(None, setup)]
+    return [
+        (value, msgspec.structs.replace(setup, **{sweep.name: value})) for value in sweep.values
+    ]
 
-    def again(self, turn: _Turn) -> None:
-        """The router had no room: the same turn once more."""
-        self._world.ask(self, turn.turn)
 
-    def next_tool(self) -> str:
-        return self.session.turns[self._next + 1].tool
+def load_of(setup: Setup, seed: int) -> Load:
+    """What is replayed."""
+    if setup.trace is not None:
+        path = Path(setup.trace)
+        if is_trace(path):
+            return _trace(path, setup.speed)
+    shape = Shape(
+        sessions=setup.sessions or Shape().sessions, rate=setup.rate * setup.speed,
+        arrival=setup.arrival, fan_out=setup.fan_out, context_tokens=setup.context_tokens,
+    )  # fmt: skip
+    return agent_load(shape, seed) if setup.trace is None else recorded_load(path, shape, seed)
 
-    def ended(self) -> None:
-        turn = self.session.turns[self._next]
-        self._next += 1
-        self._children = len(turn.spawns)
-        for child in turn.spawns:
-            self._world._at(self._world.now, _Agent(self._world, child, self).start)
-        if not self._children:
-            self._go_on()
 
-    def _go_on(self) -> None:
-        world = self._world
-        if self._next < len(self.session.turns):
-            world._at(world.now + self.session.turns[self._next].gap_s, self._ask)
-        elif self._parent is not None:
-            self._parent._child_ended()
-        else:
-            world.done(world.now - self._began)
+@lru_cache(2)
+def _trace(path: Path, speed: float) -> Load:
+    return trace_load(path, speed)
 
-    def _child_ended(self) -> None:
-        self._children -= 1
-        if not self._children:
-            self._go_on()
 
-    def _ask(self) -> None:
-        self._world.ask(self, self.session.turns[self._next])
+@lru_cache(8)
+def _working_set(setup: Setup, seed: int) -> int:
+    return load_of(setup, seed).working_set_tokens()
+
+
+def run_one(
+    setup: Setup, policy: str, seed: int, progress: Callable[[int], None] | None = None
+) -> Outcome:
+    """One run."""
+    load = load_of(setup, seed)
+    kv_tokens = setup.kv_tokens
+    if setup.kv_share is not None:
+        # NOTE: the working set follows from the load alone, so that points share the count.
+        bare = msgspec.structs.replace(setup, kv_share=None, replicas=1, routers=1, faults=())
+        kv_tokens = int(setup.kv_share * _working_set(bare, seed) / setup.replicas)
+    hardware = Hardware(
+        kv_tokens=kv_tokens, host_tokens=setup.host_tokens, prefill_rate=setup.prefill_rate,
+        transfer_rate=setup.transfer_rate, decode_s=setup.decode_ms / 1000, slots=setup.slots,
+    )  # fmt: skip
+    world = World(
+        policy, load, hardware, setup.replicas, routers=setup.routers, seed=seed,
+        faults=setup.faults, progress=progress,
+    )  # fmt: skip
+    return world.run()
+
+
+def run_all(
+    at: Sequence[tuple[float | None, Setup]], policies: Sequence[str], seeds: Sequence[int],
+    jobs: int, progress: Callable[[int, int], None],
+) -> list[Row]:  # fmt: skip
+    """Every policy at every point with every seed; what it says does not depend on `jobs`, which
+    is how many processes share the work. `progress` is told sessions done, and of how many."""
+    tasks = [
+        (setup, policy, seed) for _, setup in at for policy in policies for seed in seeds
+    ]  # fmt: skip
+    total = sum(load_of(setup, seed).count for setup, _, seed in tasks)
+    if jobs == 1 or len(tasks) == 1:
+        done = 0
+
+        def advance(sessions: int) -> None:
+            nonlocal done
+            done += sessions
+            progress(done, total)
+
+        outcomes = [run_one(*task, advance) for task in tasks]
+    else:
+        outcomes = _in_processes(tasks, min(jobs, len(tasks)), lambda n: progress(n, total))
+    found = iter(outcomes)
+    return [
+        Row(policy, value, setup, medians([next(found) for _ in seeds]))
+        for value, setup in at
+        for policy in policies
+    ]
+
+
+def first_to_meet(rows: Sequence[Row], sweep: Sweep, ttft_p99_s: float) -> dict[str, float | None]:
+    """For each policy the smallest swept value from which on its TTFT p99 stays within the
+    objective, or of what is a burden the largest; None if there is none."""
+    found: dict[str, float | None] = {}
+    for policy in dict.fromkeys(row.policy for row in rows):
+        found[policy] = None
+        points = sorted((row.value or 0.0, row.outcome) for row in rows if row.policy == policy)
+        for value, outcome in reversed(points) if sweep.more_is_easier else points:
+            if outcome.failed or outcome.ttft_p99_s > ttft_p99_s:
+                break
+            found[policy] = value
+    return found
+
+
+# -- other processes
+
+_counter: Any = None
+
+
+def _begin(counter: Any) -> None:
+    global _counter
+    _counter = counter
+
+
+def _count(sessions: int) -> None:
+    with _counter.get_lock():
+        _counter.value += sessions
+
+
+def _run_task(task: tuple[Setup, str, int]) -> Outcome:
+    return run_one(*task, _count)
+
+
+def _in_processes(
+    tasks: Sequence[tuple[Setup, str, int]], jobs: int, progress: Callable[[int], None]
+) -> list[Outcome]:
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("Q", 0)
+    with ProcessPoolExecutor(jobs, context, _begin, (counter,)) as pool:
+        running = [pool.submit(_run_task, task) for task in tasks]
+        try:
+            pending = set(running)
+            while pending:
+                _, pending = wait(pending, timeout=0.2)
+                progress(counter.value)
+            return [future.result() for future in running]
+        except BaseException:  # Ctrl-C, or a run that failed: the others need not go on
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

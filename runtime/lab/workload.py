@@ -5,6 +5,7 @@ recorded replies stand in it, not those of the model that is measured, so that e
 same prompts whatever it is answered.
 """
 
+import gzip
 import random
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
@@ -46,9 +47,10 @@ def read_trajectories(path: Path) -> list[tuple[str, list[Message]]]:
     chat template takes. Raises `InvalidRequest` naming file and line."""
     found = []
     try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise InvalidRequest(f"cannot read {path}: {error.strerror}") from error
+        data = path.read_bytes()
+        lines = (gzip.decompress(data) if path.suffix == ".gz" else data).splitlines()
+    except (OSError, EOFError) as error:
+        raise InvalidRequest(f"cannot read {path}: {error}") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

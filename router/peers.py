@@ -1,0 +1,30 @@
+"""What routers tell each other of their turns, so that each knows what the replicas hold. Pure.
+
+A turn is told when it begins and when it ends; what each router has under way is told as sums
+(`Outlook.foreign_*`), which a lost message or a lost router cannot leave wrong. News that come
+late or never cost a worse decision, nothing else: the binding is what routers agree on.
+"""
+
+from typing import Literal
+
+import msgspec
+
+
+class News(msgspec.Struct, frozen=True, array_like=True):
+    """What became of a session at a replica.
+
+    runs     a turn begins: its blocks, and the tokens that it will need
+    pauses   it has ended, `tokens` are held, and `kind` is what the session waits for
+    idle     nothing is held for the session any longer
+    leased   its memory is to be held for so many `seconds` from now
+    """
+
+    state: Literal["runs", "pauses", "idle", "leased"]
+    session: str
+    replica: str = ""
+    incarnation: str = ""
+    tokens: int = 0
+    blocks: tuple[int, ...] = ()
+    block_tokens: int = 0
+    kind: str = ""
+    seconds: float = 0.0
