@@ -54,6 +54,7 @@ class Pause(msgspec.Struct):
     kind: str
     since: float
     until: float
+    program: str = ""
     told: bool = False
     elsewhere: bool = False
     counted_s: float = 0.0
@@ -336,7 +337,7 @@ class Scheduler:
         if self._homes.setdefault(ask.session, outlook) is not outlook:
             outlook.holdings.release(ask.session)  # it has moved meanwhile
         elif pause is not None and prompt_tokens is not None:
-            self._pause(ask.session, outlook, pause, now)
+            self._pause(ask.session, outlook, pause, now, ask.program)
             if self._peers:
                 tokens = prompt_tokens + (output_tokens or 0)
                 self.news.append(
@@ -376,7 +377,12 @@ class Scheduler:
             self._let_go(session)
 
     def close(self, session: str) -> None:
-        """The session is over: nothing is held for it."""
+        """The session is over: nothing is held for it, nor for those of its program, if it began
+        one."""
+        for other, pause in self._pauses.items():
+            if pause.program == session and other != session:
+                self._let_go(other)
+                self._tell_idle(other)
         self._pauses.pop(session, None)
         self._born.pop(session, None)
         self._let_go(session)
@@ -406,9 +412,11 @@ class Scheduler:
                 del self._pauses[session]
                 self._born.pop(session, None)
 
-    def _pause(self, session: str, outlook: Outlook, kind: str, now: float) -> None:
+    def _pause(
+        self, session: str, outlook: Outlook, kind: str, now: float, program: str = ""
+    ) -> None:
         until = now + self.returns.worth_s(kind)
-        self._pauses[session] = Pause(outlook.id, kind, now, until)
+        self._pauses[session] = Pause(outlook.id, kind, now, until, program)
         heappush(self._ends, (until, session))
         outlook.paused.add(session)
 

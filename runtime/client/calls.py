@@ -80,6 +80,14 @@ class ReplicaInfo(msgspec.Struct, kw_only=True):
     why: str | None = None
 
 
+class Lease(msgspec.Struct):
+    """Whether a session's KV memory is held now; it is not while a turn runs, or long after one."""
+
+    session: str
+    seconds: float
+    held: bool
+
+
 class ReplicaList(msgspec.Struct):
     replicas: list[ReplicaInfo]
 
@@ -143,6 +151,11 @@ def fork_session(session: str, n: int) -> Call[SessionList]:
 
 def close_session(session: str) -> Call[SessionInfo]:
     return Call("POST", f"{_V1}/sessions/{_part(session)}/close", SessionInfo)
+
+
+def lease_session(session: str, seconds: float) -> Call[Lease]:
+    path = f"{_V1}/sessions/{_part(session)}/lease"
+    return Call("POST", path, Lease, {"seconds": seconds})
 
 
 def show_turn(turn: str) -> Call[TurnInfo]:
