@@ -165,6 +165,18 @@ class Holdings:
         if chain is not None:
             self.use(session, chain.keys[:-1], chain.block_tokens, tokens)
 
+    def reach_to(self, session: str, tokens: int) -> None:
+        """What the session stands on has so many tokens now, the tail the rest; nothing is
+        touched."""
+        chain = self._chains.get(session)
+        if chain is None:
+            return
+        tail = self._blocks.get(session)
+        if tail is not None and tail.present:
+            chain.tokens = tokens
+            self._resize(tail, max(0, tokens - chain.block_tokens * (len(chain.keys) - 1)))
+            self._evict()
+
     def release(self, session: str) -> None:
         """The session is not expected back soon: its blocks are live for it no longer."""
         chain = self._chains.get(session)

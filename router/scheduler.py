@@ -33,6 +33,7 @@ _HORIZON = 8.0  # turns of a new session that are foreseen, beside its first
 _LEAST_MARGIN_S = 0.05  # nobody notices less
 _SOON_RATE = 0.5  # who returns at such a rate, a second, is about to be back
 _STARVED_S = 5.0  # but none once it has waited so long
+_MOMENT_S = 1.0  # what was touched so long ago is the newest still
 _MOST_NEWS = 100_000
 
 
@@ -326,9 +327,11 @@ class Scheduler:
                 run, prompt_tokens, cached_tokens, output_tokens or 0, tpot_s,
                 self._rates[ask.model],
             )  # fmt: skip
-            outlook.holdings.use(
-                ask.session, ask.blocks, ask.block_tokens, prompt_tokens + (output_tokens or 0)
-            )
+            tokens = prompt_tokens + (output_tokens or 0)
+            if now - run.began_at < _MOMENT_S:
+                outlook.holdings.reach_to(ask.session, tokens)
+            else:
+                outlook.holdings.use(ask.session, ask.blocks, ask.block_tokens, tokens)
         cost_s = outlook.rates.slope_s * run.work
         cost_s += (output_tokens or 0) * outlook.rates.tpot_s
         self.queue.serve(ask.tenant, ask.program or ask.session, cost_s)
