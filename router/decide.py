@@ -51,12 +51,7 @@ def decide(
     """
     open_to = [c for c in candidates if c.id not in failed] if failed else candidates
     if not open_to:
-        raise NoReplica(
-            "every replica of this model failed the turn"
-            if failed
-            else "no replica of this model is ready; see /sessile/v1/replicas",
-            retry_after_s=2.0,
-        )
+        raise nobody(failed)
     if not policy.binds:
         chosen, reason = policy.choose(ask, open_to)
         return _decision(chosen, "failover" if failed else reason, "keep", None)
@@ -76,6 +71,16 @@ def decide(
         if not lightest.queued and lightest.id != home.id:
             return _decision(lightest, "overloaded", "rebind", 0)
     return _decision(home, "bound", "keep", ask.context_tokens)
+
+
+def nobody(failed: Collection[str]) -> NoReplica:
+    """The error for a turn that no replica is left for."""
+    return NoReplica(
+        "every replica of this model failed the turn"
+        if failed
+        else "no replica of this model is ready; see /sessile/v1/replicas",
+        retry_after_s=2.0,
+    )
 
 
 def _decision(

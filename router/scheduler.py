@@ -16,9 +16,8 @@ from typing import Literal
 
 import msgspec
 
-from sessile.errors import NoReplica
 from sessile.router.admission import Queue
-from sessile.router.decide import Decision
+from sessile.router.decide import Decision, nobody
 from sessile.router.outlook import Outlook, totals
 from sessile.router.peers import News
 from sessile.router.policy import Ask, rendezvous
@@ -139,12 +138,7 @@ class Scheduler:
         if failed:
             open_to = [outlook for outlook in open_to if outlook.id not in failed]
         if not open_to:
-            raise NoReplica(
-                "every replica of this model failed the turn"
-                if failed
-                else "no replica of this model is ready; see /sessile/v1/replicas",
-                retry_after_s=2.0,
-            )
+            raise nobody(failed)
         home = self._home(ask, open_to)
         margin_s = 0.0
         home_price = None
