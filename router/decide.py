@@ -1,7 +1,7 @@
-"""The decision: which replica takes this turn, why, and what its binding becomes. Pure.
+"""The decision of a policy that prices nothing: which replica takes this turn, why, and what its
+binding becomes. Pure.
 
-The binding is a strong preference, not a chain. Prices, residency and admission belong here too,
-between the binding and the policy, once there is something to price with.
+The binding is a strong preference, not a chain. `router.scheduler` decides by price.
 """
 
 from collections.abc import Collection, Sequence
