@@ -27,6 +27,7 @@ class Hints(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _NONE = Hints()
+_EMPTY: Mapping[str, Any] = {}
 
 
 def read_hints(headers: Iterable[tuple[bytes, bytes]], body: Mapping[str, Any]) -> Hints:
@@ -77,8 +78,8 @@ def _header(value: bytes) -> int:
 
 def _inner(body: Mapping[str, Any], outer: str, name: str) -> Mapping[str, Any]:
     around = body.get(outer)
-    found = around.get(name) if isinstance(around, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
+    found = around.get(name) if isinstance(around, dict) else None
+    return found if isinstance(found, dict) else _EMPTY
 
 
 def _is_number(value: object) -> bool:

@@ -36,7 +36,7 @@ def read_prompt(document: Mapping[str, Any], tenant: str) -> Prompt:
         pieces += [canonical(message) for message in messages]
     elif isinstance(document.get("prompt"), str):
         pieces.append(document["prompt"].encode("utf-8", "surrogatepass"))
-    text = b"".join(pieces)
+    text = pieces[0] if len(pieces) == 1 else b"".join(pieces)
     state = blake2b(tenant.encode(), digest_size=8)
     keys: list[int] = []
     for end in range(BLOCK_BYTES, len(text) + 1, BLOCK_BYTES):
