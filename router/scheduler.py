@@ -399,10 +399,10 @@ class Scheduler:
                 self._let_go(session)
                 continue
             self._count(pause, now, returned=False)
+            if session in self._homes:  # else memory was short, which says nothing of it
+                self.returns.count(returned=False)
+            self._let_go(session)
             if now - pause.since < _GIVEN_UP_S:
-                if session in self._homes:  # else memory was short, which says nothing of it
-                    self.returns.count(returned=False)
-                self._let_go(session)
                 pause.until = pause.since + _GIVEN_UP_S
                 heappush(self._ends, (pause.until, session))
             else:
