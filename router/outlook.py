@@ -249,16 +249,18 @@ def totals(
         holdings, rates = o.holdings, o.rates
         slope_s, in_flight = rates.slope_s, len(o.runs) + o.foreign_running
         others = in_flight + _HARM_PAUSED * len(o.paused)
+        known = holdings.knows(ask.session)
         if o.capacity_tokens is not None:
             live = holdings.live_tokens + o.foreign_tokens
             if live:
                 room = fill * (o.capacity_tokens + o.host_tokens) - live
                 if room < tokens and (
-                    room < alone or room < holdings.need(ask.session, blocks, tokens)
+                    (room < alone and not known)
+                    or room < holdings.need(ask.session, blocks, tokens)
                 ):
                     found.append(inf)
                     continue
-        if holdings.knows(ask.session):
+        if known:
             found.append(o.price(ask, now).total_s + later_tokens * slope_s * others)
             continue
         cached, hint = holdings.leading(blocks, hint)
