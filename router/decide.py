@@ -13,7 +13,7 @@ from sessile.errors import NoReplica
 from sessile.router.policy import Ask, Candidate, Policy, least_loaded
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Where a turn goes. `binding` says what must be written for it:
 
     keep     it is bound there already (or the policy binds nothing)

@@ -18,7 +18,7 @@ from sessile.router.price import LONG_TOKENS, Price, Rates, work
 _HARM_PAUSED = 1.0  # a session that pauses will be back before long
 
 
-class Run(msgspec.Struct):
+class Run(msgspec.Struct, gc=False):
     """One turn under way at a replica."""
 
     session: str

@@ -32,7 +32,7 @@ class Candidate(NamedTuple):
     cached_tokens: int = 0
 
 
-class Ask(msgspec.Struct, frozen=True, kw_only=True):
+class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a policy may know of a turn.
 
     `session` is its session's key as one string, `bound` the binding in force, `context_tokens`

@@ -45,7 +45,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     most_queued: int = 512
 
 
-class Pause(msgspec.Struct):
+class Pause(msgspec.Struct, gc=False):
     """A session between two turns: what it waits for, and until when its memory is held. One that
     runs at another router counts as a pause that teaches nothing, in case its end is never told.
     """

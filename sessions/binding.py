@@ -11,7 +11,7 @@ import msgspec
 from sessile.sessions.record import Binding, SessionKey
 
 
-class Standing(msgspec.Struct):
+class Standing(msgspec.Struct, gc=False):
     """How a session stands, as this router last saw it.
 
     `confirmed_at` is on the monotonic clock, None for what the store never confirmed.

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import msgspec
 
 
-class SessionKey(msgspec.Struct, frozen=True):
+class SessionKey(msgspec.Struct, frozen=True, gc=False):
     """Names one session for one model; every stored fact of a session hangs under it.
 
     `tenant` is derived by the server from the API key, `session` is the client's id or ours.
@@ -22,7 +22,7 @@ class SessionKey(msgspec.Struct, frozen=True):
         return f"{self.tenant}\x1f{self.model}\x1f{self.session}"
 
 
-class Binding(msgspec.Struct, frozen=True):
+class Binding(msgspec.Struct, frozen=True, gc=False):
     """Which replica a session belongs to, fenced.
 
     `incarnation` changes at each start of the replica: a binding to an older one means that the
@@ -58,7 +58,7 @@ class SessionRecord(msgspec.Struct, kw_only=True):
     metadata: dict[str, Any] = {}
 
 
-class Receipt(msgspec.Struct, kw_only=True, omit_defaults=False):
+class Receipt(msgspec.Struct, kw_only=True, gc=False):
     """What the caller is told of a turn's decision and of what came of it.
 
     `None` means unknown: the engine did not report it. Times in seconds; `started_at` is Unix time.
