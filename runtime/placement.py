@@ -263,9 +263,11 @@ class Placement:
 
     def _admit(self) -> None:
         """Let those of the queue go whose turn has come, and look again soon if any are left."""
+        now = time.monotonic()
         if not self.scheduler.queue:
+            self.scheduler.expire(now)
             return
-        for admitted in self.scheduler.admit(self._pool.outlooks, time.monotonic()):
+        for admitted in self.scheduler.admit(self._pool.outlooks, now):
             future = self._waiting.get(admitted.ask.turn)
             if future is None or future.done():
                 self.scheduler.end(admitted.ask.turn, time.monotonic())
