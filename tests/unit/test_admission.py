@@ -60,14 +60,13 @@ def test_a_tenant_that_was_idle_starts_level():
     assert order(queue) == ["busy's", "idle's"]
 
 
-def test_waiting_makes_up_for_service():
-    """Whoever waits long enough passes fresh turns that were served less."""
+def test_within_a_tenant_whoever_has_waited_longer_is_next():
+    """What programs were served decides only between turns that came in the same moment."""
     queue = Queue(9)
     queue.push(ask("old's", program="old"), 0.0, 1.0)
-    queue.serve("default", "old", 60.0)
     queue.push(ask("fresh", program="fresh"), 1.0, 1.0)
-    queue.serve("default", "old", 0.0)
-    assert queue.place("old's", 1.0) == 1  # of one tenant, whoever came first has aged more
+    queue.serve("default", "old", 60.0)
+    assert order(queue, 1.0) == ["old's", "fresh"]
 
 
 @given(st.floats(0.0, 500.0))
