@@ -9,9 +9,10 @@ many sessions share them, and whether or not the engine still has them.
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from math import inf
 
 BlockKey = int | str
+
+_UNTOLD_TOKENS = 4_000_000  # what is remembered, at most, of a replica that tells no capacity
 
 
 class _Block:
@@ -39,8 +40,8 @@ class _Chain:
 class Holdings:
     """The blocks of one incarnation of one replica. Bounded by its capacity and its live sessions.
 
-    `capacity_tokens` None is a replica that does not say: nothing is believed evicted until a
-    count of cached tokens contradicts it.
+    `capacity_tokens` None is a replica that does not say: of its newest four million tokens nothing
+    is believed evicted until a count of cached tokens contradicts it.
     """
 
     def __init__(self, capacity_tokens: int | None) -> None:
@@ -216,7 +217,7 @@ class Holdings:
     def reach_tokens(self) -> float:
         """The capacity that the model works with: the replica's own, or less where that was seen
         to be too much."""
-        told = inf if self.capacity_tokens is None else float(self.capacity_tokens)
+        told = float(_UNTOLD_TOKENS if self.capacity_tokens is None else self.capacity_tokens)
         if self._reach_tokens is None:
             return told
         least = 1024.0 if self.capacity_tokens is None else 0.5 * told

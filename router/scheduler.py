@@ -240,6 +240,7 @@ class Scheduler:
         out: list[Admitted] = []
         for late in self.queue.overdue(now):
             self.queue.remove(late.ask.turn)
+            self._forsake(late.ask.session)
             out.append(Admitted(late.ask, None, now - late.at))
         passed = 0
         for waiting in self.queue.ordered(now) if self.queue else ():
@@ -351,8 +352,10 @@ class Scheduler:
     def _forsake(self, session: str) -> None:
         """A turn left the queue unsent: unless another runs, its session is not there any more."""
         home = self._homes.get(session)
-        if home is not None and session not in self._pauses and not self._runs(session, home):
-            self._let_go(session)
+        if session in self._pauses or (home is not None and self._runs(session, home)):
+            return
+        self._let_go(session)
+        self._born.pop(session, None)
 
     # -- pauses
 

@@ -180,3 +180,14 @@ def test_without_a_capacity_nothing_is_evicted_until_a_count_contradicts():
     assert holdings.tokens == 50_000
     holdings.correct(1000, 0, 4000)
     assert holdings.tokens < 50_000
+
+
+def test_a_replica_that_tells_no_capacity_is_not_remembered_for_ever():
+    """The newest tokens are, up to a bound; the sessions of the older ones are forgotten."""
+    holdings = Holdings(None)
+    for number in range(50):
+        holdings.use(f"s{number}", range(number * 100, number * 100 + 100), 1_000, 100_000)
+        holdings.release(f"s{number}")
+    assert holdings.tokens <= 4_000_000
+    assert not holdings.knows("s0") and holdings.held("s0", range(100)) == 0
+    assert holdings.held("s49", range(4900, 5000)) == 100_000

@@ -378,3 +378,17 @@ def test_whatever_happens_a_turn_goes_to_a_replica_that_may_take_it(steps):
     for outlook in pool.values():
         assert not outlook.runs and not outlook.pending_work and not outlook.paused
         assert not outlook.holdings.live_tokens
+
+
+def test_nothing_is_remembered_of_a_session_whose_only_turn_left_the_queue():
+    """A client that gives up waiting leaves nothing behind."""
+    scheduler = Scheduler(Limits(most_queued=4))
+    outlook = Outlook("a", "1")
+    outlook.resize(1_000)
+    first = Ask(session="first", turn="t1", model="m", prompt_tokens=900, output_tokens=50)
+    second = Ask(session="second", turn="t2", model="m", prompt_tokens=900, output_tokens=50)
+    assert scheduler.submit(first, [outlook], 0.0) is not None
+    assert scheduler.submit(second, [outlook], 0.0) is None
+    scheduler.end("t2", 1.0)
+    assert not scheduler.queue
+    assert "second" not in scheduler._born
