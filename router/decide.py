@@ -1,7 +1,7 @@
-"""The decision: which replica takes this turn, why, and what its binding becomes. Pure.
+"""The decision of a policy that prices nothing: which replica takes this turn, why, and what its
+binding becomes. Pure.
 
-The binding is a strong preference, not a chain. Prices, residency and admission belong here too,
-between the binding and the policy, once there is something to price with.
+The binding is a strong preference, not a chain. `router.scheduler` decides by price.
 """
 
 from collections.abc import Collection, Sequence
@@ -13,7 +13,7 @@ from sessile.errors import NoReplica
 from sessile.router.policy import Ask, Candidate, Policy, least_loaded
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Where a turn goes. `binding` says what must be written for it:
 
     keep     it is bound there already (or the policy binds nothing)
@@ -51,12 +51,7 @@ def decide(
     """
     open_to = [c for c in candidates if c.id not in failed] if failed else candidates
     if not open_to:
-        raise NoReplica(
-            "every replica of this model failed the turn"
-            if failed
-            else "no replica of this model is ready; see /sessile/v1/replicas",
-            retry_after_s=2.0,
-        )
+        raise nobody(failed)
     if not policy.binds:
         chosen, reason = policy.choose(ask, open_to)
         return _decision(chosen, "failover" if failed else reason, "keep", None)
@@ -76,6 +71,16 @@ def decide(
         if not lightest.queued and lightest.id != home.id:
             return _decision(lightest, "overloaded", "rebind", 0)
     return _decision(home, "bound", "keep", ask.context_tokens)
+
+
+def nobody(failed: Collection[str]) -> NoReplica:
+    """The error for a turn that no replica is left for."""
+    return NoReplica(
+        "every replica of this model failed the turn"
+        if failed
+        else "no replica of this model is ready; see /sessile/v1/replicas",
+        retry_after_s=2.0,
+    )
 
 
 def _decision(

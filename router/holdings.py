@@ -9,9 +9,10 @@ many sessions share them, and whether or not the engine still has them.
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from math import inf
 
 BlockKey = int | str
+
+_UNTOLD_TOKENS = 4_000_000  # what is remembered, at most, of a replica that tells no capacity
 
 
 class _Block:
@@ -37,7 +38,8 @@ class _Chain:
 
 
 class Index:
-    """Which replicas hold a block, a bit for each, so that one look-up tells it of all.
+    """Which replicas hold a block, or a session's tail: a bit for each, so that one look-up tells
+    it of all.
 
     Made by the scheduler; the holdings that have joined keep it true.
     """
@@ -47,7 +49,8 @@ class Index:
         self._taken = 0
 
     def join(self, holdings: "Holdings") -> None:
-        """Look at these holdings too, from now on."""
+        """Look at these holdings too, from now on; they leave the index that they were in."""
+        holdings.leave()
         bit = ~self._taken & (self._taken + 1)
         self._taken |= bit
         holdings.enter(self, bit)
@@ -78,8 +81,8 @@ class Index:
 class Holdings:
     """The blocks of one incarnation of one replica. Bounded by its capacity and its live sessions.
 
-    `capacity_tokens` None is a replica that does not say: nothing is believed evicted until a
-    count of cached tokens contradicts it.
+    `capacity_tokens` None is a replica that does not say: of its newest four million tokens nothing
+    is believed evicted until a count of cached tokens contradicts it.
     """
 
     def __init__(self, capacity_tokens: int | None) -> None:
@@ -97,22 +100,19 @@ class Holdings:
     def enter(self, index: Index, bit: int) -> None:
         """Keep the index true from now on; only it calls this."""
         self.index, self.bit = index, bit
-        masks = index.masks
         for key in self._order:
-            if not isinstance(key, str):
-                masks[key] = masks.get(key, 0) | bit
+            index.masks[key] = index.masks.get(key, 0) | bit
 
     def leave(self) -> None:
-        """The index is not to look here any more."""
-        if self.index is None:
-            return
-        for key in self._order:
-            self._unindex(key)
-        self.index.leave(self.bit)
-        self.index, self.bit = None, 0
+        """No index is to look here any more."""
+        if self.index is not None:
+            for key in self._order:
+                self._unindex(key)
+            self.index.leave(self.bit)
+            self.index, self.bit = None, 0
 
     def _unindex(self, key: BlockKey) -> None:
-        if self.index is not None and not isinstance(key, str):
+        if self.index is not None:
             left = self.index.masks[key] & ~self.bit
             if left:
                 self.index.masks[key] = left
@@ -156,7 +156,8 @@ class Holdings:
     def need(self, session: str, blocks: Sequence[BlockKey], tokens: int) -> int:
         """How much `live_tokens` grows if the session runs here with `tokens` in all."""
         get = self._blocks.get
-        low, high, size = 0, len(blocks), 0
+        low, high = 0, len(blocks)
+        size = 0
         while low < high:  # NOTE: as in `match`: the blocks before a live one are live
             middle = (low + high + 1) // 2
             block = get(blocks[middle - 1])
@@ -210,16 +211,27 @@ class Holdings:
         self.tokens += tokens
         self._stored += tokens
         self._order[key] = block
-        if self.index is not None and not isinstance(key, str):
-            masks = self.index.masks
-            known = masks.get(key)
-            masks[key] = self.bit if known is None else known | self.bit
+        if self.index is not None:
+            known = self.index.masks.get(key)
+            self.index.masks[key] = self.bit if known is None else known | self.bit
 
     def resume(self, session: str, tokens: int) -> None:
         """The session stands where it last stood, with so many tokens now."""
         chain = self._chains.get(session)
         if chain is not None:
             self.use(session, chain.keys[:-1], chain.block_tokens, tokens)
+
+    def reach_to(self, session: str, tokens: int) -> None:
+        """What the session stands on has so many tokens now, the tail the rest; nothing is
+        touched."""
+        chain = self._chains.get(session)
+        if chain is None:
+            return
+        tail = self._blocks.get(session)
+        if tail is not None and tail.present:
+            chain.tokens = tokens
+            self._resize(tail, max(0, tokens - chain.block_tokens * (len(chain.keys) - 1)))
+            self._evict()
 
     def release(self, session: str) -> None:
         """The session is not expected back soon: its blocks are live for it no longer."""
@@ -246,14 +258,12 @@ class Holdings:
     def correct(self, believed: int, cached: int, age: int | None) -> None:
         """The engine found `cached` tokens where `believed` were expected, of a session that was
         of that age: it evicts sooner than was believed, or not as soon."""
-        if age is None or not believed:
-            return
-        reach = age + believed
-        if cached < believed - max(64, believed // 8):
-            known = self._reach_tokens
-            self._reach_tokens = (
-                float(reach) if known is None else min(known, 0.5 * (known + reach))
-            )
+        if not age or not believed:
+            return  # nobody else has stored anything since
+        reach = float(age + believed)
+        if cached < believed / 2:  # NOTE: a little less is a reply that was tokenised anew
+            known = self._reach_tokens or float(self.capacity_tokens or max(self.tokens, reach))
+            self._reach_tokens = min(known, 0.5 * (known + reach))
             self._evict()
         elif self._reach_tokens is not None and reach > 0.9 * self._reach_tokens:
             self._reach_tokens *= 1.05
@@ -262,9 +272,11 @@ class Holdings:
     def reach_tokens(self) -> float:
         """The capacity that the model works with: the replica's own, or less where that was seen
         to be too much."""
-        told = inf if self.capacity_tokens is None else self.capacity_tokens
-        seen = inf if self._reach_tokens is None else max(self._reach_tokens, 1024.0)
-        return min(told, seen)
+        told = float(_UNTOLD_TOKENS if self.capacity_tokens is None else self.capacity_tokens)
+        if self._reach_tokens is None:
+            return told
+        least = 1024.0 if self.capacity_tokens is None else 0.5 * told
+        return min(told, max(self._reach_tokens, least))
 
     def _count(self, chain: _Chain, by: int, since: int = 0) -> None:
         for key in chain.keys[since:]:

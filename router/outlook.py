@@ -6,16 +6,19 @@ speaks to the replica, and every time is an argument.
 
 from collections.abc import Sequence
 from math import inf
+from typing import Any
 
 import msgspec
 
-from sessile.router.holdings import BlockKey, Holdings, Index
+from sessile.router.blocks import BlockTree
+from sessile.router.holdings import Holdings, Index
+from sessile.router.policy import Ask
 from sessile.router.price import LONG_TOKENS, Price, Rates, Traffic, work
 
-_HARM_PAUSED = 0.3  # a session that pauses suffers from a prefill only if it is back by then
+_HARM_PAUSED = 1.0  # a session that pauses will be back before long
 
 
-class Run(msgspec.Struct):
+class Run(msgspec.Struct, gc=False):
     """One turn under way at a replica."""
 
     session: str
@@ -51,11 +54,11 @@ class Outlook:
         self.rates = Rates.prior()
         self.traffic = Traffic()
         self.holdings = Holdings(None)
+        self.tree: BlockTree | None = None  # what its KV events tell; None where it has no feed
         self.runs: dict[str, Run] = {}
         self.paused: set[str] = set()
         self.sessions = 0
         self.pending_work = 0.0
-        self.running_tokens = 0  # NOTE: what runs share counts twice
         self._prefilling_since = 0.0
         self._slot_at: float | None = None  # when the next slot is free, until a run changes that
 
@@ -82,10 +85,32 @@ class Outlook:
         return len(self.runs) + self.foreign_running
 
     @property
+    def others(self) -> float:
+        """How many sessions a prefill there holds up."""
+        return len(self.runs) + self.foreign_running + _HARM_PAUSED * len(self.paused)
+
+    @property
     def queued(self) -> int:
         """Turns that wait there for a slot, as far as can be told."""
         over = self.in_flight - self.slots if self.slots else 0
         return max(over, self.reported_queue, 0)
+
+    def describe(self) -> dict[str, Any]:
+        """What is believed of the replica, for people: rates in seconds, memory in tokens."""
+        rates = self.rates
+        return {
+            "prefill_tokens_per_s": 1.0 / rates.slope_s if rates.slope_s else None,
+            "base_s": rates.base_s,
+            "tpot_s": rates.tpot_s,
+            "turns_learned": rates.turns,
+            "capacity_tokens": self.capacity_tokens,
+            "host_tokens": self.host_tokens,
+            "held_tokens": self.holdings.tokens,
+            "live_tokens": self.holdings.live_tokens,
+            "running": len(self.runs),
+            "paused": len(self.paused),
+            "pending_work_tokens": round(self.pending_work),
+        }
 
     # -- what a turn would cost
 
@@ -98,28 +123,36 @@ class Outlook:
             ahead_s = max(ahead_s, self._slot_s(now))
         return ahead_s
 
-    def price(self, session: str, blocks: Sequence[BlockKey], tokens: int, now: float) -> Price:
-        """The price of a prompt of `tokens` here."""
-        cached = min(self.holdings.held(session, blocks), max(0, tokens - 1))
-        prefill_s = self.rates.prefill_s(work(cached, tokens - cached))
-        wait_s = self.wait_s(now)
-        others = len(self.runs) + self.foreign_running + _HARM_PAUSED * len(self.paused)
-        others += self.traffic.coming(now, self.rates.slope_s, wait_s + prefill_s)
-        return Price(wait_s, prefill_s, prefill_s * others, cached)
+    def held(self, ask: Ask) -> int:
+        """Tokens of the prompt that are cached here: by the engine's own word for a session that
+        has run here, else as the model believes. An engine that names no session says nothing."""
+        tree = self.tree
+        if tree is not None and tree.sessions and self.holdings.age(ask.session) is not None:
+            told = tree.held_tokens(ask.attribution)
+            if told is not None:
+                return told + (tree.host_tokens(ask.attribution) or 0)
+        return self.holdings.held(ask.session, ask.blocks)
 
-    def fits(self, session: str, blocks: Sequence[BlockKey], tokens: int, fill: float) -> bool:
-        """Whether the memory holds the session beside all that are live, or it is alone there."""
+    def price(self, ask: Ask, now: float) -> Price:
+        """The price of the turn here."""
+        tokens = ask.prompt_tokens
+        cached = min(self.held(ask), max(0, tokens - 1))
+        amount = work(cached, tokens - cached)
+        rates, wait_s = self.rates, self.wait_s(now)
+        prefill_s = rates.prefill_s(amount)
+        others = self.others + self.traffic.coming(now, rates.slope_s, wait_s + prefill_s)
+        return Price(wait_s, prefill_s, rates.slope_s * amount * others, cached)
+
+    def fits(self, ask: Ask, fill: float) -> bool:
+        """Whether the memory holds the turn beside all that is live, or it is alone there."""
         total = self.total_tokens
-        if total is None or self.capacity_tokens is None:
+        if total is None:
             return True
         live = self.holdings.live_tokens + self.foreign_tokens
         if not live:
             return True
-        if live + self.holdings.need(session, blocks, tokens) > fill * total:
-            return False
-        if not self.host_tokens or not self.runs:
-            return True
-        return self.running_tokens + tokens <= self.capacity_tokens
+        tokens = ask.prompt_tokens + ask.output_tokens
+        return live + self.holdings.need(ask.session, ask.blocks, tokens) <= fill * total
 
     def _slot_s(self, now: float) -> float:
         """When the next slot is free: the least that a running turn has left."""
@@ -139,25 +172,22 @@ class Outlook:
 
     # -- what is under way
 
-    def start(
-        self, turn: str, session: str, blocks: Sequence[BlockKey], block_tokens: int,
-        prompt_tokens: int, output_tokens: int, cached_tokens: int, now: float,
-    ) -> None:  # fmt: skip
+    def start(self, ask: Ask, cached_tokens: int, now: float) -> None:
         """A turn is sent here: its prompt and expected reply are live from now on."""
-        amount = work(cached_tokens, prompt_tokens - cached_tokens)
+        session = ask.session
+        amount = work(cached_tokens, ask.prompt_tokens - cached_tokens)
         if not self.pending_work:
             self._prefilling_since = now
-        tokens = prompt_tokens + output_tokens
-        self.runs[turn] = Run(
-            session, amount, tokens, output_tokens, cached_tokens,
-            self.pending_work + self.foreign_work, self.holdings.age(session), now,
+        tokens = ask.prompt_tokens + ask.output_tokens
+        self.runs[ask.turn] = Run(
+            session, amount, tokens, ask.output_tokens, cached_tokens, self._ahead(now),
+            self.holdings.age(session), now,
         )  # fmt: skip
         self.traffic.add(now, amount)
         self.pending_work += amount
-        self.running_tokens += tokens
         self._slot_at = None
         self.paused.discard(session)
-        self.holdings.use(session, blocks, block_tokens, tokens)
+        self.holdings.use(session, ask.blocks, ask.block_tokens, tokens)
 
     def first_token(self, turn: str, now: float) -> None:
         """A turn's first token has come."""
@@ -170,11 +200,15 @@ class Outlook:
         """A turn is over, well or not; what was booked of it."""
         run = self.runs.pop(turn, None)
         self._slot_at = None
-        if run is not None:
-            self.running_tokens -= run.tokens
-            if run.first_at is None:
-                self._settle(run, now)
+        if run is not None and run.first_at is None:
+            self._settle(run, now)
         return run
+
+    def _ahead(self, now: float) -> float:
+        """The prefill work that is still to be done before that of a turn sent now."""
+        done = (now - self._prefilling_since) / max(self.rates.slope_s, 1e-9)
+        ahead = self.pending_work + self.foreign_work
+        return max(0.0, ahead - done) if self.pending_work else ahead
 
     def _settle(self, run: Run, now: float) -> None:
         self.pending_work = max(0.0, self.pending_work - run.work)
@@ -185,61 +219,69 @@ class Outlook:
 
     def learn(
         self, run: Run, prompt_tokens: int, cached_tokens: int | None, output_tokens: int,
-        tpot_s: float | None,
+        tpot_s: float | None, model: Rates,
     ) -> None:  # fmt: skip
-        """What came of a turn: rates from its times, the memory's model from its cached tokens."""
+        """What came of a turn: rates from its times, its replica's and its model's; the memory's
+        model from its cached tokens."""
         if cached_tokens is not None:
             self.holdings.correct(run.cached_tokens, cached_tokens, run.age)
-            if run.first_at is not None and run.ahead < 1.0:
-                amount = work(cached_tokens, prompt_tokens - cached_tokens)
-                self.rates.observe_first_token(amount, run.first_at - run.began_at)
+            if run.first_at is not None and not self.queued:
+                amount = run.ahead + work(cached_tokens, prompt_tokens - cached_tokens)
+                for rates in (self.rates, model):
+                    rates.observe_first_token(amount, run.first_at - run.began_at)
+                self.rates.lean_on(model)
         if tpot_s is not None and output_tokens > 4:
             self.rates.observe_decode(tpot_s)
 
 
 def totals(
-    index: Index, outlooks: Sequence[Outlook], blocks: Sequence[BlockKey], block_tokens: int,
-    prompt_tokens: int, tokens: int, now: float, fill: float,
+    index: Index, outlooks: Sequence[Outlook], ask: Ask, now: float, *, fill: float,
+    later_tokens: float,
 ) -> list[float]:  # fmt: skip
-    """`price(...).total_s` of a session that none of these replicas knows, and `inf` where it does
-    not fit: `tokens` are those of the prompt and its reply; a `fill` of infinity takes all.
+    """`price(ask, now).total_s` at each replica, and `inf` where it does not fit; a `fill` of
+    infinity takes whatever comes. `later_tokens` are those that the session's later turns will
+    compute there. All of them join the index.
 
     NOTE: a decision looks at every replica, so this is `price` and `fits` once more, in one loop
     that leaves out whatever cannot matter; a test holds them together.
     """
     found: list[float] = []
-    in_blocks = block_tokens * len(blocks)
+    blocks, prompt_tokens = ask.blocks, ask.prompt_tokens
+    tokens = prompt_tokens + ask.output_tokens
+    alone = tokens - ask.block_tokens * len(blocks)
     mask = 0
     for o in outlooks:
         if o.holdings.index is not index:
-            o.holdings.leave()
             index.join(o.holdings)
         mask |= o.holdings.bit
+    stood = index.masks.get(ask.session, 0)
     held = [
-        (bits, min(depth * block_tokens, prompt_tokens - 1))
-        for bits, depth in index.leading(blocks, mask)
+        (bits, min(depth * ask.block_tokens, prompt_tokens - 1))
+        for bits, depth in index.leading(blocks, mask & ~stood)
     ]
     for o in outlooks:
         holdings, rates = o.holdings, o.rates
-        capacity = o.capacity_tokens
-        if capacity is not None and fill < inf:
+        bit = holdings.bit
+        slope_s, in_flight = rates.slope_s, len(o.runs) + o.foreign_running
+        others = in_flight + _HARM_PAUSED * len(o.paused)
+        if o.capacity_tokens is not None:
             live = holdings.live_tokens + o.foreign_tokens
             if live:
-                room = fill * (capacity + o.host_tokens) - live
+                room = fill * (o.capacity_tokens + o.host_tokens) - live
                 if room < tokens and (
-                    room < tokens - in_blocks or room < holdings.need("", blocks, tokens)
+                    (room < alone and not stood & bit)
+                    or room < holdings.need(ask.session, blocks, tokens)
                 ):
                     found.append(inf)
                     continue
-                if o.host_tokens and o.runs and o.running_tokens + tokens > capacity:
-                    found.append(inf)
-                    continue
-        cached, bit = 0, holdings.bit
+        if stood & bit:
+            found.append(o.price(ask, now).total_s + later_tokens * slope_s * others)
+            continue
+        cached = 0
         for bits, amount in held:
             if bits & bit:
                 cached = amount
                 break
-        slope_s, in_flight = rates.slope_s, len(o.runs) + o.foreign_running
         pending = o.pending_work
         wait_s = slope_s * (pending + o.foreign_work)
         if pending:
@@ -249,8 +291,8 @@ def totals(
         if o.slots and in_flight >= o.slots:
             wait_s = max(wait_s, o._slot_s(now))
         rest = prompt_tokens - cached
-        prefill_s = rates.base_s + slope_s * rest * (1.0 + (cached + 0.5 * rest) / LONG_TOKENS)
-        others = in_flight + _HARM_PAUSED * len(o.paused)
-        others += o.traffic.coming(now, slope_s, wait_s + prefill_s)
-        found.append(wait_s + prefill_s * (1.0 + others))
+        work_s = slope_s * rest * (1.0 + (cached + 0.5 * rest) / LONG_TOKENS)
+        busy_s = wait_s + rates.base_s + work_s
+        coming = o.traffic.coming(now, slope_s, busy_s)
+        found.append(busy_s + work_s * (others + coming) + later_tokens * slope_s * others)
     return found

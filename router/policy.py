@@ -32,7 +32,7 @@ class Candidate(NamedTuple):
     cached_tokens: int = 0
 
 
-class Ask(msgspec.Struct, frozen=True, kw_only=True):
+class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a policy may know of a turn.
 
     `session` is its session's key as one string, `bound` the binding in force, `context_tokens`
@@ -41,9 +41,11 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     `shared` is False while the store is away: then only rules that every router computes alike
     keep sessions together.
 
-    The rest is for prices: `blocks` are the prompt's block keys of `block_tokens` each,
-    `prompt_tokens` and `output_tokens` what it is and will be, as far as can be told. `priority`
-    orders classes, the lowest first; `deadline` is on the scheduler's clock.
+    The rest is for prices: `attribution` is the session as the engine is told of it, `blocks` are
+    the prompt's block keys of `block_tokens` each, `prompt_tokens` and `output_tokens` what it is
+    and will be, as far as can be told. `claimed` is the reason for a binding that was made a moment
+    ago, for this very turn. `priority` orders classes, the lowest first; `deadline` is on the
+    scheduler's clock.
     """
 
     session: str
@@ -53,6 +55,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     near: str | None = None
     shared: bool = True
     turn: str = ""
+    attribution: str = ""
     model: str = ""
     tenant: str = "default"
     program: str = ""
@@ -60,6 +63,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     block_tokens: int = 256
     prompt_tokens: int = 0
     output_tokens: int = 0
+    claimed: str | None = None
     priority: int = 1
     deadline: float | None = None
 

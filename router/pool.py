@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from sessile.errors import InvalidRequest, ModelNotFound, NoReplica, ReplicaNotFound
+from sessile.router.outlook import Outlook
 from sessile.router.policy import Candidate
 from sessile.router.replica import Engine, Identity, Load, ReplicaSpec, State
 from sessile.router.upstream import Upstream
@@ -34,6 +35,7 @@ class Replica:
         self.identity: Identity | None = None
         self.incarnation: str | None = spec.incarnation
         self.load: Load | None = None
+        self.outlook = Outlook(spec.id, spec.incarnation or "")
         self.in_flight = 0
         self.turns = 0
         self.failures = 0
@@ -83,11 +85,22 @@ class Replica:
             "in_flight": self.in_flight,
             "sessions": sessions,
             "load": msgspec.to_builtins(self.load) if self.load else None,
+            "kv": self._describe_kv(),
             "turns": self.turns,
             "prompt_tokens": self.prompt_tokens,
             "cached_tokens": self.cached_tokens,
             "hit_rate": hit,
             "failures": self.failures,
+        }
+
+    def _describe_kv(self) -> dict[str, Any] | None:
+        if (tree := self.outlook.tree) is None:
+            return None
+        return {
+            "blocks": tree.blocks,
+            "tokens": tree.tokens,
+            "whole": tree.whole,
+            "sessions": tree.sessions,
         }
 
 
@@ -102,6 +115,7 @@ class Pool:
         self._make = make
         self._sessions_at = sessions_at
         self._replicas: dict[str, Replica] = {}
+        self._ready: dict[str, list[Outlook]] = {}
         self.on_change: Callable[[], None] = lambda: None
 
     def __iter__(self) -> Iterator[Replica]:
@@ -123,6 +137,8 @@ class Pool:
         """Let a replica go; its open answers break. Raises `ReplicaNotFound`."""
         replica = self.get(replica_id)
         del self._replicas[replica_id]
+        self._ready.clear()
+        replica.outlook.holdings.leave()
         self.on_change()
         await replica.upstream.aclose()
         return replica
@@ -170,7 +186,27 @@ class Pool:
             if r.state == "ready" and model in r.models
         ]
 
+    def outlooks(self, model: str) -> list[Outlook]:
+        """The same replicas as the scheduler sees them; not to be changed."""
+        found = self._ready.get(model)
+        if found is None:
+            found = self._ready[model] = [
+                r.outlook for r in self._replicas.values()
+                if r.state == "ready" and model in r.models
+            ]  # fmt: skip
+        return found
+
     # -- what the pool is told
+
+    def reported(self, replica: Replica, load: Load) -> None:
+        """A probe has read the replica's load."""
+        replica.load = load
+        outlook = replica.outlook
+        outlook.slots = load.slots
+        outlook.reported_queue = load.waiting or 0
+        if load.capacity_tokens and load.capacity_tokens != outlook.capacity_tokens:
+            ratio = replica.identity.host_ratio if replica.identity is not None else 0.0
+            outlook.resize(load.capacity_tokens, int(ratio * load.capacity_tokens))
 
     def seen(self, replica: Replica, identity: Identity) -> None:
         """A probe found the replica up. A new incarnation means that its KV cache is empty."""
@@ -180,9 +216,13 @@ class Pool:
             # NOTE: restarts that only this router has seen must not count: routers that disagree
             # on an incarnation would re-bind each other's sessions for ever.
             replica.incarnation = identity.incarnation or "unknown"
+        if replica.incarnation != replica.outlook.incarnation:
+            replica.outlook.reset(replica.incarnation or "")
+        self._ready.clear()
         if was is not None and before is not None and was != replica.incarnation:
             log.warning("replica restarted replica=%s incarnation=%s", replica.id,
                         replica.incarnation)  # fmt: skip
+            self.on_change()
         if replica.state in ("starting", "down"):
             replica.state, replica.why = "ready", None
             log.info("replica came up replica=%s url=%s models=%s incarnation=%s", replica.id,
@@ -195,6 +235,7 @@ class Pool:
         if replica is None:
             return
         replica.why = why
+        self._ready.clear()
         if replica.state in ("ready", "draining"):
             replica.state = "down"
             replica.load = None
@@ -208,10 +249,13 @@ class Pool:
             replica.spec = msgspec.structs.replace(replica.spec, incarnation=incarnation)
             replica.incarnation = incarnation
             replica.state, replica.why = "starting", None
+            replica.outlook.reset(incarnation)
+            self._ready.clear()
 
     def drain(self, replica_id: str) -> Replica:
         """Let the replica finish what runs and send it nothing more. Raises `ReplicaNotFound`."""
         replica = self.get(replica_id)
+        self._ready.clear()
         if replica.state == "ready":
             replica.state, replica.why = "draining", "asked to drain"
             log.info("replica drains replica=%s in_flight=%d", replica_id, replica.in_flight)
@@ -222,6 +266,7 @@ class Pool:
     def resume(self, replica_id: str) -> Replica:
         """Take a draining replica back into service. Raises `ReplicaNotFound`."""
         replica = self.get(replica_id)
+        self._ready.clear()
         if replica.state == "draining":
             replica.state, replica.why = "ready", None
             log.info("replica resumed replica=%s", replica_id)

@@ -18,6 +18,8 @@ measured for 2k, 4k and 8k prompts of an 8B model on an H100."""
 _MEMORY = 0.97  # what an observation still weighs when the next one comes
 _PRIOR = ((0.05, 50.0), (0.3, 500.0), (0.8, 1500.0))  # seconds for so much work: 2,000 tokens/s
 _PRIOR_WEIGHT = 0.3
+_LEAN_TURNS = 200  # when a replica's own turns weigh as much as everybody's
+_MOST_OWN = 1_000
 _TPOT_S = 0.03
 _TRAFFIC_S = 60.0
 _COMING = 4.0
@@ -81,6 +83,15 @@ class Rates(msgspec.Struct):
             setattr(self, name, getattr(self, name) * _MEMORY)
         self._add(amount, seconds, 1.0)
         self._solve()
+
+    def lean_on(self, others: "Rates") -> None:
+        """Believe of this replica what is seen of all that serve the model, until it has been seen
+        often enough itself: differences that are only noise would move sessions about."""
+        own = min(self.turns, _MOST_OWN) / _LEAN_TURNS
+        share = own / (1.0 + own)
+        self._solve()
+        self.base_s = share * self.base_s + (1 - share) * others.base_s
+        self.slope_s = share * self.slope_s + (1 - share) * others.slope_s
 
     def observe_decode(self, tpot_s: float) -> None:
         """A turn generated its tokens at this pace."""

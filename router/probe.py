@@ -51,7 +51,7 @@ class Probe:
                 await self._identify()
             if calls := replica.engine.load_calls():
                 replies = await self._replies(calls)
-                replica.load = replica.engine.read_load(replies, self._clock())
+                self._pool.reported(replica, replica.engine.read_load(replies, self._clock()))
             if not coming_up and self._looks % _IDENTITY_EVERY == 0:
                 # NOTE: a busy engine may tell it late (SGLang's waits for the end of a prefill,
                 # many seconds on a CPU): that is no sign of trouble.

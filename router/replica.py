@@ -38,6 +38,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: str | None = None
     context_tokens: int | None = None
     version: str | None = None
+    host_ratio: float = 0.0
+    """The host cache, as a multiple of the KV memory; 0 where there is none."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -53,6 +55,16 @@ class Reply(msgspec.Struct, frozen=True):
 
     status: int
     body: bytes
+
+
+class FeedSource(msgspec.Struct, frozen=True, kw_only=True):
+    """Where one rank of a replica publishes its KV events over ZMQ, and replays them, if it does;
+    `topic` is the prefix to subscribe to."""
+
+    endpoint: str
+    replay: str | None = None
+    topic: str = ""
+    rank: int = 0
 
 
 class Engine(Protocol):
@@ -88,6 +100,13 @@ class Engine(Protocol):
     def load_calls(self) -> tuple[Call, ...]: ...
 
     def read_load(self, replies: tuple[Reply, ...], now: float) -> Load: ...
+
+    def feed_calls(self) -> tuple[Call, ...]:
+        """What is asked, once a start, to find the KV events; nothing where there are none."""
+
+    def read_feed(self, replies: tuple[Reply, ...], host: str) -> tuple[FeedSource, ...]:
+        """The publishers, one a rank. `host` is that of the replica's URL, in brackets if it is an
+        IPv6 address; it stands in for a wildcard."""
 
     def fields(self, *, turn: str, session: str | None, salt: str | None) -> Mapping[str, Any]:
         """Body fields to set on a generation request, over whatever the client sent.

@@ -8,11 +8,12 @@ prior that holds for agents at large: 86 % are back within 1 s, 95 % within 10 s
 from bisect import bisect_right
 from math import inf
 
-_EDGES_S = (0.0, 1.0, 10.0, 60.0, 600.0)
-_PRIOR_RATE = (1.97, 0.114, 0.032, 0.002, 0.0002)  # returns a second, in each stretch
-_PRIOR_WEIGHT = 5.0  # returns that the prior is worth, in each stretch
+_EDGES_S = (0.0, 0.5, 1.0, 2.0, 4.0, 10.0, 30.0, 60.0, 600.0)
+_PRIOR_RATE = (1.97, 1.97, 0.17, 0.12, 0.1, 0.02, 0.01, 0.002, 0.0002)  # returns a second in each
+_PRIOR_WEIGHT = 2.0  # returns that the prior is worth, in each stretch
 _WORTH_RATE = 0.03  # below one return in half a minute nothing is kept for it
 _MOST_CLASSES = 1_000
+_WORTH_EVERY = 32  # observations
 _SHARE_WEIGHT = 0.02
 
 
@@ -21,6 +22,8 @@ class Returns:
 
     def __init__(self) -> None:
         self._seen: dict[str, list[tuple[float, float]]] = {}
+        self._worth: dict[str, float] = {}  # of late
+        self._observed = 0
         self.share = 1.0
         """Of the sessions that have paused, the share that came back; newer ones weigh more."""
 
@@ -31,6 +34,9 @@ class Returns:
     def observe(self, kind: str, since_s: float, until_s: float, returned: bool) -> None:
         """Of a pause of that kind, this stretch of its time has passed; then it ended, or not."""
         seen = self._stretches(kind)
+        self._observed += 1
+        if self._observed % _WORTH_EVERY == 0:
+            self._worth.clear()
         for index, start in enumerate(_EDGES_S):
             end = _EDGES_S[index + 1] if index + 1 < len(_EDGES_S) else inf
             if since_s >= end or until_s < start:
@@ -46,12 +52,18 @@ class Returns:
         return back / exposed_s
 
     def worth_s(self, kind: str) -> float:
-        """How long a pause of that kind is worth waiting for, if nobody needs the memory: up to the
-        end of the last stretch in which enough of them return."""
+        """How long a pause of that kind is worth waiting for, if nobody needs the memory."""
+        worth = self._worth.get(kind)
+        if worth is None:
+            worth = self._worth[kind] = self._worth_s(kind)
+        return worth
+
+    def _worth_s(self, kind: str) -> float:
         worth = 0.0
         for index, start in enumerate(_EDGES_S):
-            if self.rate(kind, start) >= _WORTH_RATE:
-                worth = _EDGES_S[index + 1] if index + 1 < len(_EDGES_S) else start
+            if self.rate(kind, start) < _WORTH_RATE:
+                break
+            worth = _EDGES_S[index + 1] if index + 1 < len(_EDGES_S) else start
         return worth
 
     def _stretches(self, kind: str) -> list[tuple[float, float]]:

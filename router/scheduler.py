@@ -7,26 +7,33 @@ see each other; whoever does the I/O tells it what became of them. Every time is
 simulator runs this very code in virtual time.
 """
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from heapq import heappop, heappush
+from itertools import count
 from math import inf
 from typing import Literal
 
 import msgspec
 
-from sessile.errors import NoReplica
 from sessile.router.admission import Queue
-from sessile.router.decide import Decision
+from sessile.router.decide import Decision, nobody
 from sessile.router.holdings import Index
 from sessile.router.outlook import Outlook, totals
-from sessile.router.pauses import Pauses
 from sessile.router.peers import News
 from sessile.router.policy import Ask, rendezvous
-from sessile.router.price import Price, work
+from sessile.router.price import Price, Rates, work
+from sessile.router.returns import Returns
 
 _BYPASS = 8  # how many behind the first in the queue may go before it, if it does not fit
+_GIVEN_UP_S = 600.0  # a session that was away for so long is not expected at all
+_ADDED_WEIGHT = 0.02
 _AS_GOOD = 1.02  # prices that differ by less are as good
+_HORIZON = 8.0  # turns of a new session that are foreseen, beside its first
+_LEAST_MARGIN_S = 0.05  # nobody notices less
+_SOON_RATE = 0.5  # who returns at such a rate, a second, is about to be back
 _STARVED_S = 5.0  # but none once it has waited so long
+_MOMENT_S = 1.0  # what was touched so long ago is the newest still
 _MOST_NEWS = 100_000
 
 
@@ -37,6 +44,21 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     fill: float = 0.95
     margin: float = 0.5
     most_queued: int = 512
+
+
+class Pause(msgspec.Struct, gc=False):
+    """A session between two turns: what it waits for, and until when its memory is held. One that
+    runs at another router counts as a pause that teaches nothing, in case its end is never told.
+    """
+
+    replica: str
+    kind: str
+    since: float
+    until: float
+    program: str = ""
+    told: bool = False
+    elsewhere: bool = False
+    counted_s: float = 0.0
 
 
 class Admitted(msgspec.Struct, frozen=True):
@@ -60,80 +82,88 @@ class Scheduler:
         self._peers = peers
         self.news: deque[News] = deque(maxlen=_MOST_NEWS)
         self.queue = Queue(limits.most_queued, weights)
-        self._pauses = Pauses()
-        self.returns = self._pauses.returns
+        self.returns = Returns()
+        self._added_tokens = 500.0  # that a turn of a bound session computes, of late
+        self._rates: defaultdict[str, Rates] = defaultdict(Rates.prior)  # of a model, anywhere
         self._index = Index()
         self._outlooks: dict[str, Outlook] = {}
         self._asks: dict[str, tuple[Ask, Outlook]] = {}
+        self._pauses: dict[str, Pause] = {}
+        self._ends: list[tuple[float, str]] = []  # a heap of when pauses are to be looked at
         self._homes: dict[str, Outlook] = {}  # where each live session is
+        self._born: dict[str, int] = {}  # in which order sessions came, while they are remembered
+        self._births = count()
 
     # -- deciding
 
     def submit(
         self, ask: Ask, open_to: Sequence[Outlook], now: float, failed: Collection[str] = ()
     ) -> Decision | None:
-        """Decide for a turn and book it, or None: it waits in the queue, and comes out of `admit`.
+        """Decide for a turn and book it, or None: it waits in the queue, and comes out of `admit`,
+        which is to be called next. Only sessions whose memory is held pass those who wait.
 
         Raises `NoReplica`, and `Overloaded` when the queue is full.
         """
-        self._pauses.returned(ask.session, now)
+        self._returned(ask.session, now)
         self._lend(open_to)
-        decision = self.decide(ask, open_to, now, failed)
-        if decision is None and self._make_room(open_to, now, 1 + len(self.queue)):
+        if ask.session not in self._born:
+            self._born[ask.session] = next(self._births)
+        decision = None
+        if failed or not self.queue or ask.session in self._homes:
             decision = self.decide(ask, open_to, now, failed)
+            if decision is None and self._make_room(open_to, now, 1 + len(self.queue)):
+                decision = self.decide(ask, open_to, now, failed)
+            while decision is None and self._displace(ask, now):
+                decision = self.decide(ask, open_to, now, failed)
         if decision is None:
+            self._let_go(ask.session)
             self.queue.push(ask, now, self._relief_s(open_to, now))
         else:
             self.book(ask, decision, open_to, now)
         return decision
 
     def decide(
-        self, ask: Ask, open_to: Sequence[Outlook], now: float, failed: Collection[str] = ()
-    ) -> Decision | None:
+        self, ask: Ask, open_to: Sequence[Outlook], now: float, failed: Collection[str] = (),
+        *, force: bool = False,
+    ) -> Decision | None:  # fmt: skip
         """The cases, in order:
 
         1. nobody is left: `NoReplica`
-        2. bound, the replica is there, and nobody can be so much cheaper: stay
+        2. bound, the replica is there, and nobody can be so much cheaper, or it was chosen a
+           moment ago: stay
         3. the cheapest of those whose memory fits it; the bound one unless that saves the margin
-        4. its memory fits nowhere: None, or with `failed` the cheapest all the same
+        4. its memory fits nowhere: None, or with `force` or `failed` the cheapest all the same
+
+        Books nothing.
         """
+        force = force or bool(failed)
         if failed:
             open_to = [outlook for outlook in open_to if outlook.id not in failed]
         if not open_to:
-            raise NoReplica(
-                "every replica of this model failed the turn"
-                if failed
-                else "no replica of this model is ready; see /sessile/v1/replicas",
-                retry_after_s=2.0,
-            )
+            raise nobody(failed)
         home = self._home(ask, open_to)
-        fill = inf if failed else self._fill()
-        tokens = ask.prompt_tokens + ask.output_tokens
         margin_s = 0.0
         home_price = None
-        if home is not None and (failed or self._fits(ask, home, tokens)):
-            home_price = home.price(ask.session, ask.blocks, ask.prompt_tokens, now)
+        if home is not None and (force or self._fits(ask, home)):
+            home_price = home.price(ask, now)
+            if ask.claimed is not None:
+                return _decision(ask, home, ask.claimed, home_price)
             margin_s = self._margin_s(ask, home)
             if home_price.wait_s + home_price.harm_s <= margin_s:
                 return _decision(ask, home, "bound", home_price)
+        # A session that is placed now will burden its replica again at each of its turns.
+        new = ask.bound is None or ask.claimed is not None
+        later = _HORIZON * self.returns.share * self._added_tokens if new else 0.0
         others = [outlook for outlook in open_to if outlook is not home] if home else open_to
-        prices_s = totals(
-            self._index, others, ask.blocks, ask.block_tokens, ask.prompt_tokens, tokens, now, fill
-        )
-        stood = self._homes.get(ask.session)
-        if stood is not None and stood is not home and stood in others:
-            # Nobody tells of a binding, but its memory is held here.
-            at = others.index(stood)
-            if failed or self._fits(ask, stood, tokens):
-                price = stood.price(ask.session, ask.blocks, ask.prompt_tokens, now)
-                prices_s[at] = price.total_s
+        fill = inf if force else self._fill()
+        prices_s = totals(self._index, others, ask, now, fill=fill, later_tokens=later)
         best_s = min(prices_s, default=inf)
         if home is not None and home_price is not None and home_price.total_s <= best_s + margin_s:
             return _decision(ask, home, "bound", home_price)
         if best_s == inf:
             return None
         best = self._best(ask, others, prices_s, best_s)
-        price = best.price(ask.session, ask.blocks, ask.prompt_tokens, now)
+        price = best.price(ask, now)
         return _decision(ask, best, self._reason(ask, best, price, home, open_to, failed), price)
 
     def _lend(self, open_to: Sequence[Outlook]) -> None:
@@ -149,10 +179,12 @@ class Scheduler:
         # Memory is kept free for those who will be back: where few are, it is for whoever comes.
         return self._limits.fill / max(self.returns.share, 0.01)
 
-    def _fits(self, ask: Ask, outlook: Outlook, tokens: int) -> bool:
-        return outlook.holdings.is_live(ask.session) or outlook.fits(
-            ask.session, ask.blocks, tokens, self._fill()
-        )
+    def _fits(self, ask: Ask, outlook: Outlook) -> bool:
+        # Who is there already may grow into what is kept free of newcomers.
+        fill = self._fill()
+        if outlook.holdings.is_live(ask.session):
+            fill /= self._limits.fill
+        return outlook.fits(ask, fill)
 
     def _home(self, ask: Ask, open_to: Sequence[Outlook]) -> Outlook | None:
         bound = ask.bound
@@ -164,7 +196,8 @@ class Scheduler:
         return None
 
     def _margin_s(self, ask: Ask, home: Outlook) -> float:
-        return self._limits.margin * home.rates.prefill_s(float(ask.prompt_tokens))
+        anew_s = home.rates.slope_s * work(0, ask.prompt_tokens)
+        return max(_LEAST_MARGIN_S, self._limits.margin * anew_s)
 
     def _best(
         self, ask: Ask, outlooks: Sequence[Outlook], prices_s: Sequence[float], best_s: float
@@ -196,7 +229,7 @@ class Scheduler:
         if home is None:
             known = any(outlook.id == ask.bound.replica for outlook in open_to)
             return "restarted" if known else "replica_gone"
-        return "cheaper" if self._fits(ask, home, ask.prompt_tokens) else "memory"
+        return "cheaper" if self._fits(ask, home) else "memory"
 
     # -- the queue
 
@@ -209,18 +242,17 @@ class Scheduler:
         out: list[Admitted] = []
         for late in self.queue.overdue(now):
             self.queue.remove(late.ask.turn)
+            self._forsake(late.ask.session)
             out.append(Admitted(late.ask, None, now - late.at))
         passed = 0
-        loose = True  # whether there may be memory to let go of
         for waiting in self.queue.ordered(now) if self.queue else ():
             ask = waiting.ask
             replicas = open_to(ask.model)
             decision = None
             if replicas:
                 decision = self.decide(ask, replicas, now)
-                if decision is None and loose:
-                    loose = self._make_room(replicas, now, len(self.queue))
-                    decision = self.decide(ask, replicas, now) if loose else None
+                if decision is None and self._make_room(replicas, now, len(self.queue)):
+                    decision = self.decide(ask, replicas, now)
             if decision is None:
                 passed += 1
                 if passed > _BYPASS or now - waiting.at > _STARVED_S:
@@ -245,10 +277,7 @@ class Scheduler:
             return
         self._outlooks[outlook.id] = outlook
         self._settle(ask.session, outlook)
-        outlook.start(
-            ask.turn, ask.session, ask.blocks, ask.block_tokens, ask.prompt_tokens,
-            ask.output_tokens, decision.predicted_cached_tokens or 0, now,
-        )  # fmt: skip
+        outlook.start(ask, decision.predicted_cached_tokens or 0, now)
         self._asks[ask.turn] = (ask, outlook)
         if self._peers:
             self.news.append(
@@ -288,10 +317,18 @@ class Scheduler:
         if run is None:
             return
         if prompt_tokens is not None:
-            outlook.learn(run, prompt_tokens, cached_tokens, output_tokens or 0, tpot_s)
-            outlook.holdings.use(
-                ask.session, ask.blocks, ask.block_tokens, prompt_tokens + (output_tokens or 0)
-            )
+            if ask.bound is not None and cached_tokens is not None:
+                added = prompt_tokens - cached_tokens - self._added_tokens
+                self._added_tokens += _ADDED_WEIGHT * added
+            outlook.learn(
+                run, prompt_tokens, cached_tokens, output_tokens or 0, tpot_s,
+                self._rates[ask.model],
+            )  # fmt: skip
+            tokens = prompt_tokens + (output_tokens or 0)
+            if now - run.began_at < _MOMENT_S:
+                outlook.holdings.reach_to(ask.session, tokens)
+            else:
+                outlook.holdings.use(ask.session, ask.blocks, ask.block_tokens, tokens)
         cost_s = outlook.rates.slope_s * run.work
         cost_s += (output_tokens or 0) * outlook.rates.tpot_s
         self.queue.serve(ask.tenant, ask.program or ask.session, cost_s)
@@ -300,7 +337,7 @@ class Scheduler:
         if self._homes.setdefault(ask.session, outlook) is not outlook:
             outlook.holdings.release(ask.session)  # it has moved meanwhile
         elif pause is not None and prompt_tokens is not None:
-            self._pause(ask.session, outlook, pause, now)
+            self._pause(ask.session, outlook, pause, now, ask.program)
             if self._peers:
                 tokens = prompt_tokens + (output_tokens or 0)
                 self.news.append(
@@ -309,6 +346,7 @@ class Scheduler:
         else:
             self._let_go(ask.session)
             self._tell_idle(ask.session)
+            self._born.pop(ask.session, None)
 
     def _runs(self, session: str, outlook: Outlook) -> bool:
         return any(run.session == session for run in outlook.runs.values())
@@ -316,53 +354,115 @@ class Scheduler:
     def _forsake(self, session: str) -> None:
         """A turn left the queue unsent: unless another runs, its session is not there any more."""
         home = self._homes.get(session)
-        if home is not None and session not in self._pauses and not self._runs(session, home):
-            self._let_go(session)
+        if session in self._pauses or (home is not None and self._runs(session, home)):
+            return
+        self._let_go(session)
+        self._born.pop(session, None)
 
     # -- pauses
 
     def lease(self, session: str, now: float, seconds: float) -> bool:
         """Hold a pausing session's memory for so long; 0 lets go of it. False: it does not
         pause."""
-        if not self._pauses.hold(session, now, seconds):
+        pause = self._pauses.get(session)
+        if pause is None or pause.elsewhere:
             return False
-        if not seconds:
-            self._let_go(session)
+        self._hold(session, pause, now, seconds)
         if self._peers:
             self.news.append(News("leased", session, seconds=seconds))
         return True
 
+    def _hold(self, session: str, pause: Pause, now: float, seconds: float) -> None:
+        pause.until, pause.told = now + seconds, seconds > 0
+        heappush(self._ends, (pause.until, session))
+        if not seconds:
+            self._let_go(session)
+
     def close(self, session: str) -> None:
-        """The session is over: nothing is held for it."""
-        self._pauses.drop(session)
+        """The session is over: nothing is held for it, nor for those of its program, if it began
+        one."""
+        for other, pause in self._pauses.items():
+            if pause.program == session and other != session:
+                self._let_go(other)
+                self._tell_idle(other)
+        self._pauses.pop(session, None)
+        self._born.pop(session, None)
         self._let_go(session)
         self._tell_idle(session)
         for outlook in self._outlooks.values():
             outlook.holdings.forget(session)
 
-    def forget(self, replica: str) -> None:
-        """The replica has left the pool for good."""
-        outlook = self._outlooks.pop(replica, None)
-        if outlook is not None:
-            outlook.holdings.leave()
-            for session in [name for name, home in self._homes.items() if home is outlook]:
-                del self._homes[session]
-
     def expire(self, now: float) -> None:
         """Let go of the memory of pauses that have lasted too long."""
-        for session in self._pauses.over(now):
+        while self._ends and self._ends[0][0] <= now:
+            _, session = heappop(self._ends)
+            pause = self._pauses.get(session)
+            if pause is None or pause.until > now:
+                continue
+            if pause.elsewhere:
+                del self._pauses[session]
+                self._let_go(session)
+                continue
+            self._count(pause, now, returned=False)
+            if session in self._homes:  # else memory was short, which says nothing of it
+                self.returns.count(returned=False)
             self._let_go(session)
+            if now - pause.since < _GIVEN_UP_S:
+                pause.until = pause.since + _GIVEN_UP_S
+                heappush(self._ends, (pause.until, session))
+            else:
+                del self._pauses[session]
+                self._born.pop(session, None)
 
-    def _pause(self, session: str, outlook: Outlook, kind: str, now: float) -> None:
-        self._pauses.begin(session, outlook.id, kind, now)
+    def _pause(
+        self, session: str, outlook: Outlook, kind: str, now: float, program: str = ""
+    ) -> None:
+        until = now + self.returns.worth_s(kind)
+        self._pauses[session] = Pause(outlook.id, kind, now, until, program)
+        heappush(self._ends, (until, session))
         outlook.paused.add(session)
 
+    def _returned(self, session: str, now: float) -> None:
+        pause = self._pauses.pop(session, None)
+        if pause is not None and not pause.elsewhere:
+            self._count(pause, now, returned=True)
+            self.returns.count(returned=True)
+
+    def _count(self, pause: Pause, now: float, returned: bool) -> None:
+        elapsed_s = now - pause.since
+        self.returns.observe(pause.kind, pause.counted_s, elapsed_s, returned)
+        pause.counted_s = elapsed_s
+
     def _let_go(self, session: str) -> None:
-        self._pauses.let_go(session)
         outlook = self._homes.pop(session, None)
         if outlook is not None:
             outlook.paused.discard(session)
             outlook.holdings.release(session)
+
+    def _displace(self, ask: Ask, now: float) -> bool:
+        """The live sessions of a replica have outgrown it, and this one is back there: let go of
+        the pause that is least likely to end soon, or of the youngest, if it is younger. Whose
+        memory is taken waits in the queue when it is back: one session recomputes its context,
+        instead of all of them in turn."""
+        home = self._homes.get(ask.session)
+        if home is None:
+            return False
+        victim, least = None, (inf, 0)
+        for session in sorted(home.paused):
+            pause = self._pauses.get(session)
+            if pause is None or pause.told:
+                continue
+            rate = self.returns.rate(pause.kind, now - pause.since)
+            rank = (min(rate, _SOON_RATE), -self._born.get(session, 0))
+            if rank < least:
+                victim, least = session, rank
+        if victim is None or (
+            least[0] >= _SOON_RATE and -least[1] <= self._born.get(ask.session, 0)
+        ):
+            return False
+        self._let_go(victim)
+        self._tell_idle(victim)
+        return True
 
     def _make_room(self, open_to: Sequence[Outlook], now: float, waiting: int) -> bool:
         """Let go of pauses that are not worth what they keep others waiting; whether any was.
@@ -370,7 +470,8 @@ class Scheduler:
         Holding is worth the chance of a return in the next moment times the prefill that it saves;
         it costs the others the share of the memory that it takes. Both grow with its tokens, so
         what is compared is the rate of return and how often a second the replica can refill its
-        whole memory, for each that waits there.
+        whole memory, if somebody waits there. NOTE: a longer queue does not make it worth less:
+        letting go of more, the longer it gets, would end in recomputing everything.
         """
         found = False
         for outlook in open_to:
@@ -378,11 +479,16 @@ class Scheduler:
             if total is None or not outlook.paused:
                 continue
             refills = 1.0 / (max(outlook.rates.slope_s, 1e-9) * total)
-            pressure = refills * waiting / len(open_to)
-            for session in self._pauses.poorest(outlook.id, pressure, now):
-                self._let_go(session)
-                self._tell_idle(session)
-                found = True
+            pressure = refills * min(1.0, waiting / len(open_to))
+            for session in sorted(outlook.paused):  # NOTE: sets differ between runs
+                pause = self._pauses.get(session)
+                if pause is None or pause.told:
+                    continue
+                self._count(pause, now, returned=False)
+                if self.returns.rate(pause.kind, now - pause.since) < pressure:
+                    self._let_go(session)
+                    self._tell_idle(session)
+                    found = True
         return found
 
     # -- the other routers
@@ -397,8 +503,9 @@ class Scheduler:
                 if home is not None and not self._runs(session, home):
                     self._let_go(session)
             elif told.state == "leased":
-                if self._pauses.hold(session, now, told.seconds) and not told.seconds:
-                    self._let_go(session)
+                pause = self._pauses.get(session)
+                if pause is not None and not pause.elsewhere:
+                    self._hold(session, pause, now, told.seconds)
             else:
                 outlook = known.get(told.replica)
                 if outlook is not None and outlook.incarnation == told.incarnation:
@@ -407,14 +514,16 @@ class Scheduler:
 
     def _hear_turn(self, told: News, outlook: Outlook, now: float) -> None:
         session, holdings = told.session, outlook.holdings
-        self._pauses.returned(session, now)
+        self._returned(session, now)
         self._settle(session, outlook)
         outlook.paused.discard(session)
         if told.state == "runs":
             cached = min(holdings.held(session, told.blocks), told.tokens)
             outlook.traffic.add(now, work(cached, told.tokens - cached))
             holdings.use(session, told.blocks, told.block_tokens, told.tokens)
-            self._pauses.away(session, outlook.id, now)
+            until = now + _GIVEN_UP_S
+            self._pauses[session] = Pause(outlook.id, "", now, until, elsewhere=True)
+            heappush(self._ends, (until, session))
             return
         holdings.resume(session, told.tokens)
         if not self._runs(session, outlook):

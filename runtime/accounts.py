@@ -23,10 +23,13 @@ def settle(turn: Turn, replica: Replica) -> str | None:
     receipt = turn.receipt
     assert turn.first_at is not None
     receipt.ttft_s = turn.first_at - turn.began
+    if turn.reads_stream:
+        receipt.replica_ttft_s = turn.first_at - turn.sent_at
     told = turn.usage_body
     plain = None
     if not turn.streams and turn.whole and turn.status < 400:
         told = plain = _object(turn.kept())
+        turn.waits_for = called(plain) if plain is not None else ""
     usage = Usage()
     if told is not None and isinstance(told.get("usage"), dict):
         usage = replica.engine.read_usage(told["usage"], told)
@@ -48,6 +51,14 @@ def settle(turn: Turn, replica: Replica) -> str | None:
     bodies = [plain] if plain is not None else list(events(turn.kept()))
     reply = read_reply(bodies)
     return lineage.after(reply) if reply is not None else None
+
+
+def called(answer: dict[str, Any]) -> str:
+    """The name of the first tool that a plain answer calls; "" without one."""
+    try:
+        return str(answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"])
+    except (KeyError, IndexError, TypeError):
+        return ""
 
 
 def written(turn: Turn, step: str | None) -> tuple[TurnEnd, TurnRecord]:

@@ -23,6 +23,7 @@ from sessile.api.wire import openai_error, retry_headers, wire_of
 from sessile.engines.base import engine
 from sessile.errors import InvalidRequest, SessileError, SettingsError
 from sessile.flow import Flow
+from sessile.router.kv_feed import Feeds
 from sessile.router.pool import Pool, Replica
 from sessile.router.probe import Probes
 from sessile.router.replica import ReplicaSpec
@@ -66,6 +67,7 @@ class App:
             timeout_s=router.probe_timeout_s,
             clock=time,
         )
+        self.feeds = Feeds(self.pool, timeout_s=router.probe_timeout_s)
         self.flow = Flow(
             pool=self.pool,
             store=store,
@@ -111,11 +113,17 @@ class App:
             stack.push_async_callback(self.store.aclose)
             stack.push_async_callback(self._close_upstreams)
             stack.push_async_callback(self.probes.aclose)
+            stack.push_async_callback(self.feeds.aclose)
+            self.flow.open()
             stack.push_async_callback(self.flow.aclose)
-            self.pool.on_change = self.probes.sync
-            self.probes.sync()
+            self.pool.on_change = self._sync
+            self._sync()
             yield
             self.pool.on_change = lambda: None
+
+    def _sync(self) -> None:
+        self.probes.sync()
+        self.feeds.sync()
 
     async def _close_upstreams(self) -> None:
         for replica in self.pool:

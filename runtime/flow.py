@@ -15,12 +15,14 @@ from typing import Any
 
 from sessile.accounts import settle, written
 from sessile.errors import ReplicaError, ReplicaRefused, StoreError
+from sessile.exchange import Exchange
 from sessile.once import begin_once, end_once
 from sessile.placement import Placement
 from sessile.relay import splice, with_usage
 from sessile.router.decide import Decision
 from sessile.router.policy import make_policy
 from sessile.router.pool import Pool, Replica
+from sessile.router.scheduler import Scheduler
 from sessile.sessions.binding import Standings
 from sessile.sessions.record import Receipt, SessionKey, TurnRecord
 from sessile.sessions.store import Store, TurnEnd
@@ -62,7 +64,21 @@ class Flow:
         self._salt = salt
         self._tasks: set[asyncio.Task[Any]] = set()
         self._running: set[Turn] = set()
-        self._keeper: asyncio.Task[None] | None = None
+        self._exchange = Exchange(pool, store)
+        self._beside: list[asyncio.Task[None]] = []
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """What decides, to be looked at."""
+        return self._placement.scheduler
+
+    def close_session(self, tenant: str, session: str) -> None:
+        """Nothing is held for the session any more; the store is told elsewhere."""
+        self._placement.close_session(tenant, session)
+
+    def lease(self, tenant: str, session: str, seconds: float) -> bool:
+        """Hold a pausing session's KV memory for so long, 0 lets go of it; False: none is held."""
+        return self._placement.lease(tenant, session, seconds)
 
     @property
     def policy(self) -> str:
@@ -89,7 +105,7 @@ class Flow:
             return
         try:
             decision = await self._placement.place(turn)
-            self._keep(turn)
+            self._running.add(turn)
             await self._open(turn, decision)
             yield turn
         except BaseException as error:
@@ -98,23 +114,25 @@ class Flow:
         finally:
             await self._end(turn)
 
+    def open(self) -> None:
+        """Start what goes on beside the turns."""
+        self._beside = [
+            self.loop.create_task(self._keep_bindings(), name="keep bindings"),
+            self.loop.create_task(self._exchange.run(), name="exchange reports"),
+        ]
+
     async def aclose(self) -> None:
         """Wait for what still has to be written or aborted."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
-            self._keeper = None
+        for task in self._beside:
+            task.cancel()
+        await asyncio.gather(*self._beside, return_exceptions=True)
+        self._placement.aclose()
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _keep(self, turn: Turn) -> None:
-        """Have the turn's binding renewed while it runs: a turn that outlasts the binding's expiry
-        must not find its session moved when it ends."""
-        self._running.add(turn)
-        if self._keeper is None:
-            self._keeper = self.loop.create_task(self._keep_bindings(), name="keep bindings")
-
     async def _keep_bindings(self) -> None:
+        """Renew the bindings of the turns that run: one that outlasts its binding's expiry must not
+        find its session moved when it ends."""
         while True:
             await asyncio.sleep(self._keep_after_s)
             for turn in list(self._running):
@@ -155,6 +173,8 @@ class Flow:
         receipt.replica, receipt.incarnation = decision.replica, decision.incarnation
         receipt.reason = decision.reason
         receipt.predicted_cached_tokens = decision.predicted_cached_tokens
+        receipt.predicted_ttft_s = decision.predicted_ttft_s
+        turn.sent_at = time.monotonic()
         self._telemetry.decided(self._policy.name, decision.reason)
         body = self._body(turn, replica)
         replica.in_flight += 1
@@ -175,13 +195,15 @@ class Flow:
             raise
         keep = request.claims.lineage is not None or request.idempotency_key is not None
         turn.opened(replica, response, first, keep=keep)
+        if turn.reads_stream:
+            self._placement.first_token(turn)
 
     def _body(self, turn: Turn, replica: Replica) -> bytes:
         request, tenant = turn.request, turn.key.tenant
         fields = dict(
             replica.engine.fields(
                 turn=turn.id,
-                session=turn.session if tenant == "default" else f"{tenant}/{turn.session}",
+                session=turn.attribution,
                 salt=self._salt(tenant),
             )
         )
@@ -215,8 +237,7 @@ class Flow:
         self._telemetry.finished(receipt)
         if step is not None:
             self._placement.remember_lineage(turn, step)
-        if receipt.outcome == "ok":
-            self._placement.remember_held(turn)
+        self._placement.end(turn)
         if turn.request.idempotency_key is not None:
             await asyncio.shield(self._spawn(end_once(self._store, turn)))
         end, record = written(turn, step)

@@ -1,28 +1,40 @@
 """Steps 1 to 3 of a turn: which session, which binding holds for every router, which replica.
 
-The pure rules are `sessions.identity` and `router.decide`; here they meet the store, and what this
-router remembers stands in while the store is away.
+The pure rules are `sessions.identity`, `router.scheduler` and, for the policies that price nothing,
+`router.decide`; here they meet the store, and what this router remembers stands in while the store
+is away.
 """
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from contextlib import suppress
 from random import Random
 
 import msgspec
 
-from sessile.errors import NotSupported, SessionBusy, SessionExpired, StoreUnavailable
+from sessile.errors import (
+    NotSupported,
+    Overloaded,
+    SessionBusy,
+    SessionExpired,
+    StoreUnavailable,
+)
 from sessile.router.decide import Decision, decide
+from sessile.router.outlook import Outlook
 from sessile.router.policy import Ask, Candidate, Policy
 from sessile.router.pool import Pool
+from sessile.router.scheduler import Limits, Scheduler
 from sessile.sessions.binding import Standing, Standings
+from sessile.sessions.prefix import BLOCK_BYTES, read_prompt
 from sessile.sessions.record import Binding, SessionKey
-from sessile.sessions.store import Store
+from sessile.sessions.store import Claim, Store
 from sessile.settings import RouterSettings, SessionSettings
+from sessile.sizes import Sizes
 from sessile.turn import Turn, TurnRequest
 
 _MOST_LINEAGES = 50_000
+_LOOK_S = 0.25  # how often the queue is looked at when nothing happens
 
 
 class Placement:
@@ -36,10 +48,20 @@ class Placement:
         self._store = store
         self._standings = standings
         self._policy = policy
+        self._priced = policy.name == "session"
         self._gate_slack = router.gate_slack
         self._settings = sessions
         self._random = random
         self._lineages: OrderedDict[tuple[str, str, str], str] = OrderedDict()
+        self.scheduler = Scheduler(
+            Limits(fill=router.kv_fill, margin=router.margin, most_queued=router.most_queued),
+            dict(router.tenant_weights),
+        )
+        self._sizes: defaultdict[str, Sizes] = defaultdict(Sizes)
+        self._waiting: dict[str, asyncio.Future[Decision]] = {}
+        self._clock: asyncio.TimerHandle | None = None
+
+    # -- 1: the session
 
     async def session_of(self, request: TurnRequest, model: str) -> str:
         """The session's id: named, or continued by its lineage, or new."""
@@ -64,51 +86,54 @@ class Placement:
         if len(self._lineages) > _MOST_LINEAGES:
             self._lineages.popitem(last=False)
 
-    def remember_held(self, turn: Turn) -> None:
-        """The turn's replica now holds its prompt and reply."""
-        standing = self._standings.get(turn.key)
-        receipt = turn.receipt
-        if standing is not None and receipt.prompt_tokens is not None:
-            standing.context_tokens = receipt.prompt_tokens + (receipt.completion_tokens or 0)
+    # -- 2 and 3: the binding and the replica
 
     async def place(self, turn: Turn) -> Decision:
         """Decide, with the binding that holds for every router; leaves it in `turn.binding`.
 
-        Costs a round trip to the store unless a binding was confirmed a moment ago. Raises
-        `NoReplica`, `NotSupported`, `SessionBusy` or `SessionExpired`.
+        Costs a round trip to the store unless a binding was confirmed a moment ago, and as long as
+        it takes until a replica's memory fits the turn. Raises `NoReplica`, `NotSupported`,
+        `SessionBusy`, `SessionExpired` or `Overloaded`.
         """
         request = turn.request
         if request.stateful:
             await self._lock(turn)
-        candidates = self._candidates(turn)
         standing = self._standings.get(turn.key)
-        ask = Ask(
-            session=turn.session,
-            bound=standing.binding if standing is not None else None,
-            context_tokens=standing.context_tokens if standing is not None else None,
-            group=request.claims.group,
-            near=self._near(turn) if standing is None else None,
-        )
+        ask = self._ask(turn, standing)
         if not self._policy.binds or not _can_continue(request):
-            return self._decide(ask, candidates)
+            return await self._settle(turn, msgspec.structs.replace(ask, bound=None))
         if standing is not None and self._is_confirmed(standing):
             turn.binding = standing.binding
-            decision = self._decide(ask, candidates)
         else:
-            decision = await self._claim(turn, ask, candidates)
-        if decision.binding == "rebind":
-            decision = await self._rebind(turn, decision, candidates)
+            proposal = self._propose(turn, ask)
+            try:
+                claim = await self._claim(turn, proposal)
+            except StoreUnavailable:
+                return self._without_store(turn, ask)
+            ask = msgspec.structs.replace(
+                ask,
+                bound=claim.binding,
+                context_tokens=claim.context_tokens,
+                claimed=proposal.reason if claim.won else None,
+            )
+        decision = await self._settle(turn, ask)
+        binding = turn.binding
+        assert binding is not None
+        if (binding.replica, binding.incarnation) != (decision.replica, decision.incarnation):
+            return await self._rebind(turn, ask, decision)
         return decision
 
     async def place_again(self, turn: Turn, failed: str) -> Decision | None:
         """A replica other than `failed`, the session re-bound to it; None if there is none."""
-        candidates = self._candidates(turn)
-        if all(c.id == failed for c in candidates):
+        if all(o.id == failed for o in self._outlooks(turn)):
             return None
-        ask = Ask(session=turn.session, bound=turn.binding, group=turn.request.claims.group)
-        decision = self._decide(ask, candidates, (failed,))
-        if decision.binding == "rebind":
-            decision = await self._rebind(turn, decision, candidates)
+        standing = self._standings.get(turn.key)
+        ask = msgspec.structs.replace(self._ask(turn, standing), bound=turn.binding)
+        self.scheduler.end(turn.id, time.monotonic())
+        decision = self._decide(turn, ask, (failed,))
+        assert decision is not None
+        if decision.binding == "rebind" and turn.binding is not None:
+            decision = await self._rebind(turn, ask, decision)
         return decision
 
     async def keep(self, turn: Turn) -> None:
@@ -117,38 +142,186 @@ class Placement:
             with suppress(StoreUnavailable):  # it may be back for the next round
                 await self._store.refresh(turn.key, turn.binding)
 
-    async def _claim(self, turn: Turn, ask: Ask, candidates: list[Candidate]) -> Decision:
-        """Ask the store with a proposal: one round trip tells the binding in force, or makes it."""
-        proposal = self._decide(ask, candidates)
+    # -- what becomes of a turn
+
+    def first_token(self, turn: Turn) -> None:
+        """The first bytes of a streamed answer have come."""
+        self.scheduler.first_token(turn.id, time.monotonic())
+
+    def end(self, turn: Turn) -> None:
+        """The turn is over: what it took is learned, what it leaves behind is remembered."""
+        receipt = turn.receipt
+        well = receipt.outcome == "ok" and receipt.prompt_tokens is not None
+        pause = None
+        if well and _can_continue(turn.request) and not turn.request.hints.final:
+            pause = turn.waits_for
+        prompt_tokens = receipt.prompt_tokens if well else None
+        now = time.monotonic()
+        self.scheduler.end(
+            turn.id, now, prompt_tokens=prompt_tokens, cached_tokens=receipt.cached_tokens,
+            output_tokens=receipt.completion_tokens, tpot_s=receipt.tpot_s, pause=pause,
+        )  # fmt: skip
+        if prompt_tokens is not None:
+            sizes = self._sizes[turn.key.model]
+            ratio = sizes.learn(turn.prompt_size, prompt_tokens, receipt.completion_tokens)
+            standing = self._standings.get(turn.key)
+            if standing is not None:
+                standing.context_tokens = prompt_tokens + (receipt.completion_tokens or 0)
+                standing.tokens_per_byte = ratio
+            if pause is not None and turn.request.hints.hold_s is not None:
+                self.scheduler.lease(turn.key.text, now, turn.request.hints.hold_s)
+        self._admit()
+
+    def close_session(self, tenant: str, session: str) -> None:
+        """Nothing is remembered or held for the session any more, under any model."""
+        for model in self._pool.models():
+            self.scheduler.close(SessionKey(tenant, model, session).text)
+        self._standings.drop_session(tenant, session)
+        self._admit()
+
+    def lease(self, tenant: str, session: str, seconds: float) -> bool:
+        """Hold the session's memory for so long, under whichever model it pauses."""
+        now = time.monotonic()
+        keys = [SessionKey(tenant, model, session).text for model in self._pool.models()]
+        held = [self.scheduler.lease(key, now, seconds) for key in keys]
+        self._admit()
+        return any(held)
+
+    def aclose(self) -> None:
+        """Stop looking at the queue."""
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+    # -- deciding
+
+    def _ask(self, turn: Turn, standing: Standing | None) -> Ask:
+        request, key = turn.request, turn.key
+        sizes = self._sizes[key.model]
+        prompt = read_prompt(request.document, key.tenant)
+        turn.prompt_size = prompt.size
+        ratio = sizes.tokens_per_byte
+        if standing is not None and standing.tokens_per_byte is not None:
+            ratio = standing.tokens_per_byte
+        hints, parent = request.hints, request.claims.parent
+        deadline = None
+        if hints.deadline_s is not None:
+            deadline = turn.began + hints.deadline_s
+        text = key.text
+        program = hints.program
+        if program is None and parent is not None:
+            program = SessionKey(key.tenant, key.model, parent).text
+        return Ask(
+            session=text,
+            bound=standing.binding if standing is not None else None,
+            context_tokens=standing.context_tokens if standing is not None else None,
+            group=request.claims.group,
+            near=self._near(turn) if standing is None else None,
+            turn=turn.id,
+            attribution=turn.attribution,
+            model=key.model,
+            tenant=key.tenant,
+            program=program or text,
+            blocks=prompt.blocks,
+            block_tokens=max(1, round(BLOCK_BYTES * ratio)),
+            prompt_tokens=max(1, round(prompt.size * ratio)),
+            output_tokens=sizes.reply(hints.output_tokens),
+            priority=hints.priority,
+            deadline=deadline,
+        )
+
+    def _decide(self, turn: Turn, ask: Ask, failed: tuple[str, ...] = ()) -> Decision | None:
+        """By price or by rule, and booked; None: the turn waits in the queue."""
+        now = time.monotonic()
+        outlooks = self._outlooks(turn)
+        if self._priced and ask.shared:
+            return self.scheduler.submit(ask, outlooks, now, failed)
+        decision = decide(
+            ask, self._candidates(turn), self._policy, gate_slack=self._gate_slack, failed=failed
+        )
+        if ask.claimed is not None and decision.reason == "bound":
+            decision = msgspec.structs.replace(decision, reason=ask.claimed)
+        self.scheduler.book(ask, decision, outlooks, now)
+        return decision
+
+    async def _settle(self, turn: Turn, ask: Ask) -> Decision:
+        """The decision, once the queue has let the turn through."""
+        decision = self._decide(turn, ask)
+        if decision is not None:
+            return decision
+        began = time.monotonic()
+        future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+        self._waiting[turn.id] = future
+        self._admit()
         try:
-            claim = await self._store.claim(turn.key, proposal.replica, proposal.incarnation)
-        except StoreUnavailable:
-            return self._without_store(turn, ask, candidates)
+            return await future
+        finally:
+            self._waiting.pop(turn.id, None)
+            self.scheduler.queue.remove(turn.id)
+            waited_s = time.monotonic() - began
+            turn.receipt.queue_s = (turn.receipt.queue_s or 0.0) + waited_s
+
+    def _admit(self) -> None:
+        """Let those of the queue go whose turn has come, and look again soon if any are left."""
+        now = time.monotonic()
+        if not self.scheduler.queue:
+            self.scheduler.expire(now)
+            return
+        for admitted in self.scheduler.admit(self._pool.outlooks, now):
+            future = self._waiting.get(admitted.ask.turn)
+            if future is None or future.done():
+                self.scheduler.end(admitted.ask.turn, time.monotonic())
+            elif admitted.decision is not None:
+                future.set_result(admitted.decision)
+            else:
+                future.set_exception(
+                    Overloaded("the turn's deadline passed while it waited for KV memory")
+                )
+        if self.scheduler.queue and self._clock is None:
+            self._clock = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+
+    def _look(self) -> None:
+        self._clock = None
+        self._admit()
+
+    async def _claim(self, turn: Turn, proposal: Decision) -> Claim:
+        """Ask the store with a proposal: one round trip tells the binding in force, or makes it.
+
+        Raises `SessionExpired` and `StoreUnavailable`.
+        """
+        claim = await self._store.claim(turn.key, proposal.replica, proposal.incarnation)
         if claim.state == "closed":
             self._standings.drop(turn.key)
             raise SessionExpired(f"session {turn.session!r} is closed; open a new one")
         turn.binding = claim.binding
-        held = claim.context_tokens
-        self._standings.put(turn.key, Standing(claim.binding, time.monotonic(), held))
-        if claim.won:
-            predicted = proposal.predicted_cached_tokens if proposal.reason == "bound" else 0
-            return msgspec.structs.replace(
-                proposal, binding="keep", predicted_cached_tokens=predicted
-            )
-        return self._decide(
-            msgspec.structs.replace(ask, bound=claim.binding, context_tokens=held), candidates
+        self._standings.put(
+            turn.key,
+            Standing(claim.binding, time.monotonic(), claim.context_tokens, self._ratio(turn)),
         )
+        return claim
 
-    def _without_store(self, turn: Turn, ask: Ask, candidates: list[Candidate]) -> Decision:
+    def _propose(self, turn: Turn, ask: Ask) -> Decision:
+        """Where the session would go now; nothing is booked."""
+        if self._priced:
+            outlooks = self._outlooks(turn)
+            decision = self.scheduler.decide(ask, outlooks, time.monotonic(), force=True)
+            assert decision is not None
+            return decision
+        return decide(ask, self._candidates(turn), self._policy, gate_slack=self._gate_slack)
+
+    def _without_store(self, turn: Turn, ask: Ask) -> Decision:
         """The store is away: what this router remembers, else what every router would choose."""
         turn.receipt.store = "degraded"
-        decision = self._decide(msgspec.structs.replace(ask, shared=False), candidates)
+        decision = self._decide(turn, msgspec.structs.replace(ask, shared=False))
+        assert decision is not None
         epoch = ask.bound.epoch if ask.bound is not None else 0
         turn.binding = Binding(decision.replica, decision.incarnation, epoch)
-        self._standings.put(turn.key, Standing(turn.binding, None, ask.context_tokens))
-        return msgspec.structs.replace(decision, binding="keep")
+        self._standings.put(
+            turn.key, Standing(turn.binding, None, ask.context_tokens, self._ratio(turn))
+        )
+        return decision
 
-    async def _rebind(self, turn: Turn, decision: Decision, at: list[Candidate]) -> Decision:
+    async def _rebind(self, turn: Turn, ask: Ask, decision: Decision) -> Decision:
         """Move the binding, unless another router has moved it first: then follow that one."""
         seen = turn.binding
         assert seen is not None
@@ -162,12 +335,17 @@ class Placement:
             confirmed = None
             turn.receipt.store = "degraded"
         turn.binding = binding
-        self._standings.put(turn.key, Standing(binding, confirmed, None))
+        self._standings.put(turn.key, Standing(binding, confirmed, None, self._ratio(turn)))
         if (binding.replica, binding.incarnation) != (decision.replica, decision.incarnation):
-            followed = self._decide(Ask(session=turn.session, bound=binding), at)
-            if followed.binding == "keep":
-                return followed
-        return msgspec.structs.replace(decision, binding="keep")
+            for outlook in self._outlooks(turn):
+                if (outlook.id, outlook.incarnation) == (binding.replica, binding.incarnation):
+                    followed = msgspec.structs.replace(
+                        decision, replica=outlook.id, incarnation=outlook.incarnation,
+                        reason="bound", predicted_cached_tokens=None, predicted_ttft_s=None,
+                    )  # fmt: skip
+                    self.scheduler.book(ask, followed, (outlook,), time.monotonic())
+                    return followed
+        return decision
 
     async def _lock(self, turn: Turn) -> None:
         """Take the session's turn lock, waiting for the turn that holds it."""
@@ -188,19 +366,23 @@ class Placement:
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, 0.25)
 
-    def _decide(
-        self, ask: Ask, candidates: list[Candidate], failed: tuple[str, ...] = ()
-    ) -> Decision:
-        return decide(ask, candidates, self._policy, gate_slack=self._gate_slack, failed=failed)
+    def _ratio(self, turn: Turn) -> float | None:
+        standing = self._standings.get(turn.key)
+        return standing.tokens_per_byte if standing is not None else None
+
+    def _outlooks(self, turn: Turn) -> list[Outlook]:
+        """The replicas that may take the turn, for the scheduler."""
+        outlooks = self._pool.outlooks(turn.key.model)
+        if turn.request.path == "/v1/embeddings" and outlooks:
+            outlooks = [o for o in outlooks if self._pool.get(o.id).engine.embeddings]
+            if not outlooks:
+                raise NotSupported(f"the engine that serves {turn.key.model!r} makes no embeddings")
+        return outlooks
 
     def _candidates(self, turn: Turn) -> list[Candidate]:
-        candidates = self._pool.candidates(turn.key.model)
-        if turn.request.path == "/v1/embeddings" and candidates:
-            able = [c for c in candidates if self._pool.get(c.id).engine.embeddings]
-            if not able:
-                raise NotSupported(f"the engine that serves {turn.key.model!r} makes no embeddings")
-            return able
-        return candidates
+        """The same, for the rules."""
+        able = {outlook.id for outlook in self._outlooks(turn)}
+        return [c for c in self._pool.candidates(turn.key.model) if c.id in able]
 
     def _near(self, turn: Turn) -> str | None:
         """Where the parent is, as far as this router knows: a child begins with its prefix."""

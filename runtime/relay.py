@@ -11,18 +11,21 @@ from typing import Any
 
 import msgspec
 
+_CALL = re.compile(rb'"tool_calls"\s*:\s*\[.*?"name"\s*:\s*"([^"\\]{1,200})"', re.DOTALL)
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _BREAK = re.compile(rb"\r?\n\r?\n")
 
 
 class UsageRelay:
-    """One streamed answer. `usage_body` is the last object seen that held a usage, if any."""
+    """One streamed answer. `usage_body` is the last object seen that held a usage, if any, `called`
+    the name of the first tool that it calls."""
 
-    __slots__ = ("_relay_usage", "_tail", "usage_body")
+    __slots__ = ("_relay_usage", "_tail", "called", "usage_body")
 
     def __init__(self, relay_usage: bool) -> None:
         self._relay_usage = relay_usage
         self._tail = b""
+        self.called = ""
         self.usage_body: dict[str, Any] | None = None
 
     def feed(self, chunk: bytes) -> bytes:
@@ -37,6 +40,8 @@ class UsageRelay:
                 return b""
             self._tail = chunk[ends:]
             chunk = chunk[:ends]
+        if b'"tool_calls"' in chunk and not self.called and (call := _CALL.search(chunk)):
+            self.called = call[1].decode("utf-8", "replace")
         if b'"usage"' in chunk and _USAGE.search(chunk):
             return self._sift(chunk)
         return chunk

@@ -27,7 +27,9 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from sessile.errors import SettingsError
 
 EngineKind = Literal["sglang", "vllm", "llamacpp", "openai"]
-PolicyName = Literal["session", "round_robin", "least_loaded", "power_of_two", "rendezvous"]
+PolicyName = Literal[
+    "session", "sticky", "round_robin", "least_loaded", "power_of_two", "rendezvous"
+]
 
 
 class _Slice(BaseModel):
@@ -101,10 +103,24 @@ class RouterSettings(_Slice):
     """How a replica is chosen and watched."""
 
     policy: PolicyName = Field("session", description="How a turn's replica is chosen.")
+    margin: float = Field(
+        0.5,
+        ge=0,
+        description="A bound replica is left when that saves this share of a fresh prefill.",
+    )
+    kv_fill: float = Field(
+        0.95, gt=0, le=1, description="Share of a replica's KV memory kept for live sessions."
+    )
+    most_queued: int = Field(
+        512, ge=0, description="Turns that may wait for KV memory; more are told to come back."
+    )
+    tenant_weights: dict[str, float] = Field(
+        {}, description="Shares of the queue, by tenant; 1 for one that is not named."
+    )
     gate_slack: int = Field(
         2,
         ge=0,
-        description="A bound replica is left when this many turns queue there and another is free.",
+        description="Policy sticky: its replica is left when so many queue there, none elsewhere.",
     )
     probe_interval_s: float = Field(1.0, gt=0, description="Between two looks at a replica.")
     probe_timeout_s: float = Field(5.0, gt=0, description="A look that takes longer has failed.")

@@ -4,9 +4,10 @@ import json
 import logging
 import sys
 from bisect import bisect_left
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from itertools import accumulate
+from statistics import median
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -24,6 +25,7 @@ from sessile.sessions.store import Store
 log = logging.getLogger("sessile.turn")
 
 _TTFT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_ERROR = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.75, 1, 2, 5)
 _TPOT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 
@@ -36,6 +38,14 @@ class Telemetry:
         self.tpot_s = Times(
             "sessile_tpot_seconds", "Time per generated token after the first", _TPOT_S
         )
+        self.queue_s = Times(
+            "sessile_queue_seconds", "Time in the router's queue, of the turns that waited", _TTFT_S
+        )
+        self.ttft_error = Times(
+            "sessile_ttft_error_ratio", "How far a first token was from when it was foreseen, as a"
+            " share of the time it took", _ERROR,
+        )  # fmt: skip
+        self._errors: deque[float] = deque(maxlen=1000)
         self.decisions: Counter[tuple[str, str]] = Counter()
         self.turns: Counter[tuple[str, str]] = Counter()
 
@@ -55,6 +65,12 @@ class Telemetry:
             self.ttft_s.observe(replica, receipt.ttft_s)
         if replica is not None and receipt.tpot_s is not None:
             self.tpot_s.observe(replica, receipt.tpot_s)
+        if replica is not None and receipt.queue_s:
+            self.queue_s.observe(replica, receipt.queue_s)
+        if receipt.predicted_ttft_s is not None and receipt.replica_ttft_s and replica is not None:
+            off_s = abs(receipt.predicted_ttft_s - receipt.replica_ttft_s)
+            self.ttft_error.observe(replica, off_s / receipt.replica_ttft_s)
+            self._errors.append(off_s / receipt.replica_ttft_s)
         if log.isEnabledFor(logging.INFO):
             log.info(
                 "turn ended session=%s turn=%s replica=%s reason=%s outcome=%s status=%s "
@@ -63,6 +79,11 @@ class Telemetry:
                 receipt.status, receipt.prompt_tokens, receipt.cached_tokens,
                 receipt.completion_tokens, _short(receipt.ttft_s), _short(receipt.duration_s),
             )  # fmt: skip
+
+    @property
+    def ttft_error_p50(self) -> float | None:
+        """The median of that error over the last thousand turns that were foreseen."""
+        return median(self._errors) if self._errors else None
 
     def scrape(self) -> bytes:
         """The metrics in Prometheus' text form."""

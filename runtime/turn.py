@@ -12,6 +12,7 @@ from sessile.relay import UsageRelay, events
 from sessile.router.decide import Decision
 from sessile.router.pool import Replica
 from sessile.router.upstream import UpstreamResponse
+from sessile.sessions.hints import Hints
 from sessile.sessions.identity import SessionClaims
 from sessile.sessions.record import Binding, Receipt, SessionKey
 from sessile.sessions.store import StoredResult
@@ -32,6 +33,7 @@ class TurnRequest(msgspec.Struct, kw_only=True):
     path: str
     model: str
     claims: SessionClaims
+    hints: Hints = Hints()
     body: bytes = b""
     document: dict[str, Any] = {}
     stream: bool = False
@@ -72,7 +74,9 @@ class Turn:
         self.fence: int | None = None
         self.replica: Replica | None = None
         self.usage_body: dict[str, Any] | None = None
-        self.began = time.monotonic()
+        self.waits_for = ""
+        self.prompt_size = 0
+        self.began = self.sent_at = time.monotonic()
         self.first_at: float | None = None
         self.last_at = self.began
         self._first: bytes | None = None
@@ -86,6 +90,18 @@ class Turn:
     def session(self) -> str:
         """The session's id."""
         return self.key.session
+
+    @property
+    def attribution(self) -> str:
+        """The session as engines are told of it: what they store for it comes back under it."""
+        tenant = self.key.tenant
+        return self.session if tenant == "default" else f"{tenant}/{self.session}"
+
+    @property
+    def reads_stream(self) -> bool:
+        """Whether the engine's answer comes as it is made, so that its first bytes say when the
+        first token was there."""
+        return self._relay is not None or self._folds
 
     @property
     def streams(self) -> bool:
@@ -140,6 +156,7 @@ class Turn:
                 if self._relay is not None:
                     passed += self._relay.rest()
                     self.usage_body = self._relay.usage_body
+                    self.waits_for = self._relay.called
                 if self._response is not None:
                     self._response.close()
         return passed

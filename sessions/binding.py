@@ -11,15 +11,17 @@ import msgspec
 from sessile.sessions.record import Binding, SessionKey
 
 
-class Standing(msgspec.Struct):
+class Standing(msgspec.Struct, gc=False):
     """How a session stands, as this router last saw it.
 
     `confirmed_at` is on the monotonic clock, None for what the store never confirmed.
+    `tokens_per_byte` is that of its last prompt, None before the first.
     """
 
     binding: Binding
     confirmed_at: float | None
     context_tokens: int | None
+    tokens_per_byte: float | None = None
 
 
 class Standings:

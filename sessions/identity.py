@@ -109,7 +109,7 @@ def _from_body(body: Mapping[str, Any]) -> str | None:
     if value is not None:
         return checked_id(value, "session_id")
     metadata = body.get("metadata")
-    if isinstance(metadata, Mapping):
+    if isinstance(metadata, dict):
         value = metadata.get("session_id")
         if value is not None:
             return checked_id(value, "metadata.session_id")

@@ -48,6 +48,9 @@ class _Expiring(Generic[K, V]):
     def drop(self, key: K) -> None:
         self._entries.pop(key, None)
 
+    def items(self) -> list[tuple[K, V]]:
+        return [(key, value) for key in list(self._entries) if (value := self.get(key))]
+
     def newest(self) -> list[V]:
         return [value for key in reversed(list(self._entries)) if (value := self.get(key))]
 
@@ -76,6 +79,7 @@ class MemoryStore:
         self._lineage: _Expiring[tuple[str, str, str], str] = _Expiring(
             limits.binding_ttl_s, clock, most_entries
         )
+        self._reports: _Expiring[str, bytes] = _Expiring(limits.ttl_s, clock, most_entries)
         self._once: _Expiring[tuple[str, str], StoredResult | str] = _Expiring(
             limits.idempotency_ttl_s, clock, most_entries
         )
@@ -211,6 +215,10 @@ class MemoryStore:
     async def list_sessions(self, tenant: str, limit: int) -> list[SessionRecord]:
         mine = [record for record in self._records.newest() if record.tenant == tenant]
         return [msgspec.structs.replace(record) for record in mine[:limit]]
+
+    async def exchange(self, router: str, report: bytes, ttl_s: float) -> list[bytes]:
+        self._reports.put(router, report, ttl_s)
+        return [other for name, other in self._reports.items() if name != router]
 
     async def find_lineage(self, tenant: str, model: str, keys: Sequence[str]) -> str | None:
         for step in keys:

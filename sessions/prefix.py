@@ -1,4 +1,5 @@
-"""Chained keys of a conversation: the key after message n stands for all of messages 1 to n.
+"""Chained keys of a conversation: the key after message n stands for all of messages 1 to n, the
+key of block n for all of the prompt's blocks 1 to n.
 
 Two requests have equal keys at a message exactly if they agree up to there, whatever their client
 does to JSON on the way. Nothing is stored here and no session is chosen.
@@ -6,14 +7,42 @@ does to JSON on the way. Nothing is stored here and no session is chosen.
 
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
+BLOCK_BYTES = 1024
 _KEY_BYTES = 16
 _DEEPEST = (
     8  # how many earlier replies of a request are worth a look: parallel branches re-join late
 )
+
+
+class Prompt(NamedTuple):
+    """What a prompt shares with others: `blocks` are the chained keys of its runs of
+    `BLOCK_BYTES`, the last one not full left out; `size` is its length in bytes."""
+
+    blocks: tuple[int, ...]
+    size: int
+
+
+def read_prompt(document: Mapping[str, Any], tenant: str) -> Prompt:
+    """The prompt of a request body for an engine: chat messages behind their tools, or the one
+    prompt of a completion. Tenants share no key."""
+    tools = document.get("tools")
+    pieces = [_encode(tools).encode()] if tools else []
+    messages = document.get("messages")
+    if isinstance(messages, list):
+        pieces += [canonical(message) for message in messages]
+    elif isinstance(document.get("prompt"), str):
+        pieces.append(document["prompt"].encode("utf-8", "surrogatepass"))
+    text = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    state = blake2b(tenant.encode(), digest_size=8)
+    keys: list[int] = []
+    for end in range(BLOCK_BYTES, len(text) + 1, BLOCK_BYTES):
+        state.update(text[end - BLOCK_BYTES : end])
+        keys.append(int.from_bytes(state.digest(), "big"))
+    return Prompt(tuple(keys), len(text))
 
 
 class Lineage:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import msgspec
 
 
-class SessionKey(msgspec.Struct, frozen=True):
+class SessionKey(msgspec.Struct, frozen=True, gc=False):
     """Names one session for one model; every stored fact of a session hangs under it.
 
     `tenant` is derived by the server from the API key, `session` is the client's id or ours.
@@ -16,8 +16,13 @@ class SessionKey(msgspec.Struct, frozen=True):
     model: str
     session: str
 
+    @property
+    def text(self) -> str:
+        """The key as one string."""
+        return f"{self.tenant}\x1f{self.model}\x1f{self.session}"
 
-class Binding(msgspec.Struct, frozen=True):
+
+class Binding(msgspec.Struct, frozen=True, gc=False):
     """Which replica a session belongs to, fenced.
 
     `incarnation` changes at each start of the replica: a binding to an older one means that the
@@ -53,10 +58,13 @@ class SessionRecord(msgspec.Struct, kw_only=True):
     metadata: dict[str, Any] = {}
 
 
-class Receipt(msgspec.Struct, kw_only=True, omit_defaults=False):
+class Receipt(msgspec.Struct, kw_only=True, gc=False):
     """What the caller is told of a turn's decision and of what came of it.
 
     `None` means unknown: the engine did not report it. Times in seconds; `started_at` is Unix time.
+    `ttft_s` is from the request to the first token, `queue_s` of it in the router's queue, and
+    `replica_ttft_s` the part from sending it to the replica, which is what `predicted_ttft_s`
+    foresaw.
     """
 
     turn: str
@@ -75,6 +83,8 @@ class Receipt(msgspec.Struct, kw_only=True, omit_defaults=False):
     tpot_s: float | None = None
     duration_s: float | None = None
     predicted_cached_tokens: int | None = None
+    predicted_ttft_s: float | None = None
+    replica_ttft_s: float | None = None
     cached_tokens: int | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None

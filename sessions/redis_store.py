@@ -33,8 +33,9 @@ _CREATE = Script(scripts.CREATE)
 _CLOSE = Script(scripts.CLOSE)
 _END = Script(scripts.END)
 _RECENT = Script(scripts.RECENT)
+_EXCHANGE = Script(scripts.EXCHANGE)
 _SCRIPTS = (
-    _CLAIM, _REFRESH, _REBIND, _ACQUIRE, _RELEASE, _CREATE, _CLOSE, _END, _RECENT,
+    _CLAIM, _REFRESH, _REBIND, _ACQUIRE, _RELEASE, _CREATE, _CLOSE, _END, _RECENT, _EXCHANGE,
 )  # fmt: skip
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -66,6 +67,10 @@ class Keys:
     @staticmethod
     def lineage(tenant: str, model: str, step: str) -> str:
         return f"sessile:line:{_known_digest(tenant, model)}:{step}"
+
+    @staticmethod
+    def reports() -> tuple[str, str]:
+        return "sessile:{reports}:seen", "sessile:{reports}:told"
 
     @staticmethod
     def once(tenant: str, key: str) -> str:
@@ -258,6 +263,14 @@ class RedisStore:
         reads = [("GET", Keys.lineage(tenant, model, step)) for step in keys]
         found = [value for value in await self._link.run_all(reads) if value is not None]
         return found[0].decode() if found else None
+
+    # -- what routers tell each other
+
+    async def exchange(self, router: str, report: bytes, ttl_s: float) -> list[bytes]:
+        others: list[bytes] = await self._link.run(
+            _EXCHANGE.command(Keys.reports(), router, report, ttl_s, _ms(10 * ttl_s))
+        )
+        return others
 
     # -- idempotency
 

@@ -144,3 +144,26 @@ if over > 0 then
 end
 return 1
 """
+
+EXCHANGE = """
+-- KEYS seen told   ARGV router report ttl_s keys_ttl_ms
+-- Stores a router's report; the reports of all others that were renewed within the ttl.
+local clock = redis.call('TIME')
+local now = clock[1] + clock[2] / 1000000
+redis.call('ZADD', KEYS[1], now, ARGV[1])
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+for _, gone in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[3])) do
+  redis.call('ZREM', KEYS[1], gone)
+  redis.call('HDEL', KEYS[2], gone)
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
+local others = {}
+local all = redis.call('HGETALL', KEYS[2])
+for n = 1, #all, 2 do
+  if all[n] ~= ARGV[1] then
+    others[#others + 1] = all[n + 1]
+  end
+end
+return others
+"""

@@ -155,6 +155,12 @@ class Store(Protocol):
     async def find_lineage(self, tenant: str, model: str, keys: Sequence[str]) -> str | None:
         """The session that the first known of `keys` (deepest first) leads to."""
 
+    # -- what routers tell each other
+
+    async def exchange(self, router: str, report: bytes, ttl_s: float) -> list[bytes]:
+        """Leave this router's report for the others, and take theirs. A report that is not renewed
+        for `ttl_s` is gone, so that a router that was killed is forgotten."""
+
     # -- idempotency
 
     async def begin_once(self, tenant: str, key: str, turn: str) -> StoredResult | str | None:

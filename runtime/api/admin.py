@@ -43,6 +43,12 @@ class NewSession(_Body):
     metadata: dict[str, Any] = {}
 
 
+class Lease(_Body):
+    """How long the session's KV memory is to be held while it pauses; 0 lets go of it."""
+
+    seconds: float = Field(ge=0, le=24 * 3600, allow_inf_nan=False)
+
+
 class Forks(_Body):
     """How many children to fork off a session."""
 
@@ -130,6 +136,10 @@ def native_routes(
             "policy": flow.policy,
             "policies": list(POLICIES),
             "reasons": {reason: n for (_, reason), n in sorted(telemetry.decisions.items())},
+            "queued": len(flow.scheduler.queue),
+            "ttft_error_p50": telemetry.ttft_error_p50,
+            "return_share": flow.scheduler.returns.share,
+            "replicas": [{"id": r.id, **r.outlook.describe()} for r in pool],
         }
 
     @routes.get("/sessions")
@@ -166,12 +176,19 @@ def native_routes(
             await store.create_session(child)
         return {"sessions": [_shown(child, standings) for child in children]}
 
+    @routes.post("/sessions/{session:path}/lease")
+    async def lease(session: str, asked: Lease, caller: Tenant) -> dict[str, Any]:
+        held = flow.lease(caller, session, asked.seconds)
+        if not held:
+            await _find(store, caller, session)
+        return {"session": session, "seconds": asked.seconds, "held": held}
+
     @routes.post("/sessions/{session:path}/close")
     async def close(session: str, caller: Tenant) -> dict[str, Any]:
         records = await store.find_session(caller, session)
         if not records:
             raise SessionNotFound(f"there is no session {session!r}")
-        standings.drop_session(caller, session)
+        flow.close_session(caller, session)
         for record in records:
             await store.close_session(SessionKey(caller, record.model, session))
         return _shown(await _find(store, caller, session), standings)

@@ -17,6 +17,7 @@ from sessile.api.hang_up import HangUp
 from sessile.api.wire import openai_error, retry_headers, wire_of
 from sessile.errors import BodyTooLarge, InvalidRequest, NotSupported, SessileError
 from sessile.flow import Flow
+from sessile.sessions.hints import read_hints
 from sessile.sessions.identity import read_claims
 from sessile.turn import Turn, TurnRequest
 
@@ -96,6 +97,7 @@ class FastLane:
             path=self._path,
             model=model,
             claims=read_claims(headers, document, messages),
+            hints=read_hints(headers, document),
             body=body,
             document=document,
             stream=stream,

@@ -24,6 +24,7 @@ from sessile.api.responses_ws import Sockets
 from sessile.api.wire import engine_error
 from sessile.errors import InvalidRequest, NotSupported, ResponseNotFound, SessileError
 from sessile.flow import Flow
+from sessile.sessions.hints import read_hints
 from sessile.sessions.identity import SessionClaims, read_claims
 from sessile.sessions.store import Store
 from sessile.sessions.transcript import Link, Transcripts, new_response_id
@@ -148,6 +149,7 @@ class Responses:
             path=_CHAT,
             model=model,
             claims=_claims(headers, body, document, asked.previous is not None, session),
+            hints=read_hints(headers, {**body, "max_tokens": body.get("max_output_tokens")}),
             document=document,
             stream=True,
             relay_usage=True,

@@ -243,6 +243,18 @@ class AsyncSession:
             ids = [child.session for child in made.sessions]
         return [AsyncSession(self._client, self._conversation.forked(id)) for id in ids]
 
+    async def waiting_on_tool(self, seconds: float) -> bool:
+        """Ask that the session's KV memory be held for so long, since a tool runs; 0 lets go of
+        it. False: nothing is held that could be.
+
+        >>> reply = await session.send("Look it up, I will wait.")
+        >>> await session.waiting_on_tool(seconds=30)
+        True
+        """
+        if self._conversation.head is None:
+            return False
+        return (await self._client._http.call(calls.lease_session(self.id, seconds))).held
+
     async def close(self) -> None:
         """End the session on the router; a later turn raises `SessionExpired`. Twice is fine.
 

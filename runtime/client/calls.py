@@ -71,12 +71,21 @@ class ReplicaInfo(msgspec.Struct, kw_only=True):
     in_flight: int = 0
     sessions: int = 0
     load: dict[str, Any] | None = None
+    kv: dict[str, Any] | None = None
     turns: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     hit_rate: float | None = None
     failures: int = 0
     why: str | None = None
+
+
+class Lease(msgspec.Struct):
+    """Whether a session's KV memory is held now; it is not while a turn runs, or long after one."""
+
+    session: str
+    seconds: float
+    held: bool
 
 
 class ReplicaList(msgspec.Struct):
@@ -142,6 +151,11 @@ def fork_session(session: str, n: int) -> Call[SessionList]:
 
 def close_session(session: str) -> Call[SessionInfo]:
     return Call("POST", f"{_V1}/sessions/{_part(session)}/close", SessionInfo)
+
+
+def lease_session(session: str, seconds: float) -> Call[Lease]:
+    path = f"{_V1}/sessions/{_part(session)}/lease"
+    return Call("POST", path, Lease, {"seconds": seconds})
 
 
 def show_turn(turn: str) -> Call[TurnInfo]:

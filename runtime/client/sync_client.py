@@ -225,6 +225,18 @@ class Session:
             ids = [child.session for child in made.sessions]
         return [Session(self._client, self._conversation.forked(id)) for id in ids]
 
+    def waiting_on_tool(self, seconds: float) -> bool:
+        """Ask that the session's KV memory be held for so long, since a tool runs; 0 lets go of
+        it. False: nothing is held that could be.
+
+        >>> reply = session.send("Look it up, I will wait.")
+        >>> session.waiting_on_tool(seconds=30)
+        True
+        """
+        if self._conversation.head is None:
+            return False
+        return self._client._http.call(calls.lease_session(self.id, seconds)).held
+
     def close(self) -> None:
         """End the session on the router; a later turn raises `SessionExpired`. Twice is fine.
 

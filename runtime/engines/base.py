@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sessile.errors import InvalidRequest, ReplicaRefused, ReplicaUnreachable
-from sessile.router.replica import Call, Engine, Identity, Load, Reply, Usage
+from sessile.router.replica import Call, Engine, FeedSource, Identity, Load, Reply, Usage
 
 _ABSENT = (404, 405, 501)  # how engines answer a path that they lack or have switched off
+_TCP = re.compile(r"tcp://(.+):(\d+)")
+_WILDCARDS = ("*", "0.0.0.0", "::", "[::]")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
@@ -55,6 +57,12 @@ class OpenAIShaped:
     def read_load(self, replies: tuple[Reply, ...], now: float) -> Load:
         return Load(at=now)
 
+    def feed_calls(self) -> tuple[Call, ...]:
+        return ()
+
+    def read_feed(self, replies: tuple[Reply, ...], host: str) -> tuple[FeedSource, ...]:
+        return ()
+
     def fields(self, *, turn: str, session: str | None, salt: str | None) -> Mapping[str, Any]:
         return {}
 
@@ -89,9 +97,19 @@ def engines() -> Mapping[str, Engine]:
     return {e.kind: e for e in (SGLang(), VLLM(), LlamaCpp(), OpenAI())}
 
 
+def page(reply: Reply, path: str) -> Any:
+    """A reply's JSON; raises `ReplicaRefused` saying what came instead."""
+    if reply.status != 200:
+        raise ReplicaRefused(f"its {path} answered {reply.status}")
+    try:
+        return msgspec.json.decode(reply.body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ReplicaRefused(f"its {path} is not JSON") from error
+
+
 def document(reply: Reply, path: str) -> dict[str, Any]:
     """A reply's JSON object; raises `ReplicaRefused` saying what came instead."""
-    body = _json(reply, path)
+    body = page(reply, path)
     if not isinstance(body, dict):
         raise ReplicaRefused(f"its {path} is not a JSON object")
     return body
@@ -99,7 +117,7 @@ def document(reply: Reply, path: str) -> dict[str, Any]:
 
 def array(reply: Reply, path: str) -> list[Any]:
     """A reply's JSON array; raises `ReplicaRefused` saying what came instead."""
-    body = _json(reply, path)
+    body = page(reply, path)
     if not isinstance(body, list):
         raise ReplicaRefused(f"its {path} is not a JSON array")
     return body
@@ -115,6 +133,15 @@ def count(value: object) -> int | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if isinstance(value, int) and type(value) is int and value >= 0 else None
+
+
+def reachable(endpoint: object, host: str) -> str | None:
+    """A TCP endpoint of ZeroMQ's as another machine connects to it: `host` for a wildcard. None
+    for anything else, which only the replica's own machine could reach."""
+    if not isinstance(endpoint, str) or not (match := _TCP.fullmatch(endpoint)):
+        return None
+    named, port = match.groups()
+    return f"tcp://{host if named in _WILDCARDS else named}:{port}"
 
 
 class Sample(NamedTuple):
@@ -155,12 +182,3 @@ class Samples:
         """The sum over labels; None where the page has no such metric."""
         found = self._found[name]
         return sum(sample.value for sample in found) if found else None
-
-
-def _json(reply: Reply, path: str) -> Any:
-    if reply.status != 200:
-        raise ReplicaRefused(f"its {path} answered {reply.status}")
-    try:
-        return msgspec.json.decode(reply.body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ReplicaRefused(f"its {path} is not JSON") from error

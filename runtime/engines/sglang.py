@@ -11,9 +11,9 @@ from typing import Any
 
 import msgspec
 
-from sessile.engines.base import OpenAIShaped, absent, count, document
+from sessile.engines.base import OpenAIShaped, absent, count, document, reachable
 from sessile.errors import ReplicaRefused
-from sessile.router.replica import Call, Identity, Load, Reply
+from sessile.router.replica import Call, FeedSource, Identity, Load, Reply
 
 
 class SGLang(OpenAIShaped):
@@ -32,6 +32,7 @@ class SGLang(OpenAIShaped):
             context_tokens=models.context_tokens or count(info.get("context_length")),
             version=_text(info.get("version")),
             incarnation=_incarnation(info),
+            host_ratio=_host_ratio(info),
         )
 
     def health_call(self) -> Call:
@@ -65,6 +66,34 @@ class SGLang(OpenAIShaped):
             slots=total("max_running_requests"),
         )
 
+    def feed_calls(self) -> tuple[Call, ...]:
+        return (Call("GET", "/server_info"),)
+
+    def read_feed(self, replies: tuple[Reply, ...], host: str) -> tuple[FeedSource, ...]:
+        """One publisher a data-parallel rank, at the base port and those after it."""
+        told = document(replies[0], "/server_info").get("kv_events")
+        if not isinstance(told, dict) or told.get("publisher") != "zmq":
+            return ()
+        port, replay_port = (
+            count(told.get(name)) for name in ("endpoint_port_base", "replay_endpoint_port_base")
+        )
+        if port is None:
+            return ()
+
+        def endpoint(base: int, rank: int) -> str | None:
+            return reachable(f"tcp://{told.get('endpoint_host')}:{base + rank}", host)
+
+        return tuple(
+            FeedSource(
+                endpoint=published,
+                replay=endpoint(replay_port, rank) if replay_port else None,
+                topic=_text(told.get("topic")) or "",
+                rank=rank,
+            )
+            for rank in range(count(told.get("dp_size")) or 1)
+            if (published := endpoint(port, rank)) is not None
+        )
+
     def fields(self, *, turn: str, session: str | None, salt: str | None) -> Mapping[str, Any]:
         """`rid` is refused while another request of that id runs: a turn id is used once."""
         fields: dict[str, Any] = {"rid": turn}
@@ -90,6 +119,14 @@ def _incarnation(info: Mapping[str, Any]) -> str | None:
     if facts == [None, None]:
         return None
     return blake2b(msgspec.json.encode(facts, order="sorted"), digest_size=8).hexdigest()
+
+
+def _host_ratio(info: Mapping[str, Any]) -> float:
+    """HiCache, unless it was sized in gigabytes: then its size in tokens is not told."""
+    ratio = info.get("hicache_ratio")
+    if info.get("enable_hierarchical_cache") is not True or info.get("hicache_size"):
+        return 0.0
+    return float(ratio) if isinstance(ratio, int | float) else 0.0
 
 
 def _text(value: object) -> str | None:

@@ -6,9 +6,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sessile.engines.base import OpenAIShaped, Samples, count, document
+from sessile.engines.base import OpenAIShaped, Samples, absent, count, document, page, reachable
 from sessile.errors import ReplicaRefused
-from sessile.router.replica import Call, Identity, Load, Reply
+from sessile.router.replica import Call, FeedSource, Identity, Load, Reply
 
 _STARTED = "process_start_time_seconds"
 _RUNNING = "vllm:num_requests_running"
@@ -62,6 +62,29 @@ class VLLM(OpenAIShaped):
             waiting=count(metrics.total(_WAITING)),
             used_tokens=sum(used) if used else None,
             capacity_tokens=sum(known) if known else None,
+        )
+
+    def feed_calls(self) -> tuple[Call, ...]:
+        return (Call("GET", "/kv_event_sources"),)
+
+    def read_feed(self, replies: tuple[Reply, ...], host: str) -> tuple[FeedSource, ...]:
+        """One publisher a data-parallel rank, in a bare array or under `sources`; an older vLLM
+        does not tell."""
+        if absent(replies[0]):
+            return ()
+        told = page(replies[0], "/kv_event_sources")
+        listed = told.get("sources") if isinstance(told, dict) else told
+        if not isinstance(listed, list) or not all(isinstance(source, dict) for source in listed):
+            raise ReplicaRefused("its /kv_event_sources is not a list of sources")
+        return tuple(
+            FeedSource(
+                endpoint=published,
+                replay=reachable(source.get("replay_endpoint"), host),
+                topic=topic if isinstance(topic := source.get("topic"), str) else "",
+                rank=count(source.get("data_parallel_rank")) or 0,
+            )
+            for source in listed
+            if (published := reachable(source.get("endpoint"), host)) is not None
         )
 
     def fields(self, *, turn: str, session: str | None, salt: str | None) -> Mapping[str, Any]:

@@ -151,7 +151,7 @@ class World:
             return
         if decision is None:
             self._score.queued += 1
-            self._watch_queue(process)
+            self._admit(process)
         else:
             self._send(turn, ask, decision)
 

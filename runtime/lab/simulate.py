@@ -147,6 +147,8 @@ def parse_policies(text: str) -> list[str]:
 
 def check(setup: Setup) -> None:
     """Raises `SettingsError` where a run could not be made."""
+    if setup.trace is not None and not Path(setup.trace).exists():
+        raise SettingsError(f"there is no file {setup.trace}")
     for fault in setup.faults:
         there = {"replica": setup.replicas, "router": setup.routers}.get(fault.kind)
         if there is not None and fault.number >= there:

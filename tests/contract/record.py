@@ -6,6 +6,7 @@ lists are cut to what an adapter could want to read, and paths of the machine ar
 
 `--only identity_restarted` records the identity of another start of the same replica, which is
 what shows that its incarnation differs. Run it first, restart the replica, then record the rest.
+`--only kv_events` records what a replica that has just started publishes over two turns.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import zmq
 
 from sessile.engines.base import engine
 from sessile.router.replica import Call, Engine, Load, Reply
@@ -211,12 +213,45 @@ def record(r: Recorder) -> None:
     r.save("load_after_hangup", *r.load_when(lambda load: load.running == 0))
 
 
+def record_kv_events(r: Recorder) -> None:
+    """Two turns of one session, and all that the replica has published after each."""
+    told = tuple(Reply(e["status"], reply_body(e)) for e in map(r.ask, r.engine.feed_calls()))
+    (source,) = r.engine.read_feed(told, r.http.base_url.host)
+    said: list[dict[str, Any]] = [{"role": "user", "content": _RULES[:400]}]
+    turns = []
+    for _ in range(2):
+        made = r.post("/v1/chat/completions", {"messages": said, "max_tokens": 40})
+        reply = made["json"]
+        said += [reply["choices"][0]["message"], {"role": "user", "content": "And what else?"}]
+        time.sleep(1)  # it tells the end of a request a little later
+        messages = _replayed(source.replay)
+        turns.append({"tokens": reply["usage"]["total_tokens"], "messages": len(messages)})
+    r.folder.mkdir(parents=True, exist_ok=True)
+    document = {"engine": f"{r.engine.kind} {r.version}", "turns": turns, "messages": messages}
+    (r.folder / "kv_events.json").write_text(json.dumps(document, indent=1) + "\n")
+    print(f"{r.engine.kind}: kv_events: {turns}")
+
+
+def _replayed(endpoint: str | None) -> list[dict[str, Any]]:
+    assert endpoint is not None, "it was started without a replay endpoint"
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.connect(endpoint)
+        socket.send_multipart([b"", bytes(8)])
+        messages = []
+        while socket.poll(5000):
+            *_, seq, payload = socket.recv_multipart()
+            if not payload:
+                return messages
+            messages.append({"seq": int.from_bytes(seq, "big"), "payload": payload.hex()})
+    raise AssertionError(f"{endpoint} does not answer")
+
+
 def main() -> None:
     """Record the replicas that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("replica", metavar="KIND=URL")
     parser.add_argument("--version", help="where the engine does not tell its own")
-    parser.add_argument("--only", choices=["identity_restarted"])
+    parser.add_argument("--only", choices=["identity_restarted", "kv_events"])
     options = parser.parse_args()
     kind, _, url = options.replica.partition("=")
     r = Recorder(kind, url.rstrip("/"), options.version)
@@ -224,7 +259,9 @@ def main() -> None:
     told = [r.ask(call) for call in calls]
     identity = r.engine.read_identity(tuple(Reply(e["status"], reply_body(e)) for e in told))
     r.version = options.version or identity.version
-    if options.only:
+    if options.only == "kv_events":
+        record_kv_events(r)
+    elif options.only:
         r.save("identity_restarted", *told)
     else:
         record(r)

@@ -377,3 +377,19 @@ async def test_what_is_queued_is_written_before_it_closes(bench: Any) -> None:
     record = await other.get_session(KEY)
     assert record is not None and record.turns == 1000
     assert store.lost_writes == 0
+
+
+async def test_routers_are_told_each_others_reports(store):
+    """Each is given those of all the others, the newest, and never its own."""
+    assert await store.exchange("one", b"1", 60.0) == []
+    assert await store.exchange("two", b"2", 60.0) == [b"1"]
+    assert await store.exchange("one", b"1 again", 60.0) == [b"2"]
+    assert sorted(await store.exchange("three", b"3", 60.0)) == [b"1 again", b"2"]
+
+
+async def test_a_router_that_says_nothing_more_is_forgotten(bench, store):
+    """Its report goes with its time to live."""
+    await store.exchange("killed", b"its work", 0.05)
+    await bench.elapse(0.1)
+    await asyncio.sleep(0.1)
+    assert await store.exchange("one", b"1", 0.05) == []

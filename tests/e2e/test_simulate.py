@@ -1,89 +1,73 @@
-"""`sessile simulate` as a command."""
+"""`sessile simulate` as people run it: its help, its table, its JSON, and what it refuses."""
 
 import json
+import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-
-def simulate(*arguments: str, code: int = 0) -> tuple[str, str]:
-    """What the command wrote to standard output and to standard error."""
-    command = [sys.executable, "-m", "sessile.cli", "simulate", *arguments]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert ran.returncode == code, ran.stderr
-    return ran.stdout, ran.stderr
+TINY = ("--sessions", "6", "--replicas", "2", "--rate", "2", "--context", "6000",
+        "--policy", "session")  # fmt: skip
 
 
-def test_policies_stand_beside_the_oracle() -> None:
-    """A row each, in a pipe without a progress bar, the same twice, in whatever process."""
-    out, said = simulate("--sessions", "20")
-    assert [line.split()[0] for line in out.splitlines()[3:7]] == [
-        "session", "sticky", "round_robin", "oracle",
+def run(*arguments):
+    """One command in a process of its own; exit code, standard output, standard error."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sessile.cli", "simulate", *arguments],
+        capture_output=True, text=True, timeout=100, check=False,
+        env=os.environ | {"COLUMNS": "120", "NO_COLOR": "1", "TERM": "dumb"},
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_help_teaches():
+    """Lines to copy, what the oracle is, and every option with a sentence."""
+    code, text, _ = run("--help")
+    assert code == 0
+    for said in ("sessile simulate --routers 3 --fault", "oracle knows every cache", "--sweep",
+                 "--slo-ttft-p99", "--json"):  # fmt: skip
+        assert said in text
+
+
+def test_a_run_prints_a_table():
+    """The policy that was asked for, and the oracle beside it."""
+    code, text, errors = run(*TINY)
+    assert (code, errors) == (0, "")
+    assert "6 generated agents" in text and "POLICY" in text
+    lines = [line.split()[0] for line in text.splitlines() if line.strip()]
+    assert "session" in lines and "oracle" in lines
+
+
+def test_json_is_whole_and_a_sweep_finds_the_value():
+    """Setup, seeds and runs; each swept value with each policy."""
+    code, text, _ = run(*TINY, "--json", "--sweep", "replicas=1..2", "--slo-ttft-p99", "1000",
+                        "--jobs", "1")  # fmt: skip
+    told = json.loads(text)
+    assert code == 0 and told["seeds"] == [1] and told["setup"]["sessions"] == 6
+    assert [(row["replicas"], row["policy"]) for row in told["runs"]] == [
+        (1, "session"), (1, "oracle"), (2, "session"), (2, "oracle"),
     ]  # fmt: skip
-    assert said == ""
-    assert simulate("--sessions", "20", "--jobs", "1")[0] == out
-
-
-def test_json_has_every_figure() -> None:
-    """Those that a script would want, by policy and swept value."""
-    out, _ = simulate("--sessions", "20", "--sweep", "replicas=1..2", "--policy", "session",
-                      "--slo-ttft-p99", "30", "--seeds", "1,2", "--json")  # fmt: skip
-    told = json.loads(out)
-    assert [(run["policy"], run["replicas"]) for run in told["runs"]] == [
-        ("session", 1), ("oracle", 1), ("session", 2), ("oracle", 2),
-    ]  # fmt: skip
-    for name in ("hit_rate", "ttft_p50_s", "ttft_p90_s", "ttft_p99_s", "session_time_mean_s",
-                 "computed_tokens", "max_over_mean", "failed"):  # fmt: skip
-        assert name in told["runs"][0]
-    assert set(told["meets_slo"]) == {"session", "oracle"} and told["seeds"] == [1, 2]
-
-
-def test_it_plans_capacity() -> None:
-    """A verdict for each policy."""
-    out, _ = simulate("--sessions", "20", "--sweep", "replicas=1..3", "--slo-ttft-p99", "0.0011")
-    assert "session: no value of replicas keeps a TTFT p99 of 0.0011 s" in out
-
-
-def test_a_trace_with_faults_loses_nothing(tmp_path: Path) -> None:
-    """Every request of the file ends."""
-    path = tmp_path / "trace.jsonl"
-    lines = [
-        {"timestamp": 200 * n, "input_length": 3000, "output_length": 50, "hash_ids": [0, 1, n + 2]}
-        for n in range(100)
-    ]
-    path.write_text("\n".join(map(json.dumps, lines)))
-    out, _ = simulate(str(path), "--fault", "replica:1@5", "--fault", "router:0@8+2", "--json")
-    for run in json.loads(out)["runs"]:
-        assert (run["turns"], run["failed"]) == (100, 0)
-
-
-def test_it_draws(tmp_path: Path) -> None:
-    """A picture, if matplotlib is there."""
-    pytest.importorskip("matplotlib")
-    simulate("--sessions", "5", "--plot", str(tmp_path / "out.png"))
-    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert all(row["failed"] == 0 for row in told["runs"])
+    assert told["meets_slo"] == {"session": 1, "oracle": 1}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "word", "code"),
+    ("arguments", "said"),
     [
-        (["--policy", "luck"], "luck", 2),
-        (["gone.jsonl"], "gone.jsonl", 1),
-        (["--fault", "disk@3"], "replica:1@60", 2),
-        (["--fault", "replica:9@3"], "there are 4", 2),
-        (["--sweep", "replicas=9..2"], "2..16", 2),
-        (["--slo-ttft-p99", "1"], "--sweep", 2),
-        (["--seeds", "x"], "1,2,3", 2),
-        (["--arrival", "never"], "poisson", 2),
-        (["--plot", "out.txt"], ".png", 2),
-        (["--plot", "gone/out.png"], "no folder", 2),
+        (("--policy", "best"), "there is no policy 'best'"),
+        (("no-such-file.jsonl",), "there is no file no-such-file.jsonl"),
+        (("--fault", "disk:1@2"), "--fault 'disk:1@2' is not like replica:1@60"),
+        (("--fault", "replica:9@2"), "there are 2, counted from 0"),
+        (("--sweep", "colour=1..2"), "--sweep 'colour=1..2'"),
+        (("--slo-ttft-p99", "1"), "asks for a --sweep"),
+        (("--arrival", "never"), "there are poisson, even and bursts"),
+        (("--seeds", "x"), "give whole numbers by comma"),
     ],
 )
-def test_what_cannot_be_simulated_is_said_in_one_sentence(
-    arguments: list[str], word: str, code: int
-) -> None:
-    """With what would do instead."""
-    _, said = simulate(*arguments, code=code)
-    assert word in said and said.count("\n") == 1, said
+def test_what_goes_wrong_is_one_sentence(arguments, said):
+    """No traceback, and the exit code of a wrong setting."""
+    code, text, errors = run(*TINY, *arguments)
+    assert (code, text) == (2, "")
+    assert errors.startswith("sessile: ") and said in errors
+    assert errors.count("\n") == 1 and "Traceback" not in errors

@@ -1,180 +1,218 @@
-"""What a replica is believed to hold, against a walk over plain lists."""
-
-from dataclasses import dataclass, field
+"""What a replica is believed to hold, against a naive LRU that walks lists."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sessile.router.holdings import Holdings, Index
 
-SIZE = 10
+BLOCK = 10
 
 
-def keys(path: str) -> tuple[int, ...]:
-    """Chained keys of a prompt that is named by its blocks: equal beginnings, equal keys."""
-    return tuple(hash(tuple(map(ord, path[: end + 1]))) for end in range(len(path)))
+def chain(path):
+    """Chained keys: each stands for all before it."""
+    return [hash(tuple(path[: n + 1])) for n in range(len(path))]
 
 
-@dataclass
 class Naive:
-    """The same by walking over everything, each time."""
+    """The same by lists and sums: the oldest first, the live sessions beside it."""
 
-    capacity: int
-    order: list[int | str] = field(default_factory=list)
-    sizes: dict[int | str, int] = field(default_factory=dict)
-    chains: dict[str, tuple[tuple[int | str, ...], int]] = field(default_factory=dict)
-    live: set[str] = field(default_factory=set)
+    def __init__(self, capacity):
+        self.capacity = capacity
+        self.sizes = {}
+        self.live = {}
 
-    def use(self, session: str, path: str, tokens: int) -> None:
-        chain = (*keys(path), session)
-        self.sizes.update(dict.fromkeys(keys(path), SIZE))
-        self.sizes[session] = max(0, tokens - SIZE * len(path))
-        for key in reversed(chain):
-            if key in self.order:
-                self.order.remove(key)
-            self.order.append(key)
-        self.chains[session] = (chain, tokens)
-        self.live.add(session)
-        while self.tokens() > self.capacity and len(self.order) > 1:
-            self.evict(self.order[0])
+    def use(self, session, keys, tokens):
+        """Touch from the tail to the first block, then let the oldest go."""
+        for key in [session, *reversed(keys)]:
+            self.sizes.pop(key, None)
+            self.sizes[key] = BLOCK if key != session else max(0, tokens - BLOCK * len(keys))
+        self.live[session] = {key: BLOCK for key in keys} | {session: self.sizes[session]}
+        while sum(self.sizes.values()) > self.capacity and len(self.sizes) > 1:
+            del self.sizes[next(iter(self.sizes))]
 
-    def evict(self, key: int | str) -> None:
-        self.order.remove(key)
-        if key in self.chains and key not in self.live:
-            del self.chains[str(key)]
-
-    def release(self, session: str) -> None:
-        self.live.discard(session)
-        if session not in self.order:
-            self.chains.pop(session, None)
-
-    def forget(self, session: str) -> None:
-        self.release(session)
-        self.chains.pop(session, None)
-        if session in self.order:
-            self.order.remove(session)
-
-    def tokens(self) -> int:
-        return sum(self.sizes[key] for key in self.order)
-
-    def live_tokens(self) -> int:
-        standing = {key for session in self.live for key in self.chains[session][0]}
-        return sum(self.sizes[key] for key in standing)
-
-    def match(self, path: str) -> int:
+    def match(self, keys):
+        """By a linear walk."""
         found = 0
-        for key in keys(path):
-            if key not in self.order:
+        for key in keys:
+            if key not in self.sizes:
                 break
-            found += SIZE
+            found += BLOCK
         return found
 
-    def held(self, session: str, path: str) -> int:
-        chain, tokens = self.chains.get(session, ((), 0))
-        goes_on = chain and chain[:-1] == keys(path)[: len(chain) - 1]
-        return tokens if goes_on and session in self.order else self.match(path)
+    def live_tokens(self):
+        """Each block once."""
+        union = {}
+        for blocks in self.live.values():
+            union |= blocks
+        return sum(union.values())
 
 
-PATHS = st.text("ab", max_size=5)
+PATHS = st.lists(st.integers(0, 1), max_size=8)
 STEPS = st.lists(
-    st.one_of(
-        st.tuples(st.just("use"), st.sampled_from("xyz"), PATHS, st.integers(0, 25)),
-        st.tuples(st.sampled_from(["release", "forget"]), st.sampled_from("xyz")),
+    st.tuples(
+        st.sampled_from(["use", "use", "use", "release", "forget"]),
+        st.sampled_from(["s", "t", "u", "v"]),
+        PATHS,
+        st.integers(0, 9),
     ),
-    max_size=25,
+    max_size=40,
 )
 
 
-@settings(max_examples=300)
-@given(st.integers(0, 150), STEPS, PATHS)
-def test_it_is_what_a_walk_over_lists_finds(capacity, steps, path):
-    """After any uses, releases and closes: the same tokens, live tokens, matches and needs."""
-    holdings, naive = Holdings(capacity), Naive(capacity)
-    index = Index()
+@given(st.integers(0, 200), STEPS)
+@settings(deadline=None)
+def test_it_agrees_with_a_naive_lru(capacity, steps):
+    """Tokens, what is present, what is live, and what the index tells: the same after every step,
+    within the capacity."""
+    holdings, naive, index = Holdings(capacity), Naive(capacity), Index()
     index.join(holdings)
-    for step in steps:
-        if step[0] == "use":
-            _, session, at, more = step
-            tokens = SIZE * len(at) + more
-            holdings.use(session, keys(at), SIZE, tokens)
-            naive.use(session, at, tokens)
+    for what, session, path, tail in steps:
+        keys = chain(path)
+        if what == "use":
+            tokens = BLOCK * len(keys) + tail
+            before = holdings.live_tokens
+            if session not in naive.live:
+                grows = holdings.need(session, keys, tokens)
+                holdings.use(session, keys, BLOCK, tokens)
+                assert holdings.live_tokens - before == grows
+            else:
+                holdings.use(session, keys, BLOCK, tokens)
+            naive.use(session, keys, tokens)
+        elif what == "release":
+            holdings.release(session)
+            naive.live.pop(session, None)
         else:
-            getattr(holdings, step[0])(step[1])
-            getattr(naive, step[0])(step[1])
-        assert holdings.tokens == naive.tokens()
-        assert holdings.live_tokens == naive.live_tokens()
-        assert holdings.match(keys(path)) == naive.match(path)
-        assert [s for s in "xyz" if holdings.is_live(s)] == sorted(naive.live)
-        for session in "xyz":
-            assert holdings.held(session, keys(path)) == naive.held(session, path)
-        depth = naive.match(path) // SIZE
-        assert index.leading(keys(path), 1) == ([(1, depth)] if depth else [])
-        assert set(index.masks) == {key for key in naive.order if not isinstance(key, str)}
-
-
-@given(STEPS, PATHS, st.integers(0, 25))
-def test_need_is_how_much_more_would_be_live(steps, path, more):
-    """What `need` says of a session is what `live_tokens` grows by when it runs, if it grows."""
-    holdings = Holdings(None)
-    for step in steps:
-        if step[0] == "use":
-            holdings.use(step[1], keys(step[2]), SIZE, SIZE * len(step[2]) + step[3])
-        else:
-            getattr(holdings, step[0])(step[1])
-    tokens = SIZE * len(path) + more
-    need, before = holdings.need("new", keys(path), tokens), holdings.live_tokens
-    holdings.use("new", keys(path), SIZE, tokens)
-    assert holdings.live_tokens - before == need
-
-
-def test_nothing_is_evicted_where_the_capacity_is_unknown_until_a_count_contradicts():
-    """Then it is believed to reach less far than the session that was missed."""
-    holdings = Holdings(None)
-    for number in range(100):
-        holdings.use(f"s{number}", keys("ab" + chr(1000 + number) * 20), SIZE, 220)
-    believed = holdings.held("s0", keys("ab" + chr(1000) * 20))
-    assert believed == 220
-    holdings.correct(believed, 0, holdings.age("s0"))
-    holdings.use("new", keys("c" * 50), SIZE, 500)
-    assert holdings.held("s0", keys("ab" + chr(1000) * 20)) < believed
-    assert holdings.tokens <= holdings.reach_tokens < 21_000
-
-
-def test_hits_where_misses_were_believed_widen_the_reach_again():
-    """A count as high as was believed, near the reach, moves it out by a little."""
-    holdings = Holdings(None)
-    holdings.use("old", keys("a" * 300), SIZE, 3_000)
-    holdings.correct(3_000, 0, 5_000)
-    reach = holdings.reach_tokens
-    holdings.correct(3_000, 3_000, 5_000)
-    assert reach < holdings.reach_tokens < 1.1 * reach
-
-
-def test_a_session_resumes_where_it_stood():
-    """Its blocks are kept, its tail grows to what the turn came to."""
-    holdings = Holdings(1000)
-    holdings.use("s", keys("abc"), SIZE, 35)
-    holdings.resume("s", 48)
-    assert holdings.held("s", keys("abc")) == 48 and holdings.live_tokens == 48
-    holdings.resume("stranger", 10)
-    assert holdings.live_tokens == 48
+            holdings.forget(session)
+            naive.live.pop(session, None)
+            naive.sizes.pop(session, None)
+        assert holdings.tokens == sum(naive.sizes.values())
+        assert holdings.tokens <= capacity or len(naive.sizes) == 1
+        assert holdings.live_tokens == naive.live_tokens() >= 0
+        assert holdings.match(keys) == naive.match(keys)
+        depth = naive.match(keys) // BLOCK
+        assert index.leading(keys, holdings.bit) == ([(holdings.bit, depth)] if depth else [])
+        assert index.masks.keys() == naive.sizes.keys()
+        for live in ("s", "t", "u", "v"):
+            assert holdings.is_live(live) == (live in naive.live)
 
 
 def test_an_index_tells_who_holds_how_much():
-    """Several replicas in one look-up; those that leave it are told of no more."""
+    """Several replicas in one look-up; of those that leave it nothing is told any more."""
     index, (one, other, third) = Index(), (Holdings(None) for _ in range(3))
-    one.use("s", keys("abc"), SIZE, 30)  # before it joins
+    one.use("s", chain([1, 2, 3]), BLOCK, 34)  # before it joins
     for holdings in (one, other, third):
         index.join(holdings)
-    other.use("t", keys("ax"), SIZE, 20)
+    other.use("t", chain([1, 9]), BLOCK, 20)
     everyone = one.bit | other.bit | third.bit
-    assert index.leading(keys("abcd"), everyone) == [(other.bit, 1), (one.bit, 3)]
-    assert index.leading(keys("abcd"), third.bit) == []
+    assert index.leading(chain([1, 2, 3, 4]), everyone) == [(other.bit, 1), (one.bit, 3)]
+    assert index.leading(chain([1, 2, 3, 4]), third.bit) == []
+    assert index.masks["s"] == one.bit and index.masks["t"] == other.bit
     bit = one.bit
     one.leave()
-    assert index.leading(keys("abcd"), everyone) == [(other.bit, 1)]
+    assert index.leading(chain([1, 2, 3, 4]), everyone) == [(other.bit, 1)]
     newcomer = Holdings(None)
     index.join(newcomer)
     assert newcomer.bit == bit  # bits are used again
-    other.leave()
+    Index().join(other)
     assert not index.masks
+
+
+def test_shared_blocks_are_live_once():
+    """Two sessions on one prefix need it once, and it stays live until both have gone."""
+    holdings, keys = Holdings(1000), chain([1, 2, 3])
+    holdings.use("s", keys, BLOCK, 34)
+    assert holdings.need("t", keys, 35) == 5
+    holdings.use("t", keys, BLOCK, 35)
+    assert holdings.live_tokens == 30 + 4 + 5
+    holdings.release("s")
+    assert holdings.live_tokens == 35
+    holdings.release("t")
+    assert holdings.live_tokens == 0 and holdings.tokens == 39
+
+
+def test_the_deepest_leaves_first():
+    """Of what was touched together the tail is the oldest, and the beginning stays longest."""
+    holdings, keys = Holdings(50), chain([1, 2, 3])
+    holdings.use("s", keys, BLOCK, 35)
+    holdings.release("s")
+    for tokens, left in ((16, 30), (26, 20), (36, 10)):
+        holdings.use("t", [], BLOCK, tokens)
+        assert holdings.match(keys) == left
+        assert holdings.age("s") is None
+
+
+def test_what_one_session_needs_is_never_evicted_whole():
+    """More than the capacity in one block stays: a running turn is there all the same."""
+    holdings = Holdings(5)
+    holdings.use("s", [], BLOCK, 50)
+    assert holdings.tokens == 50
+
+
+def test_a_tail_counts_for_its_own_session_only():
+    """A prompt that goes on from all of a session finds its tail too; another finds its blocks."""
+    holdings, keys = Holdings(1000), chain([1, 2])
+    holdings.use("s", keys, BLOCK, 27)
+    assert holdings.held("s", chain([1, 2, 3])) == 27
+    assert holdings.held("t", chain([1, 2, 3])) == 20
+    assert holdings.held("s", chain([1, 9])) == 10
+
+
+def test_a_session_resumes_where_it_stood_and_is_forgotten_whole():
+    """`resume` keeps its blocks and grows its tail; `forget` leaves only what others may share."""
+    holdings, keys = Holdings(1000), chain([1, 2])
+    holdings.use("s", keys, BLOCK, 25)
+    holdings.release("s")
+    assert holdings.age("s") is not None and not holdings.is_live("s")
+    holdings.resume("s", 29)
+    assert holdings.is_live("s") and holdings.live_tokens == 29
+    holdings.forget("s")
+    assert holdings.age("s") is None and not holdings.live_tokens
+    assert holdings.match(keys) == 20 == holdings.tokens
+    holdings.resume("s", 99)
+    assert holdings.tokens == 20
+
+
+def test_the_reach_shrinks_when_the_engine_forgot_sooner_and_grows_again():
+    """Half of what was believed, missing, is a smaller memory; finding it again is a larger one."""
+    holdings = Holdings(10_000)
+    assert holdings.reach_tokens == 10_000
+    holdings.correct(1000, 0, None)
+    holdings.correct(1000, 0, 0)
+    assert holdings.reach_tokens == 10_000
+    holdings.correct(1000, 0, 5000)
+    shrunk = holdings.reach_tokens
+    assert 5000 <= shrunk < 10_000
+    holdings.correct(1000, 990, 9500)
+    assert shrunk < holdings.reach_tokens <= 10_000
+
+
+@given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 5000), st.integers(0, 50_000))))
+@settings(deadline=None)
+def test_the_reach_stays_within_what_the_replica_said(reports):
+    """Between half of the capacity and all of it, whatever comes back."""
+    holdings = Holdings(10_000)
+    for believed, cached, age in reports:
+        holdings.correct(believed, cached, age)
+        assert 5000 <= holdings.reach_tokens <= 10_000
+
+
+def test_without_a_capacity_nothing_is_evicted_until_a_count_contradicts():
+    """A replica that does not say is taken at its word until it forgets."""
+    holdings = Holdings(None)
+    for n in range(50):
+        holdings.use(f"s{n}", [], BLOCK, 1000)
+        holdings.release(f"s{n}")
+    assert holdings.tokens == 50_000
+    holdings.correct(1000, 0, 4000)
+    assert holdings.tokens < 50_000
+
+
+def test_a_replica_that_tells_no_capacity_is_not_remembered_for_ever():
+    """The newest tokens are, up to a bound; the sessions of the older ones are forgotten."""
+    holdings = Holdings(None)
+    for number in range(50):
+        holdings.use(f"s{number}", range(number * 100, number * 100 + 100), 1_000, 100_000)
+        holdings.release(f"s{number}")
+    assert holdings.tokens <= 4_000_000
+    assert holdings.age("s0") is None and holdings.held("s0", range(100)) == 0
+    assert holdings.held("s49", range(4900, 5000)) == 100_000

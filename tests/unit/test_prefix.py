@@ -1,9 +1,9 @@
-"""Lineage keys: equal exactly for conversations that agree, whatever a client does on the way."""
+"""Keys of conversations and prompts: equal exactly where they agree, whatever a client does."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sessile.sessions.prefix import Lineage
+from sessile.sessions.prefix import BLOCK_BYTES, Lineage, read_prompt
 
 USER = {"role": "user", "content": "hi"}
 REPLY = {"role": "assistant", "content": "hello"}
@@ -67,3 +67,56 @@ def test_keys_depend_on_what_came_before_only(head, tail):
     fresh = sum(m["role"] == "assistant" for m in tail)
     kept = after[fresh:]
     assert before[: len(kept)] == kept
+
+
+def prompt(*texts, tenant="t", **fields):
+    """What is read of a chat of user messages."""
+    messages = [{"role": "user", "content": text} for text in texts]
+    return read_prompt({"messages": messages, **fields}, tenant)
+
+
+def test_prompts_that_begin_alike_share_their_first_blocks():
+    """Up to the block in which they differ; the last one, not full, is none."""
+    one = prompt("x" * 5000, "one")
+    two = prompt("x" * 5000, "two")
+    assert len(one.blocks) == one.size // BLOCK_BYTES == 4
+    assert one.blocks == two.blocks
+    other = prompt("x" * 2500 + "y" * 2500)
+    assert other.blocks[:2] == one.blocks[:2]
+    assert not set(other.blocks[2:]) & set(one.blocks)
+
+
+def test_a_block_stands_for_all_before_it():
+    """The same text at the same place behind another beginning is another block."""
+    one, two = prompt("a" * 1500 + "z" * 5000), prompt("b" * 1500 + "z" * 5000)
+    assert not set(one.blocks) & set(two.blocks)
+
+
+def test_tenants_share_no_block():
+    """However alike their prompts are."""
+    assert not set(prompt("x" * 5000).blocks) & set(prompt("x" * 5000, tenant="u").blocks)
+
+
+def test_tools_stand_before_the_messages():
+    """Other tools are another prompt; their keys may come in any order."""
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    turned = [{"function": {"name": "f"}, "type": "function"}]
+    with_tools = prompt("x" * 5000, tools=tools)
+    assert with_tools == prompt("x" * 5000, tools=turned)
+    assert not set(with_tools.blocks) & set(prompt("x" * 5000).blocks)
+
+
+def test_a_completions_prompt_is_read_and_anything_else_is_empty():
+    """Text is text; tokens and lists are left to the engine."""
+    assert len(read_prompt({"prompt": "x" * 2048}, "t").blocks) == 2
+    for document in ({}, {"prompt": [1, 2]}, {"messages": "x" * 5000}):
+        assert read_prompt(document, "t") == ((), 0)
+
+
+@given(st.lists(st.text(max_size=3000), max_size=4), st.lists(st.text(max_size=3000), max_size=4))
+@settings(deadline=None)
+def test_an_appended_message_extends_the_blocks(head, tail):
+    """The blocks of a conversation are the first of any continuation's."""
+    before, after = prompt(*head), prompt(*head, *tail)
+    assert after.blocks[: len(before.blocks)] == before.blocks
+    assert len(after.blocks) == after.size // BLOCK_BYTES

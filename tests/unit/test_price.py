@@ -1,89 +1,115 @@
-"""Rates that are learned from first tokens, and the prices made of them."""
+"""Prices: rates that are learned from first tokens, and what they make of a turn."""
 
+from math import isfinite
 from random import Random
 
-import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from pytest import approx
 
-from sessile.router.price import Price, Rates, work
+from sessile.router.price import LONG_TOKENS, Price, Rates, Traffic, work
 
 
-def taught(base_s, slope_s, noise, turns=200, seed=1, prior=None):
-    """Rates that have seen so many turns of a replica with this line."""
-    rng, rates = Random(seed), prior or Rates.prior()
-    for _ in range(turns):
-        amount = rng.choice([50, 300, 1500, 6000, 20000]) * rng.uniform(0.5, 1.5)
-        rates.observe_first_token(amount, (base_s + slope_s * amount) * rng.uniform(*noise))
+def test_work_counts_tokens_for_more_the_longer_the_attention_before_them():
+    """A token behind `LONG_TOKENS` others costs twice the first; in one go or two, the same."""
+    assert work(0, 1) == approx(1.0, rel=1e-3)
+    assert work(LONG_TOKENS, 1) == approx(2.0, rel=1e-3)
+    assert work(0, 3000) == approx(work(0, 1000) + work(1000, 2000))
+
+
+def test_the_prior_is_sane():
+    """About 2,000 tokens a second, or the rate that is known."""
+    assert 0.5 < Rates.prior().prefill_s(work(0, 2000)) < 2.0
+    assert Rates.prior(10_000.0).prefill_s(work(0, 2000)) == approx(0.2, rel=0.2)
+
+
+def test_a_line_is_learned_from_noisy_turns():
+    """Base and slope come out within a few per cent of what the turns were made from."""
+    rng, rates = Random(1), Rates.prior()
+    for _ in range(500):
+        amount = rng.uniform(20, 8000)
+        rates.observe_first_token(amount, (0.03 + amount / 20_000) * rng.uniform(0.9, 1.1))
+    for amount in (100, 1000, 6000):
+        assert rates.prefill_s(amount) == approx(0.03 + amount / 20_000, rel=0.1)
+    assert rates.turns == 500
+
+
+def test_one_stall_does_not_undo_what_was_learned():
+    """A turn that took a minute for no reason of its own counts little."""
+    rates = Rates.prior()
+    for n in range(100):
+        amount = 100.0 + 50 * n
+        rates.observe_first_token(amount, 0.03 + amount / 20_000)
+    before = rates.prefill_s(1000)
+    rates.observe_first_token(1000, 60.0)
+    assert rates.prefill_s(1000) < 2 * before
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1e7), st.floats(0, 1e5)), max_size=40),
+    st.lists(st.floats(0, 100), max_size=5),
+)
+@settings(deadline=None)
+def test_rates_stay_finite_and_are_never_negative(turns, paces):
+    """Whatever is observed, a price is a price."""
+    rates, model = Rates.prior(), Rates.prior()
+    for amount, seconds in turns:
+        rates.observe_first_token(amount, seconds)
+        model.observe_first_token(amount, seconds)
+        rates.lean_on(model)
+        assert isfinite(rates.base_s) and isfinite(rates.slope_s)
+        assert rates.base_s >= 0.0 and rates.slope_s >= 0.0
+    for pace in paces:
+        rates.observe_decode(pace)
+    assert isfinite(rates.tpot_s) and rates.tpot_s >= 0.0
+
+
+def learned(rate, turns=200):
+    """Rates after so many turns at so many tokens a second."""
+    rates = Rates.prior()
+    for n in range(turns):
+        amount = 100.0 + 37 * (n % 100)
+        rates.observe_first_token(amount, 0.02 + amount / rate)
     return rates
 
 
-@pytest.mark.parametrize("tokens_per_s", [500, 20_000, 200_000])
-def test_a_known_line_is_learned(tokens_per_s):
-    """From a prior of 2,000 tokens a second to whatever the replica does."""
-    rates = taught(0.02, 1 / tokens_per_s, (1.0, 1.0))
-    for amount in (100, 1_000, 10_000):
-        assert rates.prefill_s(amount) == pytest.approx(0.02 + amount / tokens_per_s, rel=0.05)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_noise_leaves_the_line_where_it_is(seed):
-    """Times that scatter by half, and now and then one that waited for something else."""
-    rates = taught(0.02, 1 / 20_000, (0.7, 1.4), seed=seed)
-    for _ in range(3):
-        rates.observe_first_token(500, 30.0)
-    assert rates.prefill_s(5_000) == pytest.approx(0.27, rel=0.6)
-
-
-def test_a_replica_that_becomes_slow_is_noticed():
-    """Newer turns weigh more than older ones."""
-    rates = taught(0.02, 1 / 20_000, (1.0, 1.0))
-    rates = taught(0.02, 1 / 5_000, (1.0, 1.0), prior=rates)
-    assert rates.prefill_s(5_000) == pytest.approx(1.02, rel=0.1)
-
-
-@given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1e4)), max_size=30))
-def test_rates_stay_sane_whatever_is_seen(seen):
-    """Never a negative or an endless price, and more work never costs less."""
+def test_borrowed_rates_hold_until_there_are_own_ones():
+    """A stranger is like the others, and dozens of its own outweigh that."""
     rates = Rates.prior()
-    for amount, seconds in seen:
-        rates.observe_first_token(amount, seconds)
-    assert rates.base_s >= 0 and rates.slope_s >= 0
-    assert 0 <= rates.prefill_s(10) <= rates.prefill_s(10_000) < float("inf")
+    rates.borrow(learned(20_000))
+    assert rates.prefill_s(3000) == approx(0.17, rel=0.05) and not rates.turns
+    for n in range(60):
+        amount = 1000.0 + 400 * (n % 8)
+        rates.observe_first_token(amount, 0.02 + amount / 5_000)
+    assert rates.prefill_s(3000) == approx(0.62, rel=0.2)
 
 
-def test_a_known_rate_takes_the_prior_s_place():
-    """It is right before the first turn."""
-    rates = Rates.prior(prefill_tokens_per_s=10_000)
-    assert rates.prefill_s(work(0, 1000)) == pytest.approx(0.11, rel=0.15)
+def test_a_replica_leans_on_the_others_until_it_was_seen_often():
+    """Few turns of its own count little against everybody's, many count for most."""
+    model = learned(20_000)
+    few, many = learned(10_000, 10), learned(10_000, 2_000)
+    few.lean_on(model)
+    many.lean_on(model)
+    near, far = model.prefill_s(3000), 0.32
+    assert abs(few.prefill_s(3000) - near) < 0.2 * (far - near)
+    assert abs(many.prefill_s(3000) - far) < 0.3 * (far - near)
 
 
-def test_borrowed_rates_are_the_other_s_and_give_way_to_its_own():
-    """A replica that nobody has used looks like its siblings, and soon like itself."""
-    rates = Rates.prior()
-    rates.borrow(taught(0.02, 1 / 20_000, (1.0, 1.0)))
-    assert rates.prefill_s(4_000) == pytest.approx(0.22, rel=0.05) and not rates.turns
-    slow = taught(0.02, 1 / 7_000, (1.0, 1.0), turns=40, prior=rates)
-    assert slow.prefill_s(7_000) == pytest.approx(1.02, rel=0.1)
+def test_a_price_adds_up():
+    """The first token is waited for and computed; what that costs the others is the rest."""
+    price = Price(1.0, 2.0, 4.0, 100)
+    assert (price.ttft_s, price.total_s) == (3.0, 7.0)
 
 
-def test_work_grows_with_what_stands_before():
-    """The same tokens behind a long prefix are more work, and a hit saves most of it."""
-    assert work(0, 100) < work(12_000, 100) == pytest.approx(2 * 100, rel=0.01)
-    assert work(9_000, 1_000) < 0.3 * work(0, 10_000)
-
-
-def test_decoding_is_averaged():
-    """A pace is believed slowly."""
-    rates = Rates.prior()
-    rates.observe_decode(1.0)
-    assert 0.03 < rates.tpot_s < 0.1
-    for _ in range(100):
-        rates.observe_decode(1.0)
-    assert rates.tpot_s == pytest.approx(1.0, rel=0.01)
-
-
-def test_a_price_in_sum():
-    """TTFT is waiting and prefill; the total counts the others too."""
-    price = Price(1.0, 0.5, 2.0, 100)
-    assert (price.ttft_s, price.total_s) == (1.5, 3.5)
+def test_those_who_come_while_a_turn_is_done_count():
+    """A few in any case; more the longer it takes and the busier it is; after a while none more."""
+    traffic = Traffic()
+    idle = traffic.coming(0.0, 1e-3, 10.0)
+    for second in range(300):
+        traffic.add(float(second), 500.0)  # half of what 1,000 tokens a second can do
+    busy = traffic.coming(300.0, 1e-3, 10.0)
+    assert busy - idle == approx(10.0 / (1 - 0.5), rel=0.1)
+    assert traffic.coming(300.0, 1e-3, 20.0) - idle == approx(2 * (busy - idle))
+    assert traffic.coming(300.0, 1.9e-3, 10.0) > 2 * busy
+    assert traffic.coming(6_000.0, 1e-3, 10.0) < idle + 0.2
+    assert traffic.coming(300.0, 1.0, 10.0) < 1_000  # overloaded: many, but not endlessly so

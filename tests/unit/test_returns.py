@@ -1,62 +1,82 @@
-"""When pauses end, as it is learned by class."""
+"""When a pausing session is expected back: the prior, what is learned, what holding is worth."""
 
-import pytest
+from math import exp, isfinite
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytest import approx
 
 from sessile.router.returns import Returns
 
 
+def back_within(returns, kind, seconds):
+    """The share of pauses that end in so many seconds, by adding up the rates."""
+    step = 0.01
+    return 1 - exp(-sum(returns.rate(kind, n * step) * step for n in range(round(seconds / step))))
+
+
 def test_the_prior_is_that_of_agents_at_large():
-    """Most are back within a second; after a minute little is to be expected."""
-    returns = Returns()
-    rates = [returns.rate("bash", at) for at in (0.5, 5, 30, 120, 1000)]
-    assert rates == sorted(rates, reverse=True)
-    assert rates[0] > 1 and rates[-1] < 0.001
-    assert 10 <= returns.worth_s("bash") <= 60
+    """86 % are back within a second, 95 % within ten."""
+    assert back_within(Returns(), "any", 1.0) == approx(0.86, abs=0.01)
+    assert back_within(Returns(), "any", 10.0) == approx(0.95, abs=0.02)
 
 
-def test_a_class_that_never_comes_back_is_worth_nothing():
-    """Its rate falls, that of the other classes does not."""
+def test_a_slow_tool_is_learned_and_others_are_not_touched():
+    """A build that always takes twenty seconds is worth waiting for, a tool that is abandoned
+    is not."""
     returns = Returns()
     for _ in range(200):
-        returns.observe("mail", 0, 300, returned=False)
-    assert returns.worth_s("mail") == 0
-    assert returns.worth_s("bash") > 0
+        returns.observe("build", 0.0, 20.0, True)
+        returns.observe("leave", 0.0, 600.0, False)
+    assert returns.rate("build", 0.2) < 0.1 < returns.rate("any", 0.2)
+    assert returns.rate("build", 15.0) > 0.05 > returns.rate("leave", 15.0)
+    assert returns.worth_s("leave") < returns.worth_s("any")
 
 
-def test_a_class_that_takes_long_but_returns_is_waited_for():
-    """Returns late in a stretch raise the rate there."""
-    returns = Returns()
-    for _ in range(200):
-        returns.observe("tests", 0, 20, returned=True)
-    assert returns.rate("tests", 15) > 0.05
-    assert returns.worth_s("tests") == 60.0
+def test_quick_pauses_are_worth_ten_seconds_by_the_prior():
+    """After that fewer than one in half a minute comes back."""
+    assert Returns().worth_s("any") == 10.0
 
 
-def test_a_stretch_counts_only_what_passed_in_it():
-    """A pause seen in two parts is the same as in one."""
+def test_a_pause_may_be_told_in_stretches():
+    """What is observed in two parts counts as the whole."""
     whole, parts = Returns(), Returns()
-    whole.observe("t", 0, 30, returned=True)
-    parts.observe("t", 0, 4, returned=False)
-    parts.observe("t", 4, 30, returned=True)
-    for at in (0.5, 5, 30, 100):
-        assert whole.rate("t", at) == pytest.approx(parts.rate("t", at))
+    whole.observe("x", 0.0, 3.0, True)
+    parts.observe("x", 0.0, 0.7, False)
+    parts.observe("x", 0.7, 3.0, True)
+    for elapsed_s in (0.2, 0.7, 1.5, 3.0, 20.0):
+        assert parts.rate("x", elapsed_s) == approx(whole.rate("x", elapsed_s))
 
 
 def test_classes_are_bounded():
-    """Beyond a thousand, new names share one."""
+    """Beyond a thousand names of tools, new ones share one class."""
     returns = Returns()
-    for number in range(3000):
-        returns.observe(f"tool{number}", 0, 1, returned=True)
-    assert len(returns._seen) <= 1001
-    assert returns.rate("tool2999", 0.5) > 0
+    for n in range(1_500):
+        returns.observe(f"tool {n}", 0.0, 0.1, True)
+    assert len(returns._seen) <= 1_001
 
 
-def test_the_share_that_comes_back_follows_what_is_seen():
-    """Single requests bring it to nearly nothing, agents back up."""
+def test_the_share_that_returns_follows_what_happens():
+    """From all, towards none while pauses are given up, and back."""
     returns = Returns()
-    for _ in range(300):
-        returns.count(returned=False)
+    assert returns.share == 1.0
+    for _ in range(200):
+        returns.count(False)
     assert returns.share < 0.05
-    for _ in range(300):
-        returns.count(returned=True)
+    for _ in range(200):
+        returns.count(True)
     assert returns.share > 0.95
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 700), st.floats(0, 700), st.booleans()), max_size=30),
+    st.floats(0, 10_000),
+)
+@settings(deadline=None)
+def test_rates_are_finite_and_holding_is_bounded(pauses, elapsed_s):
+    """Whatever was seen."""
+    returns = Returns()
+    for since_s, lasts_s, returned in pauses:
+        returns.observe("x", since_s, since_s + lasts_s, returned)
+    assert isfinite(returns.rate("x", elapsed_s)) and returns.rate("x", elapsed_s) >= 0
+    assert 0 <= returns.worth_s("x") <= 600

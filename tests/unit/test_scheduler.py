@@ -1,4 +1,4 @@
-"""The scheduler: where turns go, what waits, and whose memory is held."""
+"""The routing brain: each case of the decision, the queue, pauses and leases, and the peers."""
 
 import pytest
 from hypothesis import given, settings
@@ -10,463 +10,385 @@ from sessile.router.policy import Ask
 from sessile.router.scheduler import Limits, Scheduler
 from sessile.sessions.record import Binding
 
-
-def pool(count=3, capacity=10_000):
-    """Replicas of 10,000 tokens a second, which have all served something."""
-    found = []
-    for number in range(count):
-        replica = Outlook(f"r{number}", "1")
-        replica.resize(capacity)
-        for amount in (100.0, 1_000.0, 5_000.0) * 40:
-            replica.rates.observe_first_token(amount, 0.01 + 1e-4 * amount)
-        found.append(replica)
-    return found
+BLOCK = 256
 
 
-def keys(name, count):
-    """Chained block keys of a text of that name."""
-    return tuple(hash((*map(ord, name), number)) for number in range(count))
+def replica(id="a", capacity=None, slots=None):
+    """A replica with so much KV memory."""
+    outlook = Outlook(id, "1")
+    outlook.resize(capacity)
+    outlook.slots = slots
+    return outlook
 
 
-_numbers = iter(range(10**9))
+def ask(session="s", tokens=1000, at=None, **fields):
+    """A turn of that session; `at` names the replica that it is bound to."""
+    if at is not None:
+        fields["bound"] = Binding(at, "1", 1)
+    fields = {"turn": f"turn of {session}", "output_tokens": 100, **fields}
+    return Ask(session=session, model="m", prompt_tokens=tokens, block_tokens=BLOCK, **fields)
 
 
-def ask(session="s", name=None, blocks=10, own=0, bound=None, output=100, **more):
-    """A turn of a prompt of so many blocks of 100 tokens, and then some that are its own."""
-    if isinstance(bound, str):
-        bound = Binding(bound, "1", 1)
-    more.setdefault("turn", f"{session}-{next(_numbers)}")
-    return Ask(
-        session=session, bound=bound, model="m",
-        blocks=keys(name or session, blocks) + keys(f"own {session}", own), block_tokens=100,
-        prompt_tokens=100 * (blocks + own) + 20, output_tokens=output, **more,
-    )  # fmt: skip
+def scheduler(**limits):
+    """A fresh one."""
+    return Scheduler(Limits(**limits))
 
 
-def finish(scheduler, turn, now=1.0, pause="bash"):
-    """The turn goes well, and its session pauses."""
-    scheduler.first_token(turn.turn, now - 0.88)  # as soon as its price says
-    scheduler.end(
-        turn.turn, now, prompt_tokens=turn.prompt_tokens, cached_tokens=0, output_tokens=100,
-        tpot_s=0.01, pause=pause,
-    )  # fmt: skip
+def end(brain, session, now, tokens=1000, pause=None):
+    """The session's turn ends well."""
+    brain.end(f"turn of {session}", now, prompt_tokens=tokens, cached_tokens=0,
+              output_tokens=100, pause=pause)  # fmt: skip
 
 
-def serve(scheduler, replicas, turn, now=0.0, pause="bash"):
-    """A whole turn; the replica that took it."""
-    decision = scheduler.submit(turn, replicas, now)
-    finish(scheduler, turn, now + 1.0, pause)
-    return decision.replica
+# -- deciding
 
 
-# -- decide, case by case
+def test_without_a_replica_there_is_no_decision():
+    """Nobody is left, or everybody has failed this very turn: the caller is told to come back."""
+    for open_to, failed in (([], ()), ([replica()], ("a",))):
+        with pytest.raises(NoReplica) as caught:
+            scheduler().submit(ask(), open_to, 0.0, failed)
+        assert caught.value.retry_after_s
 
 
-@pytest.mark.parametrize("failed", [(), ("r0", "r1", "r2")])
-def test_nobody_is_left(failed):
-    """Case 1: none is there, or all have failed the turn."""
-    with pytest.raises(NoReplica):
-        Scheduler(Limits()).decide(ask(), pool() if failed else [], 0.0, failed)
+def test_a_new_session_is_placed_and_claimed():
+    """Nothing is known of it: the reason is that it is new, and its binding is to be made."""
+    decision = scheduler().submit(ask(), [replica()], 0.0)
+    assert (decision.replica, decision.incarnation) == ("a", "1")
+    assert (decision.reason, decision.binding) == ("new", "claim")
+    assert decision.predicted_cached_tokens == 0
 
 
-def test_a_bound_session_stays():
-    """Case 2: it is held there, and nobody can be so much cheaper."""
-    scheduler, replicas = Scheduler(Limits()), pool()
-    home = serve(scheduler, replicas, ask())
-    decision = scheduler.decide(ask(blocks=12, bound=home), replicas, 2.0)
+def test_a_known_prefix_draws_a_new_session():
+    """What another session has computed there is worth more than an idle replica."""
+    brain, pool = scheduler(), [replica("a"), replica("b")]
+    blocks = tuple(range(40))
+    first = brain.submit(ask("one", 40 * BLOCK, blocks=blocks), pool, 0.0)
+    end(brain, "one", 1.0, 40 * BLOCK)
+    second = brain.submit(ask("two", 40 * BLOCK + 50, blocks=blocks), pool, 2.0)
+    assert (second.replica, second.reason) == (first.replica, "prefix")
+    assert second.predicted_cached_tokens == 40 * BLOCK
+
+
+@pytest.mark.parametrize("near", ["a", "b"])
+def test_a_child_goes_to_its_parents_replica_where_prices_are_equal(near):
+    """The parent's replica breaks the tie."""
+    decision = scheduler().submit(ask(near=near), [replica("a"), replica("b")], 0.0)
+    assert (decision.replica, decision.reason) == (near, "parent")
+
+
+@pytest.mark.parametrize("home", ["a", "b"])
+def test_a_bound_session_stays(home):
+    """Its replica is there and at leisure: there it goes, and nothing is to be written."""
+    decision = scheduler().submit(ask(at=home), [replica("a"), replica("b")], 0.0)
     assert (decision.replica, decision.reason, decision.binding) == (home, "bound", "keep")
-    assert decision.predicted_cached_tokens == 1_120  # prompt and reply of the turn before
-    assert 0 < decision.predicted_ttft_s < 0.1
 
 
-def test_a_bound_session_stays_where_others_wait_a_little():
-    """Less than its context costs to compute anew is waited for."""
-    scheduler, replicas = Scheduler(Limits()), pool()
-    home = serve(scheduler, replicas, ask(blocks=40))
-    here = next(o for o in replicas if o.id == home)
-    here.foreign_work = 1_000.0
-    assert scheduler.decide(ask(blocks=40, bound=home), replicas, 2.0).reason == "bound"
+def test_a_binding_made_a_moment_ago_keeps_its_reason():
+    """The proposal that won the claim is what is told."""
+    decision = scheduler().submit(
+        ask(at="b", claimed="parent"), [replica("a"), replica("b")], 0.0
+    )  # fmt: skip
+    assert (decision.replica, decision.reason, decision.binding) == ("b", "parent", "keep")
 
 
-def test_a_bound_session_leaves_a_long_queue():
-    """Case 3: elsewhere it is done sooner, its context computed anew."""
-    scheduler, replicas = Scheduler(Limits()), pool()
-    home = serve(scheduler, replicas, ask())
-    next(o for o in replicas if o.id == home).foreign_work = 100_000.0
-    decision = scheduler.decide(ask(bound=home), replicas, 2.0)
-    assert decision.replica != home
-    assert (decision.reason, decision.binding) == ("cheaper", "rebind")
+def test_a_crowded_home_is_left_for_a_cheaper_replica():
+    """A small context behind a long wait moves."""
+    brain, pool = scheduler(), [replica("a"), replica("b")]
+    for n in range(20):
+        brain.submit(ask(f"other {n}", 5000), pool[:1], 0.0)
+    decision = brain.submit(ask(tokens=200, at="a"), pool, 0.0)
+    assert (decision.replica, decision.reason, decision.binding) == ("b", "cheaper", "rebind")
 
 
-def test_a_new_session_goes_where_its_beginning_is():
-    """Case 3: a shared prefix draws it, until too much waits there."""
-    scheduler, replicas = Scheduler(Limits()), pool()
-    home = serve(scheduler, replicas, ask("a", "shared"))
-    decision = scheduler.decide(ask("b", "shared"), replicas, 2.0)
-    assert (decision.replica, decision.reason, decision.binding) == (home, "prefix", "claim")
-    assert decision.predicted_cached_tokens == 1_000
-    next(o for o in replicas if o.id == home).foreign_work = 100_000.0
-    decision = scheduler.decide(ask("c", "shared"), replicas, 2.0)
-    assert decision.replica != home and decision.reason == "new"
+def test_a_full_home_is_left_for_free_memory():
+    """Where the session does not fit, it does not stay, and the reason is memory."""
+    brain, pool = scheduler(), [replica("a", 10_000), replica("b", 10_000)]
+    brain.submit(ask("other", 8000), pool[:1], 0.0)
+    decision = brain.submit(ask(tokens=4000, at="a"), pool, 0.0)
+    assert (decision.replica, decision.reason, decision.binding) == ("b", "memory", "rebind")
 
 
-def test_a_child_begins_beside_its_parent():
-    """Of equal replicas the parent's is taken."""
-    decision = Scheduler(Limits()).decide(ask(near="r1"), pool(), 0.0)
-    assert (decision.replica, decision.reason) == ("r1", "parent")
+def test_a_turn_that_failed_goes_elsewhere_even_where_memory_is_full():
+    """It has begun: it does not queue again."""
+    brain, pool = scheduler(), [replica("a", 10_000), replica("b", 10_000)]
+    brain.submit(ask("other", 8000), pool[1:], 0.0)
+    decision = brain.submit(ask(tokens=4000, at="a"), pool, 0.0, ("a",))
+    assert (decision.replica, decision.reason, decision.binding) == ("b", "failover", "rebind")
 
 
-@pytest.mark.parametrize(
-    ("bound", "reason"),
-    [(Binding("r0", "0", 1), "restarted"), (Binding("gone", "1", 1), "replica_gone")],
-)
-def test_what_was_bound_is_not_there(bound, reason):
-    """Case 3: its replica has restarted or left, and it is bound anew."""
-    decision = Scheduler(Limits()).decide(ask(bound=bound), pool(), 0.0)
-    assert (decision.reason, decision.binding) == (reason, "rebind")
+def test_a_restarted_replica_and_one_that_left_are_told_apart():
+    """The same replica in a new incarnation holds nothing any more; the reason says which."""
+    pool = [replica("a"), replica("b")]
+    old = ask(bound=Binding("a", "0", 1))
+    assert scheduler().submit(old, pool, 0.0).reason == "restarted"
+    gone = scheduler().submit(ask(at="z"), pool, 0.0)
+    assert (gone.reason, gone.binding) == ("replica_gone", "rebind")
 
 
-def test_a_session_that_its_home_cannot_hold_moves():
-    """Case 3: its memory has gone to others meanwhile."""
-    scheduler, replicas = Scheduler(Limits()), pool(2, capacity=2_000)
-    serve(scheduler, replicas, ask("s", bound="r0"), pause=None)
-    scheduler.submit(ask("other", bound="r0"), replicas, 1.0)
-    decision = scheduler.decide(ask("s", bound="r0"), replicas, 2.0)
-    assert (decision.replica, decision.reason) == ("r1", "memory")
+def test_deciding_books_nothing():
+    """Only `submit` and `book` change what the replicas are believed to do."""
+    brain, a = scheduler(), replica("a", 10_000)
+    brain.decide(ask(), [a], 0.0)
+    assert not a.runs and not a.holdings.live_tokens
 
 
-def test_what_fits_nowhere_waits_unless_its_replica_failed():
-    """Case 4: None; but a turn that has begun elsewhere goes on where it is cheapest."""
-    scheduler, replicas = Scheduler(Limits()), pool(2, capacity=2_000)
-    for name in ("a", "b"):
-        assert scheduler.submit(ask(name), replicas, 0.0) is not None
-    assert scheduler.decide(ask("c"), replicas, 0.0) is None
-    decision = scheduler.decide(ask("c"), replicas, 0.0, failed=("r0",))
-    assert (decision.replica, decision.reason) == ("r1", "failover")
+def test_a_fan_out_spreads():
+    """Sixteen children of one parent, sent in the same moment, do not pile up behind it."""
+    brain = scheduler()
+    pool = [replica(id, 200_000) for id in "abcd"]
+    blocks = tuple(range(20))
+    near = brain.submit(ask("parent", 5200, blocks=blocks), pool, 0.0).replica
+    end(brain, "parent", 3.0, 5200, pause="task")
+    seen = [
+        brain.submit(ask(f"child {n}", 5400, blocks=blocks, near=near), pool, 4.0).replica
+        for n in range(16)
+    ]
+    assert len(set(seen)) >= 3
+    assert max(seen.count(id) for id in seen) <= 10
 
 
-def test_equal_replicas_share_sessions_and_routers_agree():
-    """Ties go by load, then by the session's rank, which every router computes alike."""
-    seen = [Scheduler(Limits()).decide(ask(f"s{n}"), pool(), 0.0).replica for n in range(150)]
-    assert all(seen.count(f"r{n}") > 25 for n in range(3))
-    again = [Scheduler(Limits()).decide(ask(f"s{n}"), pool(), 0.0).replica for n in range(150)]
-    assert seen == again
-
-
-def test_a_replica_that_has_served_nothing_is_taken_to_be_like_the_others():
-    """By a prior ten times too slow, nothing would ever be sent to it."""
-    replicas = pool(2)
-    strange = Outlook("r9", "1")
-    strange.resize(10_000)
-    scheduler = Scheduler(Limits())
-    seen = {scheduler.submit(ask(f"s{n}"), [*replicas, strange], 0.0).replica for n in range(9)}
-    assert "r9" in seen
-
-
-# -- many at once
-
-
-def test_a_fan_out_of_16_spreads():
-    """Decisions of one moment see each other: the parent's replica does not take them all."""
-    scheduler, replicas = Scheduler(Limits()), pool(4, capacity=100_000)
-    home = serve(scheduler, replicas, ask("parent", blocks=20))
-    taken = []
-    for number in range(16):
-        child = ask(f"child{number}", "parent", blocks=20, own=20, near=home)
-        taken.append(scheduler.submit(child, replicas, 2.0).replica)
-    assert len(set(taken)) == 4
-    assert max(map(taken.count, taken)) <= 6
-
-
-def test_parallel_calls_of_one_session_stay_together_and_it_is_live_until_the_last():
-    """Its memory is let go of when both are over."""
-    scheduler, replicas = Scheduler(Limits()), pool()
-    one, two = ask(), ask(bound="r0")
-    home = scheduler.submit(one, replicas, 0.0).replica
-    two = ask(bound=home)
-    assert scheduler.submit(two, replicas, 0.0).replica == home
-    here = next(o for o in replicas if o.id == home)
-    finish(scheduler, one, pause=None)
-    assert here.holdings.is_live("s") and here.in_flight == 1
-    finish(scheduler, two, pause=None)
-    assert not here.holdings.is_live("s") and here.in_flight == 0
-
-
-def test_a_turn_that_moves_is_counted_once():
-    """Booked elsewhere after a failure, it is gone from where it was."""
-    scheduler, replicas = Scheduler(Limits()), pool()
-    turn = ask()
-    first = scheduler.submit(turn, replicas, 0.0).replica
-    second = scheduler.submit(turn, replicas, 0.1, failed=(first,)).replica
-    loads = {o.id: (o.in_flight, o.holdings.is_live("s")) for o in replicas}
-    assert loads[first] == (0, False) and loads[second] == (1, True)
+def test_parallel_calls_of_one_session_keep_it_until_the_last_ends():
+    """The session pauses when none of its turns runs any more."""
+    brain, a = scheduler(), replica("a", 100_000)
+    for n in (1, 2):
+        brain.submit(ask(turn=f"t{n}"), [a], 0.0)
+    brain.end("t1", 1.0, prompt_tokens=1000, cached_tokens=0, output_tokens=10)
+    assert a.holdings.is_live("s") and not a.paused
+    brain.end("t2", 2.0, prompt_tokens=1000, cached_tokens=0, output_tokens=10, pause="ls")
+    assert a.holdings.is_live("s") and a.paused == {"s"}
 
 
 # -- the queue
 
 
-def full():
-    """Two replicas, each filled by a turn, and a turn that waits."""
-    scheduler, replicas = Scheduler(Limits()), pool(2, capacity=2_000)
-    running = [ask("a"), ask("b")]
-    for turn in running:
-        scheduler.submit(turn, replicas, 0.0)
-    waiting = ask("c")
-    assert scheduler.submit(waiting, replicas, 0.0) is None
-    return scheduler, replicas, running, waiting
+def full(capacity=100_000, tokens=60_000, **limits):
+    """A replica whose memory one running session needs most of."""
+    brain, a = scheduler(**limits), replica("a", capacity)
+    assert brain.submit(ask("first", tokens), [a], 0.0)
+    return brain, a
 
 
-def test_the_queue_admits_when_memory_is_freed():
-    """And not before; the turn is booked when it comes out."""
-    scheduler, replicas, running, waiting = full()
-    assert scheduler.admit(lambda model: replicas, 0.5) == []
-    finish(scheduler, running[0], pause=None)
-    [admitted] = scheduler.admit(lambda model: replicas, 1.0)
-    assert admitted.ask is waiting and admitted.queued_s == 1.0
-    assert admitted.decision.replica == "r0" or admitted.decision.replica == "r1"
-    assert sum(o.in_flight for o in replicas) == 2 and not scheduler.queue
+def admitted(brain, a, now):
+    """Sessions that come out of the queue."""
+    return [out.ask.session for out in brain.admit(lambda model: [a], now)]
 
 
-def test_a_deadline_ends_the_waiting():
-    """It comes out without a decision."""
-    scheduler, replicas, _, _ = full()
-    scheduler.submit(ask("hasty", deadline=5.0), replicas, 0.0)
-    [late] = scheduler.admit(lambda model: replicas, 5.0)
-    assert late.ask.session == "hasty" and late.decision is None
+def test_a_turn_waits_for_memory_and_goes_when_it_is_free():
+    """It comes out of the queue with its decision, booked, and with the time it waited."""
+    brain, a = full()
+    assert brain.submit(ask("second", 60_000), [a], 1.0) is None
+    assert admitted(brain, a, 2.0) == []
+    end(brain, "first", 3.0, 60_000)
+    (out,) = brain.admit(lambda model: [a], 4.0)
+    assert (out.decision.replica, out.queued_s) == ("a", 3.0)
+    assert not brain.queue and "turn of second" in a.runs
 
 
-def test_a_small_turn_may_pass_a_big_one_but_not_for_long():
-    """What fits goes ahead until the first has waited for five seconds."""
-    scheduler, replicas, running, _ = full()
-    scheduler.queue.remove(next(w.ask.turn for w in scheduler.queue.ordered(0.0)))
-    scheduler.end(running[0].turn, 0.5)
-    scheduler.submit(ask("third", blocks=5), replicas, 0.5)
-    big, small = ask("big", blocks=17), ask("small", blocks=3)
-    for turn in (big, small):
-        scheduler.queue.push(turn, 1.0, 1.0)
-    assert [a.ask.session for a in scheduler.admit(lambda model: replicas, 2.0)] == ["small"]
-    scheduler.queue.push(ask("other", blocks=1), 3.0, 1.0)
-    assert scheduler.admit(lambda model: replicas, 7.0) == []
+def test_a_held_session_passes_those_who_wait_and_a_newcomer_does_not():
+    """Who is back finds its memory; who is new stands behind the others, though it would fit."""
+    brain, a = full()
+    end(brain, "first", 1.0, 60_000, pause="ls")
+    assert brain.submit(ask("second", 60_000), [a], 1.1) is None
+    assert brain.submit(ask("small", 100), [a], 1.2) is None
+    assert brain.submit(ask("first", 60_500, at="a"), [a], 1.3).reason == "bound"
 
 
 def test_a_full_queue_refuses():
-    """429, and when to come back."""
-    scheduler, replicas = Scheduler(Limits(most_queued=1)), pool(1, capacity=2_000)
-    scheduler.submit(ask("a"), replicas, 0.0)
-    scheduler.submit(ask("b"), replicas, 0.0)
+    """The caller is told when to come back."""
+    brain, a = full(most_queued=0)
     with pytest.raises(Overloaded) as caught:
-        scheduler.submit(ask("c"), replicas, 0.0)
+        brain.submit(ask("second", 60_000), [a], 1.0)
     assert caught.value.retry_after_s >= 1.0
 
 
-def test_a_turn_that_leaves_the_queue_holds_nothing():
-    """Its client has gone: neither it nor its session's memory stays."""
-    scheduler, replicas, _, waiting = full()
-    scheduler.end(waiting.turn, 0.5)
-    assert not scheduler.queue
-    assert not any(o.holdings.is_live("c") for o in replicas)
+def test_a_deadline_ends_the_wait():
+    """Whose deadline has passed leaves the queue without a decision."""
+    brain, a = full()
+    brain.submit(ask("second", 60_000, deadline=5.0), [a], 1.0)
+    assert brain.admit(lambda model: [a], 4.9) == []
+    (out,) = brain.admit(lambda model: [a], 5.0)
+    assert out.decision is None and not brain.queue
 
 
-# -- leases
+def test_whose_client_has_gone_leaves_the_queue():
+    """Nothing of it is left, and memory that comes free is not given to it."""
+    brain, a = full()
+    brain.submit(ask("second", 60_000), [a], 1.0)
+    brain.end("turn of second", 2.0)
+    end(brain, "first", 3.0, 60_000)
+    assert admitted(brain, a, 3.0) == [] and not a.holdings.live_tokens
 
 
-def test_a_pause_holds_its_memory_until_it_has_lasted_too_long():
-    """Nobody else gets it meanwhile, if nobody waits."""
-    scheduler, replicas = Scheduler(Limits()), pool(1)
-    serve(scheduler, replicas, ask())
-    assert replicas[0].holdings.is_live("s") and replicas[0].paused == {"s"}
-    scheduler.expire(70.0)
-    assert not replicas[0].holdings.is_live("s") and not replicas[0].paused
+# -- pauses and leases
 
 
-def test_a_pause_gives_way_to_those_who_wait():
-    """Those longest away are let go of when a turn would have to wait."""
-    scheduler, replicas = Scheduler(Limits()), pool(1, capacity=2_000)
-    serve(scheduler, replicas, ask("away"))
-    assert scheduler.submit(ask("b"), replicas, 15.0) is not None
-    assert not replicas[0].holdings.is_live("away")
+def waiting_for_a_pause(capacity=100_000, tokens=60_000):
+    """One session pauses from 0 on, another waits for its memory."""
+    brain, a = full(capacity, tokens)
+    end(brain, "first", 0.0, tokens, pause="ls")
+    assert brain.submit(ask("second", tokens), [a], 0.1) is None
+    return brain, a
 
 
-def test_a_lease_stands_against_those_who_wait():
-    """Until its time is over, or it is ended by hand."""
-    scheduler, replicas = Scheduler(Limits()), pool(1, capacity=2_000)
-    serve(scheduler, replicas, ask("away"))
-    assert scheduler.lease("away", 1.0, 300.0)
-    assert scheduler.submit(ask("b"), replicas, 15.0) is None
-    assert scheduler.lease("away", 16.0, 0.0)
-    [admitted] = scheduler.admit(lambda model: replicas, 16.0)
-    assert admitted.ask.session == "b"
-    assert not scheduler.lease("b", 17.0, 10.0)  # it runs
+def test_a_pause_holds_its_memory_as_long_as_it_is_worth():
+    """Ten seconds, by the prior; then whoever waits gets it."""
+    brain, a = waiting_for_a_pause()
+    assert admitted(brain, a, 9.0) == []
+    assert admitted(brain, a, 10.5) == ["second"]
 
 
-def test_a_closed_session_holds_nothing():
-    """Neither its memory nor what is believed of it, even when a turn of it still runs."""
-    scheduler, replicas = Scheduler(Limits()), pool(1)
-    serve(scheduler, replicas, ask("s"))
-    running = ask("t")
-    scheduler.submit(running, replicas, 0.0)
-    for session in ("s", "t"):
-        scheduler.close(session)
-    assert replicas[0].holdings.live_tokens == 0
-    finish(scheduler, running, pause=None)
-    assert replicas[0].holdings.live_tokens == 0 and not replicas[0].paused
+def test_a_pause_gives_way_under_pressure():
+    """Where memory is refilled fast, a pause that does not end soon is not worth it."""
+    brain, a = waiting_for_a_pause(10_000, 6_000)
+    assert admitted(brain, a, 0.5) == []
+    assert admitted(brain, a, 1.5) == ["second"]
 
 
-def test_a_failed_turn_holds_nothing():
-    """Without token counts it taught nothing, and its session is not expected."""
-    scheduler, replicas = Scheduler(Limits()), pool(1)
-    turn = ask()
-    scheduler.submit(turn, replicas, 0.0)
-    scheduler.end(turn.turn, 1.0)
-    assert replicas[0].holdings.live_tokens == 0 and replicas[0].in_flight == 0
+def test_a_lease_holds_memory_for_as_long_as_was_told():
+    """Neither the prior nor those who wait end it; its time does."""
+    brain, a = waiting_for_a_pause(10_000, 6_000)
+    assert brain.lease("first", 0.2, 60.0)
+    assert admitted(brain, a, 59.0) == []
+    assert admitted(brain, a, 60.5) == ["second"]
 
 
-def test_memory_is_not_kept_for_those_who_never_come_back():
-    """Where sessions are single requests, more are let in than would fit if all returned."""
-    scheduler, replicas = Scheduler(Limits()), pool(1, capacity=20_000)
-    for number in range(300):
-        scheduler.submit(single := ask(f"s{number}"), replicas, 100.0 * number)
-        finish(scheduler, single, 100.0 * number + 1)
-        scheduler.expire(100.0 * number + 90)
-    taken = [scheduler.submit(ask(f"n{n}"), replicas, 40_000.0) for n in range(30)]
-    assert None not in taken
+@pytest.mark.parametrize("seconds", [1.0, 5000.0])
+def test_a_pause_that_nobody_looked_at_for_long_holds_nothing(seconds):
+    """Whether its time passed long ago or its lease was longer than sessions are expected back."""
+    brain, a = full()
+    end(brain, "first", 0.0, 60_000, pause="ls")
+    brain.lease("first", 0.0, seconds)
+    brain.expire(5001.0)
+    assert not a.holdings.live_tokens and not a.paused
 
 
-# -- several routers
+def test_a_lease_of_nothing_lets_go_and_a_stranger_has_none():
+    """Zero seconds free the memory; who does not pause holds nothing."""
+    brain, a = waiting_for_a_pause()
+    assert not brain.lease("nobody", 0.2, 60.0)
+    assert brain.lease("first", 0.2, 0.0)
+    assert admitted(brain, a, 0.3) == ["second"]
 
 
-def tell(one, other, replicas, now):
-    """The news of one router reach the other."""
-    other.hear(one.news, replicas, now)
-    one.news.clear()
+def test_closing_a_session_ends_its_lease():
+    """Nothing is held for it any more."""
+    brain, a = waiting_for_a_pause()
+    brain.lease("first", 0.2, 60.0)
+    brain.close("first")
+    assert admitted(brain, a, 0.3) == ["second"] and a.holdings.age("first") is None
 
 
-def test_routers_know_each_other_s_turns():
-    """What runs or pauses by another router is live, drawn to and counted as back."""
-    here, there = pool(2), pool(2)
-    one, other = Scheduler(Limits(), peers=True), Scheduler(Limits(), peers=True)
-    turn = ask("s", "shared")
-    home = one.submit(turn, here, 0.0).replica
-    tell(one, other, there, 0.2)
-    theirs = next(o for o in there if o.id == home)
-    assert theirs.holdings.is_live("s") and not theirs.paused
-    finish(one, turn, 1.0)
-    tell(one, other, there, 1.2)
-    assert theirs.holdings.is_live("s") and theirs.paused == {"s"}
-    decision = other.submit(again := ask("s", "shared", blocks=12, bound=home), there, 2.0)
-    assert decision.replica == home and decision.predicted_cached_tokens == 1_120
-    assert other.returns.share == 1.0
-    tell(other, one, here, 2.2)
-    ours = next(o for o in here if o.id == home)
-    assert ours.holdings.is_live("s") and not ours.paused
-    finish(other, again, 3.0, pause=None)
-    tell(other, one, here, 3.2)
-    assert not ours.holdings.is_live("s")
+def test_a_session_that_has_grown_displaces_the_pause_least_likely_to_end():
+    """Of two that pause, the one that has lasted longer loses its memory."""
+    brain, a = scheduler(), replica("a", 100_000)
+    for session, ended_at in (("long", 0.0), ("short", 5.0), ("mine", 5.5)):
+        assert brain.submit(ask(session, 30_000), [a], 0.0)
+        end(brain, session, ended_at, 30_000, pause="ls")
+    assert brain.submit(ask("mine", 45_000, at="a"), [a], 6.0).reason == "bound"
+    assert not a.holdings.is_live("long") and a.holdings.is_live("short")
 
 
-def test_leases_and_closes_are_told():
-    """A lease at one router is one at all."""
-    here, there = pool(1), pool(1)
-    one, other = Scheduler(Limits(), peers=True), Scheduler(Limits(), peers=True)
-    serve(one, here, ask("s"))
-    one.lease("s", 1.0, 500.0)
-    tell(one, other, there, 1.2)
-    other.expire(100.0)
-    assert there[0].holdings.is_live("s")
-    one.close("s")
-    tell(one, other, there, 101.0)
-    assert not there[0].holdings.is_live("s")
+# -- the other routers
 
 
-def test_news_of_an_older_start_or_of_strangers_are_let_be():
-    """A replica that has restarted meanwhile holds nothing of it."""
-    one, other = Scheduler(Limits(), peers=True), Scheduler(Limits(), peers=True)
-    serve(one, pool(1), ask("s"))
-    there = pool(1)
-    there[0].reset("2")
-    tell(one, other, there, 1.2)
-    assert there[0].holdings.live_tokens == 0
+def test_schedulers_that_exchange_news_agree():
+    """What one runs, holds, leases and closes, the other counts as live, and no longer."""
+    here, there = (Scheduler(Limits(), peers=True) for _ in range(2))
+    mine, yours = replica("a", 100_000), replica("a", 100_000)
 
+    def tell(now):
+        there.hear(list(here.news), [yours], now)
+        here.news.clear()
+        assert yours.holdings.live_tokens == mine.holdings.live_tokens
+        assert yours.paused == mine.paused
 
-def test_a_router_alone_tells_nothing():
-    """And keeps nothing to tell."""
-    scheduler = Scheduler(Limits())
-    serve(scheduler, pool(), ask())
-    assert not scheduler.news
+    here.submit(ask(tokens=5000, blocks=tuple(range(19))), [mine], 0.0)
+    tell(0.1)
+    assert yours.holdings.live_tokens
+    here.end("turn of s", 1.0, prompt_tokens=5000, cached_tokens=0, output_tokens=50, pause="ls")
+    tell(1.1)
+    here.lease("s", 1.2, 100.0)
+    tell(1.2)
+    for brain in (here, there):
+        brain.expire(90.0)
+    tell(90.0)
+    assert yours.holdings.is_live("s")
+    here.close("s")
+    tell(91.0)
+    assert not yours.holdings.live_tokens
 
-
-def test_a_replica_that_has_left_is_forgotten():
-    """Nothing is held of it."""
-    scheduler, replicas = Scheduler(Limits()), pool(1)
-    serve(scheduler, replicas, ask())
-    scheduler.forget("r0")
-    assert not scheduler._homes and not scheduler._index.masks
-    scheduler.forget("r0")
-
-
-# -- whatever happens
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["submit", "submit", "fail", "end", "drop", "close", "lease", "restart",
-                         "forward"]),
+        st.sampled_from(["submit", "end", "pause", "fail", "lease", "close", "admit"]),
         st.integers(0, 5),
+        st.integers(1, 8_000),
+        st.sampled_from(["a", "b", "c"]),
     ),
     max_size=40,
-)  # fmt: skip
+)
 
 
-@settings(max_examples=200, deadline=None)
 @given(STEPS)
-def test_failed_replicas_are_never_chosen_and_nothing_is_left_in_the_end(steps):
-    """Any order of turns, failures, closes, leases and restarts: when all is over, nothing is live,
-    nothing is counted as running, and every turn has been decided, or waits, or was refused."""
-    scheduler, replicas = Scheduler(Limits()), pool(3, capacity=3_000)
-    bound: dict[str, Binding] = {}
-    running: list[Ask] = []
-    now = 0.0
+@settings(deadline=None)
+def test_whatever_happens_a_turn_goes_to_a_replica_that_may_take_it(steps):
+    """Never to one that failed it or is not there; and when all is over, nothing is live."""
+    brain = scheduler()
+    pool = {id: replica(id, 10_000) for id in "abc"}
+    bound, turns, now = {}, {}, 0.0
 
-    def note(turn, decision):
-        if decision is not None:
-            bound[turn.session] = Binding(decision.replica, decision.incarnation, 1)
-            running.append(turn)
+    def sent(decision, session, turn, among):
+        chosen = next(o for o in among if o.id == decision.replica)
+        assert chosen.incarnation == decision.incarnation and turn in chosen.runs
+        bound[session] = Binding(chosen.id, chosen.incarnation, 1)
 
-    for step, number in steps:
-        now += 0.5
-        session = f"s{number}"
-        if step == "submit":
-            turn = ask(session, "shared" if number % 2 else None, bound=bound.get(session))
-            note(turn, scheduler.submit(turn, replicas, now))
-        elif step == "fail" and running:
-            turn = running.pop(number % len(running))
-            failed = {bound[turn.session].replica, f"r{number % 3}"}
-            decision = scheduler.submit(turn, replicas, now, tuple(failed))
-            assert decision.replica not in failed
-            note(turn, decision)
-        elif step == "end" and running:
-            finish(scheduler, running.pop(number % len(running)), now)
-        elif step == "drop" and running:
-            scheduler.end(running.pop(number % len(running)).turn, now)
-        elif step == "close":
-            scheduler.close(session)
-        elif step == "lease":
-            scheduler.lease(session, now, 30.0 * (number % 2))
-        elif step == "restart":
-            replicas[number % 3].reset(f"{now}")
-        elif step == "forward":
-            now += 20.0
-            for admitted in scheduler.admit(lambda model: replicas, now):
-                note(admitted.ask, admitted.decision)
-        assert sum(o.in_flight for o in replicas) == len(running)
-    while running or scheduler.queue:
-        if running:
-            finish(scheduler, running.pop(), now)
-        now += 1.0
-        for admitted in scheduler.admit(lambda model: replicas, now):
-            note(admitted.ask, admitted.decision)
-        assert now < 10_000
-    scheduler.expire(now + 1_000.0)
-    for replica in replicas:
-        assert replica.holdings.live_tokens == 0 and not replica.paused and not replica.runs
-        assert replica.pending_work == 0 and replica.running_tokens == 0
-    assert not scheduler._homes and len(scheduler._pauses) == 0
+    def admit():
+        for out in brain.admit(lambda model: list(pool.values()), now):
+            sent(out.decision, out.ask.session, out.ask.turn, pool.values())
+
+    for number, (what, n, tokens, id) in enumerate(steps):
+        now += 0.7
+        session, turn = f"s{n}", f"t{number}"
+        made = ask(session, tokens, turn=turn, bound=bound.get(session))
+        if what == "submit":
+            among = [outlook for outlook in pool.values() if outlook.id != id]
+            decision = brain.submit(made, among, now)
+            turns[turn] = session
+            if decision is not None:
+                sent(decision, session, turn, among)
+        elif what == "fail":
+            decision = brain.submit(made, list(pool.values()), now, (id,))
+            turns[turn] = session
+            assert decision.replica != id
+            sent(decision, session, turn, pool.values())
+        elif what in ("end", "pause") and turns:
+            over = sorted(turns)[n % len(turns)]
+            del turns[over]
+            brain.end(over, now, prompt_tokens=tokens, cached_tokens=0, output_tokens=9,
+                      pause="ls" if what == "pause" else None)  # fmt: skip
+        elif what == "lease":
+            brain.lease(session, now, 5.0)
+        elif what == "close":
+            brain.close(session)
+        admit()
+    for turn in turns:
+        brain.end(turn, now)
+    brain.expire(now + 1_000.0)
+    for outlook in pool.values():
+        assert not outlook.runs and not outlook.pending_work and not outlook.paused
+        assert not outlook.holdings.live_tokens
+
+
+def test_nothing_is_remembered_of_a_session_whose_only_turn_left_the_queue():
+    """A client that gives up waiting leaves nothing behind."""
+    scheduler = Scheduler(Limits(most_queued=4))
+    outlook = Outlook("a", "1")
+    outlook.resize(1_000)
+    first = Ask(session="first", turn="t1", model="m", prompt_tokens=900, output_tokens=50)
+    second = Ask(session="second", turn="t2", model="m", prompt_tokens=900, output_tokens=50)
+    assert scheduler.submit(first, [outlook], 0.0) is not None
+    assert scheduler.submit(second, [outlook], 0.0) is None
+    scheduler.end("t2", 1.0)
+    assert not scheduler.queue
+    assert "second" not in scheduler._born

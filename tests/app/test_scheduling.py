@@ -1,0 +1,158 @@
+"""Scheduling through the router: pauses, leases, hints, and the queue before full replicas."""
+
+import asyncio
+from typing import Any
+
+import httpx2
+import pytest
+
+CHAT = "/v1/chat/completions"
+
+
+def ask(text: str = "hi", **fields: Any) -> dict[str, Any]:
+    """A chat request of one message."""
+    return {"model": "m", "messages": [{"role": "user", "content": text}], **fields}
+
+
+@pytest.fixture
+async def http():
+    """A client without a router of its own; tests give whole URLs."""
+    async with httpx2.AsyncClient(timeout=30, trust_env=False) as client:
+        yield client
+
+
+async def turn(router, http, session="s", text="hi", headers=(), **fields):
+    """One turn of that session."""
+    return await http.post(
+        router.url + CHAT,
+        json=ask(text, **fields),
+        headers={"x-session-id": session, **dict(headers)},
+    )
+
+
+def outlook(router, name="one"):
+    """What the router expects of a replica."""
+    return router.app.pool.get(name).outlook
+
+
+async def fill(router, http):
+    """A replica of little memory, and a turn that holds it until the event is set."""
+    outlook(router).resize(1000)
+    hold = asyncio.Event()
+    router.engine.plays(hold, "done")
+    running = asyncio.create_task(turn(router, http, "first"))
+    await router.until(lambda: router.engine.running == 1)
+    return hold, running
+
+
+LONG = "x" * 12_000
+"""Does not fit beside another in such a memory."""
+
+
+async def test_a_turn_that_calls_a_tool_pauses_for_it(router, http):
+    """The pause is of the tool's name, streamed or not known at all."""
+    router.engine.calls("grep", "{}")
+    await turn(router, http, stream=True)
+    await router.until(lambda: bool(outlook(router).paused))
+    (pause,) = router.app.flow.scheduler._pauses.values()
+    assert pause.kind == "grep"
+
+
+async def test_a_pausing_session_is_leased(router, http):
+    """Held as long as it pauses; nothing to hold while nothing pauses, and no such session."""
+    url = f"{router.url}/sessile/v1/sessions/%s/lease"
+    assert (await http.post(url % "s", json={"seconds": 60})).status_code == 404
+    await turn(router, http)
+    told = await http.post(url % "s", json={"seconds": 60})
+    assert told.json() == {"session": "s", "seconds": 60.0, "held": True}
+    hold = asyncio.Event()
+    router.engine.plays(hold, "done")
+    running = asyncio.create_task(turn(router, http))
+    await router.until(lambda: router.engine.running == 1)
+    told = await http.post(url % "s", json={"seconds": 60})
+    assert told.status_code == 200 and told.json()["held"] is False
+    hold.set()
+    await running
+
+
+@pytest.mark.parametrize("body", [{"seconds": -1}, {"seconds": "soon"}, {}, {"hours": 1}])
+async def test_a_lease_of_no_such_time_is_refused(router, http, body):
+    """In the protocol's shape, with a sentence."""
+    await turn(router, http)
+    reply = await http.post(f"{router.url}/sessile/v1/sessions/s/lease", json=body)
+    assert reply.status_code in (400, 422)
+    assert reply.json()["error"]["message"]
+
+
+async def test_a_pause_ends_though_nobody_waits(router, http):
+    """A session whose time has passed burdens its replica no longer, queue or not."""
+    await turn(router, http)
+    await http.post(f"{router.url}/sessile/v1/sessions/s/lease", json={"seconds": 0.01})
+    await asyncio.sleep(0.02)
+    await turn(router, http, "other")
+    assert len(outlook(router).paused) == 1
+
+
+async def test_the_policy_shows_what_was_learned(router, http):
+    """Reasons, and each replica's rates and memory."""
+    await turn(router, http)
+    told = (await http.get(f"{router.url}/sessile/v1/policy")).json()
+    assert (told["policy"], told["queued"]) == ("session", 0)
+    assert told["reasons"] == {"new": 1}
+    (replica,) = told["replicas"]
+    assert replica["id"] == "one" and replica["paused"] == 1
+    assert replica["prefill_tokens_per_s"] > 0 and replica["tpot_s"] > 0
+
+
+@pytest.mark.parametrize("value", ["urgent", "-1", "10", "1.5", ""])
+async def test_a_priority_that_is_none_is_refused_by_name(router, http, value):
+    """A client learns which header was wrong, and the engine is not asked."""
+    reply = await turn(router, http, headers={"x-priority": value})
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert error["param"] == "x-priority" and "X-Priority" in error["message"]
+    assert not router.engine.asked
+
+
+async def test_a_turn_waits_for_memory_and_its_receipt_says_how_long(router, http):
+    """It is sent when the one before it has gone."""
+    hold, running = await fill(router, http)
+    waiting = asyncio.create_task(turn(router, http, "second", LONG))
+    queue = router.app.flow.scheduler.queue
+    await router.until(lambda: len(queue) == 1)
+    assert len(router.engine.asked) == 1
+    await asyncio.sleep(0.02)
+    hold.set()
+    await running
+    await http.post(f"{router.url}/sessile/v1/sessions/first/close")
+    reply = await waiting
+    assert reply.status_code == 200 and not queue
+    id = reply.headers["x-sessile-turn"]
+    receipt = (await http.get(f"{router.url}/sessile/v1/turns/{id}/receipt")).json()
+    assert receipt["queue_s"] >= 0.02
+
+
+async def test_a_queued_turn_whose_client_hangs_up_leaves_the_queue(router, http):
+    """Nothing is sent for it, and nothing is kept."""
+    hold, running = await fill(router, http)
+    waiting = asyncio.create_task(turn(router, http, "second", LONG))
+    queue = router.app.flow.scheduler.queue
+    await router.until(lambda: len(queue) == 1)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await router.until(lambda: not queue)
+    hold.set()
+    await running
+    assert len(router.engine.asked) == 1
+
+
+async def test_a_full_queue_is_told_to_come_back(start, http):
+    """429 in the protocol's shape, with `Retry-After`."""
+    router = await start(router={"most_queued": 0})
+    hold, running = await fill(router, http)
+    reply = await turn(router, http, "second", LONG)
+    assert reply.status_code == 429
+    assert int(reply.headers["retry-after"]) >= 1
+    assert "KV memory" in reply.json()["error"]["message"]
+    hold.set()
+    await running
