@@ -9,7 +9,6 @@ simulator runs this very code in virtual time.
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from heapq import heappop, heappush
 from itertools import count
 from math import inf
 from typing import Literal
@@ -20,13 +19,12 @@ from sessile.router.admission import Queue
 from sessile.router.decide import Decision, nobody
 from sessile.router.holdings import Index
 from sessile.router.outlook import Outlook, totals
+from sessile.router.pauses import Pauses
 from sessile.router.peers import News
 from sessile.router.policy import Ask, rendezvous
 from sessile.router.price import Price, Rates, work
-from sessile.router.returns import Returns
 
 _BYPASS = 8  # how many behind the first in the queue may go before it, if it does not fit
-_GIVEN_UP_S = 600.0  # a session that was away for so long is not expected at all
 _ADDED_WEIGHT = 0.02
 _AS_GOOD = 1.02  # prices that differ by less are as good
 _HORIZON = 8.0  # turns of a new session that are foreseen, beside its first
@@ -44,21 +42,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     fill: float = 0.95
     margin: float = 0.5
     most_queued: int = 512
-
-
-class Pause(msgspec.Struct, gc=False):
-    """A session between two turns: what it waits for, and until when its memory is held. One that
-    runs at another router counts as a pause that teaches nothing, in case its end is never told.
-    """
-
-    replica: str
-    kind: str
-    since: float
-    until: float
-    program: str = ""
-    told: bool = False
-    elsewhere: bool = False
-    counted_s: float = 0.0
 
 
 class Admitted(msgspec.Struct, frozen=True):
@@ -82,14 +65,13 @@ class Scheduler:
         self._peers = peers
         self.news: deque[News] = deque(maxlen=_MOST_NEWS)
         self.queue = Queue(limits.most_queued, weights)
-        self.returns = Returns()
+        self._pauses = Pauses()
+        self.returns = self._pauses.returns
         self._added_tokens = 500.0  # that a turn of a bound session computes, of late
         self._rates: defaultdict[str, Rates] = defaultdict(Rates.prior)  # of a model, anywhere
         self._index = Index()
         self._outlooks: dict[str, Outlook] = {}
         self._asks: dict[str, tuple[Ask, Outlook]] = {}
-        self._pauses: dict[str, Pause] = {}
-        self._ends: list[tuple[float, str]] = []  # a heap of when pauses are to be looked at
         self._homes: dict[str, Outlook] = {}  # where each live session is
         self._born: dict[str, int] = {}  # in which order sessions came, while they are remembered
         self._births = count()
@@ -104,7 +86,7 @@ class Scheduler:
 
         Raises `NoReplica`, and `Overloaded` when the queue is full.
         """
-        self._returned(ask.session, now)
+        self._pauses.returned(ask.session, now)
         self._lend(open_to)
         if ask.session not in self._born:
             self._born[ask.session] = next(self._births)
@@ -245,14 +227,16 @@ class Scheduler:
             self._forsake(late.ask.session)
             out.append(Admitted(late.ask, None, now - late.at))
         passed = 0
+        loose = True  # whether there may be memory to let go of
         for waiting in self.queue.ordered(now) if self.queue else ():
             ask = waiting.ask
             replicas = open_to(ask.model)
             decision = None
             if replicas:
                 decision = self.decide(ask, replicas, now)
-                if decision is None and self._make_room(replicas, now, len(self.queue)):
-                    decision = self.decide(ask, replicas, now)
+                if decision is None and loose:
+                    loose = self._make_room(replicas, now, len(self.queue))
+                    decision = self.decide(ask, replicas, now) if loose else None
             if decision is None:
                 passed += 1
                 if passed > _BYPASS or now - waiting.at > _STARVED_S:
@@ -364,28 +348,22 @@ class Scheduler:
     def lease(self, session: str, now: float, seconds: float) -> bool:
         """Hold a pausing session's memory for so long; 0 lets go of it. False: it does not
         pause."""
-        pause = self._pauses.get(session)
-        if pause is None or pause.elsewhere:
+        if not self._pauses.hold(session, now, seconds):
             return False
-        self._hold(session, pause, now, seconds)
+        if not seconds:
+            self._let_go(session)
         if self._peers:
             self.news.append(News("leased", session, seconds=seconds))
         return True
 
-    def _hold(self, session: str, pause: Pause, now: float, seconds: float) -> None:
-        pause.until, pause.told = now + seconds, seconds > 0
-        heappush(self._ends, (pause.until, session))
-        if not seconds:
-            self._let_go(session)
-
     def close(self, session: str) -> None:
         """The session is over: nothing is held for it, nor for those of its program, if it began
         one."""
-        for other, pause in self._pauses.items():
-            if pause.program == session and other != session:
+        for other in self._pauses.of(session):
+            if other != session:
                 self._let_go(other)
                 self._tell_idle(other)
-        self._pauses.pop(session, None)
+        self._pauses.drop(session)
         self._born.pop(session, None)
         self._let_go(session)
         self._tell_idle(session)
@@ -394,46 +372,20 @@ class Scheduler:
 
     def expire(self, now: float) -> None:
         """Let go of the memory of pauses that have lasted too long."""
-        while self._ends and self._ends[0][0] <= now:
-            _, session = heappop(self._ends)
-            pause = self._pauses.get(session)
-            if pause is None or pause.until > now:
-                continue
-            if pause.elsewhere:
-                del self._pauses[session]
-                self._let_go(session)
-                continue
-            self._count(pause, now, returned=False)
-            if session in self._homes:  # else memory was short, which says nothing of it
-                self.returns.count(returned=False)
+        over, given_up = self._pauses.over(now)
+        for session in over:
             self._let_go(session)
-            if now - pause.since < _GIVEN_UP_S:
-                pause.until = pause.since + _GIVEN_UP_S
-                heappush(self._ends, (pause.until, session))
-            else:
-                del self._pauses[session]
-                self._born.pop(session, None)
+        for session in given_up:
+            self._born.pop(session, None)
 
     def _pause(
         self, session: str, outlook: Outlook, kind: str, now: float, program: str = ""
     ) -> None:
-        until = now + self.returns.worth_s(kind)
-        self._pauses[session] = Pause(outlook.id, kind, now, until, program)
-        heappush(self._ends, (until, session))
+        self._pauses.begin(session, outlook.id, kind, now, program)
         outlook.paused.add(session)
 
-    def _returned(self, session: str, now: float) -> None:
-        pause = self._pauses.pop(session, None)
-        if pause is not None and not pause.elsewhere:
-            self._count(pause, now, returned=True)
-            self.returns.count(returned=True)
-
-    def _count(self, pause: Pause, now: float, returned: bool) -> None:
-        elapsed_s = now - pause.since
-        self.returns.observe(pause.kind, pause.counted_s, elapsed_s, returned)
-        pause.counted_s = elapsed_s
-
     def _let_go(self, session: str) -> None:
+        self._pauses.let_go(session)
         outlook = self._homes.pop(session, None)
         if outlook is not None:
             outlook.paused.discard(session)
@@ -480,15 +432,10 @@ class Scheduler:
                 continue
             refills = 1.0 / (max(outlook.rates.slope_s, 1e-9) * total)
             pressure = refills * min(1.0, waiting / len(open_to))
-            for session in sorted(outlook.paused):  # NOTE: sets differ between runs
-                pause = self._pauses.get(session)
-                if pause is None or pause.told:
-                    continue
-                self._count(pause, now, returned=False)
-                if self.returns.rate(pause.kind, now - pause.since) < pressure:
-                    self._let_go(session)
-                    self._tell_idle(session)
-                    found = True
+            for session in self._pauses.poorest(outlook.id, pressure, now):
+                self._let_go(session)
+                self._tell_idle(session)
+                found = True
         return found
 
     # -- the other routers
@@ -503,9 +450,8 @@ class Scheduler:
                 if home is not None and not self._runs(session, home):
                     self._let_go(session)
             elif told.state == "leased":
-                pause = self._pauses.get(session)
-                if pause is not None and not pause.elsewhere:
-                    self._hold(session, pause, now, told.seconds)
+                if self._pauses.hold(session, now, told.seconds) and not told.seconds:
+                    self._let_go(session)
             else:
                 outlook = known.get(told.replica)
                 if outlook is not None and outlook.incarnation == told.incarnation:
@@ -514,16 +460,14 @@ class Scheduler:
 
     def _hear_turn(self, told: News, outlook: Outlook, now: float) -> None:
         session, holdings = told.session, outlook.holdings
-        self._returned(session, now)
+        self._pauses.returned(session, now)
         self._settle(session, outlook)
         outlook.paused.discard(session)
         if told.state == "runs":
             cached = min(holdings.held(session, told.blocks), told.tokens)
             outlook.traffic.add(now, work(cached, told.tokens - cached))
             holdings.use(session, told.blocks, told.block_tokens, told.tokens)
-            until = now + _GIVEN_UP_S
-            self._pauses[session] = Pause(outlook.id, "", now, until, elsewhere=True)
-            heappush(self._ends, (until, session))
+            self._pauses.away(session, outlook.id, now)
             return
         holdings.resume(session, told.tokens)
         if not self._runs(session, outlook):
