@@ -59,11 +59,12 @@ class Returns:
         return worth
 
     def _worth_s(self, kind: str) -> float:
+        # Up to the end of the last stretch in which enough return: tests that always take twenty
+        # seconds are worth the first ten, too.
         worth = 0.0
         for index, start in enumerate(_EDGES_S):
-            if self.rate(kind, start) < _WORTH_RATE:
-                break
-            worth = _EDGES_S[index + 1] if index + 1 < len(_EDGES_S) else start
+            if self.rate(kind, start) >= _WORTH_RATE:
+                worth = _EDGES_S[index + 1] if index + 1 < len(_EDGES_S) else start
         return worth
 
     def _stretches(self, kind: str) -> list[tuple[float, float]]:

@@ -80,3 +80,12 @@ def test_rates_are_finite_and_holding_is_bounded(pauses, elapsed_s):
         returns.observe("x", since_s, since_s + lasts_s, returned)
     assert isfinite(returns.rate("x", elapsed_s)) and returns.rate("x", elapsed_s) >= 0
     assert 0 <= returns.worth_s("x") <= 600
+
+
+def test_a_tool_that_always_takes_long_is_waited_for():
+    """Nobody returns in its first seconds, and everybody does after twenty."""
+    returns = Returns()
+    for _ in range(200):
+        returns.observe("tests", 0.0, 20.0, True)
+    assert returns.rate("tests", 3.0) < 0.03 < returns.rate("tests", 15.0)
+    assert returns.worth_s("tests") == 30.0
