@@ -26,7 +26,7 @@ def draw(rows: Sequence[Row], sweep: Sweep | None, slo_s: float | None, path: Pa
     else:
         _curves(hits, waits, rows, sweep)
     hits.set_title("hit rate, of prompt tokens", loc="left")
-    hits.set_ylim(0, 1)
+    hits.set_ylim(bottom=0)
     waits.set_title("TTFT p99, s", loc="left")
     if slo_s is not None:
         waits.axhline(slo_s, color="#444444", linewidth=0.8, linestyle=":")
@@ -52,9 +52,11 @@ def _curves(hits: Any, waits: Any, rows: Sequence[Row], sweep: Sweep) -> None:
         hits.plot(values, [row.outcome.hit_rate for row in ours], **style)
         waits.plot(values, [row.outcome.ttft_p99_s for row in ours], **style)
     waits.set_yscale("log")
+    for axis in (waits.yaxis.set_major_formatter, waits.yaxis.set_minor_formatter):
+        axis("{x:g}")
     for axes in (hits, waits):
         axes.set_xlabel(sweep.name.replace("_", "-"))
-    waits.legend(frameon=False, fontsize="small")
+    waits.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.02, 1.0))
 
 
 def _bars(hits: Any, waits: Any, rows: Sequence[Row]) -> None:
