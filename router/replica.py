@@ -40,6 +40,10 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     version: str | None = None
     host_ratio: float = 0.0
     """The host cache, as a multiple of the KV memory; 0 where there is none."""
+    holds_sessions: bool = False
+    """Whether it evicts what sessions have there after all else, until they are released."""
+    orders: Literal["low_first", "high_first"] | None = None
+    """How it orders requests that carry a priority, if it does."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -114,6 +118,15 @@ class Engine(Protocol):
         `turn` becomes the engine's request id where it takes one, `session` its attribution,
         `salt` the tenant's cache namespace.
         """
+
+    def order(self, priority: int, identity: Identity) -> Mapping[str, Any]:
+        """Body fields that give a request its priority, 0 the most urgent; none where the replica
+        does not order by it."""
+
+    def release_call(self, session: str, identity: Identity) -> Call | None:
+        """The call that lets a session's KV memory be evicted like any other; `session` is its
+        attribution. None where the replica holds nothing for a session. Its next request holds
+        anew."""
 
     def read_usage(self, usage: Mapping[str, Any], body: Mapping[str, Any]) -> Usage:
         """The counts in an OpenAI-shaped `usage` object; `body` is the object that held it."""

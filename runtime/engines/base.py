@@ -66,6 +66,12 @@ class OpenAIShaped:
     def fields(self, *, turn: str, session: str | None, salt: str | None) -> Mapping[str, Any]:
         return {}
 
+    def order(self, priority: int, identity: Identity) -> Mapping[str, Any]:
+        return {}
+
+    def release_call(self, session: str, identity: Identity) -> Call | None:
+        return None
+
     def read_usage(self, usage: Mapping[str, Any], body: Mapping[str, Any]) -> Usage:
         details = usage.get("prompt_tokens_details")
         cached = details.get("cached_tokens") if isinstance(details, Mapping) else None

@@ -381,3 +381,37 @@ def test_the_feed_of_a_real_sglang_tells_what_a_session_holds() -> None:
     for turn in document["turns"]:
         told = held[turn["messages"] - 1]
         assert told is not None and 0 < turn["tokens"] - told <= 16
+
+
+def test_only_an_sglang_that_was_started_to_hold_sessions_is_told_to_release_them(
+    kind: str,
+) -> None:
+    """Its own page says whether it does; by default no engine does."""
+    adapter = engine(kind)
+    identity = adapter.read_identity(replies(kind, "identity"))
+    assert not identity.holds_sessions and adapter.release_call("s", identity) is None
+    if kind == "sglang":
+        holding = adapter.read_identity(started_with(enable_session_radix_cache=True))
+        call = adapter.release_call("team/s", holding)
+        assert call is not None and call.path == "/close_session"
+        assert json.loads(call.body) == {"session_id": "team/s"}
+
+
+@pytest.mark.parametrize(("low_first", "sent"), [(False, -3), (True, 3)])
+def test_a_priority_is_sent_where_it_orders(kind: str, low_first: bool, sent: int) -> None:
+    """0 is the most urgent whichever way the replica counts; nobody else is sent one."""
+    adapter = engine(kind)
+    assert not adapter.order(3, adapter.read_identity(replies(kind, "identity")))
+    if kind == "sglang":
+        ordering = adapter.read_identity(
+            started_with(
+                enable_priority_scheduling=True, schedule_low_priority_values_first=low_first
+            )
+        )
+        assert adapter.order(3, ordering) == {"priority": sent}
+
+
+def started_with(**arguments: object) -> tuple[Reply, ...]:
+    """The pages of the recorded SGLang, as if it had been started with these arguments."""
+    models, info = replies("sglang", "identity")
+    return models, Reply(200, json.dumps({**json.loads(info.body), **arguments}).encode())

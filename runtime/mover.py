@@ -1,0 +1,292 @@
+"""Moves sessions while they pause, so that their next turn finds its cache where it goes.
+
+A replica that drains, died, restarted or is overloaded loses its sessions at their next turn, and
+with them all that they have cached. Before that turn comes, each is bound elsewhere, those that are
+expected back first, and its last prompt is run there with one token of reply. That gives way to
+turns: it is begun only where nobody waits, one at a time a replica. What is decided is
+`router.scheduler`'s; a turn that has begun meanwhile wins.
+"""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from heapq import nlargest
+from random import Random
+from typing import Any
+
+import msgspec
+
+from sessile.errors import ReplicaError
+from sessile.placement import Placement
+from sessile.relay import events
+from sessile.router.decide import Decision
+from sessile.router.outlook import Outlook
+from sessile.router.policy import Ask
+from sessile.router.pool import Pool, Replica
+from sessile.router.replica import Usage
+from sessile.sessions.record import SessionKey
+from sessile.telemetry import Telemetry
+from sessile.turn import Turn
+
+log = logging.getLogger("sessile.mover")
+
+_MOST_BYTES = 64 * 2**20
+_SOONEST = 16  # how many of a replica's sessions are looked at at once
+_BUSY_S = 0.05  # how soon to look again while some are still to be moved
+_IDLE_S = 1.0
+_LONG_WAIT_S = 1.0  # a replica where turns wait longer is overloaded
+_ABORT_TIMEOUT_S = 2.0
+_LAST = 10  # a priority behind those of all turns
+_PATHS = ("/v1/chat/completions", "/v1/completions")
+# What would make more of a request than a prefill, or contradict its one token.
+_DROPPED = ("max_completion_tokens", "min_tokens", "n", "best_of", "logprobs", "top_logprobs")
+
+
+class Kept(msgspec.Struct):
+    """The last turn of a session that pauses: `ask` as its next one would be placed, and what went
+    upstream, as bytes or, where the router wrote it itself, as a document."""
+
+    key: SessionKey
+    ask: Ask
+    path: str
+    body: bytes | dict[str, Any]
+    size: int
+
+    @property
+    def home(self) -> tuple[str, str]:
+        """The replica and incarnation that it is bound to."""
+        assert self.ask.bound is not None
+        return self.ask.bound.replica, self.ask.bound.incarnation
+
+
+class Mover:
+    """One a router, made by `Flow`; `run` is a task of the flow. Keeps at most 64 MiB of prompts,
+    the newest."""
+
+    def __init__(
+        self, *, pool: Pool, placement: Placement, telemetry: Telemetry,
+        salt: Callable[[str], str | None], random: Random,
+    ) -> None:  # fmt: skip
+        self._pool = pool
+        self._placement = placement
+        self._telemetry = telemetry
+        self._salt = salt
+        self._random = random
+        self._kept: OrderedDict[SessionKey, Kept] = OrderedDict()
+        # The same, by replica and incarnation.
+        self._at: dict[tuple[str, str], dict[SessionKey, Kept]] = {}
+        self._bytes = 0
+        self._moving: dict[SessionKey, asyncio.Task[None]] = {}
+        self._targets: set[str] = set()  # where something is prewarmed now
+        self._wake = asyncio.Event()
+
+    # -- what is told
+
+    def keep(self, turn: Turn) -> None:
+        """The turn is over and its session pauses: keep what it takes to prewarm it elsewhere."""
+        request, ask, binding = turn.request, turn.ask, turn.binding
+        if ask is None or binding is None or request.path not in _PATHS:
+            return
+        tokens = turn.receipt.prompt_tokens or ask.prompt_tokens
+        ask = msgspec.structs.replace(
+            ask, bound=binding, prompt_tokens=tokens, near=None, claimed=None
+        )
+        size = len(request.body) or turn.prompt_size
+        body = request.body or request.document
+        self._drop(turn.key)
+        self._add(Kept(turn.key, ask, request.path, body, size))
+        self._bytes += size
+        while self._bytes > _MOST_BYTES:
+            self._drop(next(iter(self._kept)))
+        if not self._stands(binding.replica, binding.incarnation):
+            self._wake.set()
+
+    def returned(self, key: SessionKey) -> None:
+        """A turn of the session has begun. What is being prewarmed goes on: the turn joins it."""
+        if self._kept:
+            self._drop(key)
+
+    def overtaken(self, key: SessionKey) -> None:
+        """The session's turn is sent now: nothing is prewarmed for it any more."""
+        task = self._moving.get(key)
+        if task is not None:
+            task.cancel()
+
+    def close_session(self, tenant: str, session: str) -> None:
+        """The session is over."""
+        for model in self._pool.models():
+            key = SessionKey(tenant, model, session)
+            self._drop(key)
+            self.overtaken(key)
+
+    def look(self) -> None:
+        """A replica has come or gone, or drains."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Move what is to be moved, until cancelled."""
+        try:
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_BUSY_S if self._begin() else _IDLE_S):
+                        await self._wake.wait()
+                self._wake.clear()
+        finally:
+            moving = list(self._moving.values())
+            for task in moving:
+                task.cancel()
+            await asyncio.gather(*moving, return_exceptions=True)
+
+    # -- what is to be moved
+
+    def _begin(self) -> bool:
+        """Begin the moves that can be begun now; whether others are left."""
+        free = {r.id for r in self._pool if r.state == "ready" and self._is_free(r.outlook)}
+        left = False
+        for home in list(self._at):
+            stands = self._stands(*home)
+            if stands and not self._is_crowded(home[0]):
+                continue
+            left = left or not stands
+            if not free:
+                continue
+            for kept in self._soonest(self._at[home]):
+                decision = self._placement.elsewhere(kept.ask, free)
+                if decision is not None:
+                    free.discard(decision.replica)
+                    self._start(kept, decision)
+        return left
+
+    def _start(self, kept: Kept, decision: Decision) -> None:
+        self._targets.add(decision.replica)
+        task = asyncio.create_task(self._move(kept, decision), name=f"move {kept.key.session}")
+        self._moving[kept.key] = task
+        task.add_done_callback(lambda _: self._done(kept.key, decision.replica))
+
+    def _done(self, key: SessionKey, target: str) -> None:
+        del self._moving[key]
+        self._targets.discard(target)
+        self._wake.set()
+
+    def _soonest(self, kept: Mapping[SessionKey, Kept]) -> list[Kept]:
+        """Those that are most likely to be back in the next moment; who is not expected at all is
+        forgotten."""
+        now, rate = time.monotonic(), self._placement.scheduler.return_rate
+        rates = []
+        for each in list(kept.values()):
+            expected = rate(each.ask.session, now)
+            if expected is None:
+                self._drop(each.key)
+            elif each.key not in self._moving:
+                rates.append((expected, each))
+        return [each for _, each in nlargest(_SOONEST, rates, key=lambda pair: pair[0])]
+
+    def _stands(self, replica_id: str, incarnation: str) -> bool:
+        replica = self._pool.find(replica_id)
+        return (
+            replica is not None and replica.state == "ready" and replica.incarnation == incarnation
+        )
+
+    def _is_crowded(self, replica_id: str) -> bool:
+        outlook = self._pool.get(replica_id).outlook
+        return outlook.queued > 0 or outlook.wait_s(time.monotonic()) > _LONG_WAIT_S
+
+    def _is_free(self, outlook: Outlook) -> bool:
+        """Nothing waits there, nor would wait for a prefill."""
+        if outlook.id in self._targets or outlook.queued or outlook.pending_work:
+            return False
+        return outlook.slots is None or outlook.in_flight < outlook.slots
+
+    # -- moving
+
+    async def _move(self, kept: Kept, decision: Decision) -> None:
+        """Bind the session elsewhere, then prewarm it there."""
+        replica = self._pool.find(decision.replica)
+        assert kept.ask.bound is not None
+        binding = await self._placement.move(kept.key, kept.ask.bound, decision)
+        if binding is None or replica is None:
+            self._drop(kept.key)
+            return
+        if self._kept.get(kept.key) is not kept:
+            return  # its turn has begun while the store was asked
+        self._forget(kept)
+        kept.ask = msgspec.structs.replace(kept.ask, bound=binding)
+        self._add(kept)
+        outcome = "failed"
+        usage = Usage()
+        turn = f"warm_{self._random.getrandbits(96):024x}"
+        ask = msgspec.structs.replace(kept.ask, turn=turn)
+        scheduler = self._placement.scheduler
+        scheduler.move(ask, decision, self._pool.outlooks(ask.model), time.monotonic())
+        replica.in_flight += 1
+        try:
+            usage = await self._prewarm(kept, replica, turn)
+            outcome = "prewarmed"
+        except ReplicaError as error:
+            log.info("session was not prewarmed session=%s replica=%s why=%r", kept.key.session,
+                     replica.id, error.message)  # fmt: skip
+        except asyncio.CancelledError:
+            outcome = "overtaken"
+            raise
+        finally:
+            replica.in_flight -= 1
+            scheduler.moved(
+                turn, time.monotonic(), prompt_tokens=usage.prompt_tokens,
+                cached_tokens=usage.cached_tokens,
+            )  # fmt: skip
+            self._placement.lead(turn, done=outcome == "prewarmed")
+            self._telemetry.moves[decision.reason, outcome] += 1
+            log.info(
+                "session moved session=%s replica=%s reason=%s outcome=%s prompt_tokens=%s "
+                "cached_tokens=%s", kept.key.session, replica.id, decision.reason, outcome,
+                usage.prompt_tokens, usage.cached_tokens,
+            )  # fmt: skip
+            call = replica.engine.abort_call(turn) if outcome == "overtaken" else None
+            if call is not None and replica.state != "down":
+                with suppress(ReplicaError):
+                    await replica.upstream.call(call, _ABORT_TIMEOUT_S)
+
+    async def _prewarm(self, kept: Kept, replica: Replica, turn: str) -> Usage:
+        """Run the prompt for one token. Streamed, since that is how engines notice a hang-up."""
+        document = kept.body
+        if isinstance(document, bytes):
+            document = msgspec.json.decode(document, type=dict[str, Any])
+        body = {name: value for name, value in document.items() if name not in _DROPPED}
+        body |= {"max_tokens": 1, "stream": True, "stream_options": {"include_usage": True}}
+        body |= replica.engine.fields(
+            turn=turn, session=kept.ask.attribution, salt=self._salt(kept.key.tenant)
+        )
+        if replica.identity is not None:
+            body |= replica.engine.order(_LAST, replica.identity)
+        async with await replica.upstream.open(
+            "POST", kept.path, msgspec.json.encode(body)
+        ) as response:
+            said = b"".join([chunk async for chunk in response])
+        for event in events(said):
+            if isinstance(event.get("usage"), dict):
+                return replica.engine.read_usage(event["usage"], event)
+        if response.status >= 400:
+            raise ReplicaError(f"replica {replica.id} answered {response.status}")
+        return Usage()
+
+    # -- what is kept
+
+    def _add(self, kept: Kept) -> None:
+        self._kept[kept.key] = kept
+        self._at.setdefault(kept.home, {})[kept.key] = kept
+
+    def _drop(self, key: SessionKey) -> None:
+        kept = self._kept.pop(key, None)
+        if kept is not None:
+            self._bytes -= kept.size
+            self._forget(kept)
+
+    def _forget(self, kept: Kept) -> None:
+        """It is not at its replica any more."""
+        there = self._at[kept.home]
+        del there[kept.key]
+        if not there:
+            del self._at[kept.home]
