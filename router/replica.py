@@ -1,6 +1,6 @@
 """The nouns of routing: a replica, its states and load, and how an engine is spoken to."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -59,6 +59,10 @@ class Reply(msgspec.Struct, frozen=True):
 
     status: int
     body: bytes
+
+
+Steps = Generator[Call, Reply, None]
+"""Calls to one replica, each made from the replies to those before; `ReplicaRefused` ends them."""
 
 
 class FeedSource(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,6 +132,12 @@ class Engine(Protocol):
         attribution. None where the replica holds nothing for a session. Its next request holds
         anew."""
 
+    def carry(
+        self, path: str, document: Mapping[str, Any], file: str
+    ) -> tuple[Steps, Steps] | None:
+        """The calls that save the KV memory of a prompt, as it was sent to `path`, in a file of the
+        replica's folder, and those that restore it at another; None where the engine cannot."""
+
     def read_usage(self, usage: Mapping[str, Any], body: Mapping[str, Any]) -> Usage:
         """The counts in an OpenAI-shaped `usage` object; `body` is the object that held it."""
 
@@ -140,6 +150,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     `id` is unique in the pool and says nothing; `url` has no trailing slash and no path.
     `incarnation` is set by a launcher, which knows each start; None leaves it to the probe.
+    `folder` is where the replica saves KV memory, which those of the same folder can restore; the
+    router can remove files there.
     """
 
     id: str
@@ -147,3 +159,4 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     model: str | None = None
     incarnation: str | None = None
+    folder: str | None = None

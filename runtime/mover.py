@@ -15,17 +15,15 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from heapq import nlargest
 from random import Random
-from typing import Any
 
 import msgspec
 
 from sessile.errors import ReplicaError
 from sessile.placement import Placement
-from sessile.relay import events
+from sessile.prewarm import Kept, carry, prewarm
 from sessile.router.decide import Decision
 from sessile.router.outlook import Outlook
-from sessile.router.policy import Ask
-from sessile.router.pool import Pool, Replica
+from sessile.router.pool import Pool
 from sessile.router.replica import Usage
 from sessile.sessions.record import SessionKey
 from sessile.telemetry import Telemetry
@@ -39,27 +37,7 @@ _BUSY_S = 0.05  # how soon to look again while some are still to be moved
 _IDLE_S = 1.0
 _LONG_WAIT_S = 1.0  # a replica where turns wait longer is overloaded
 _ABORT_TIMEOUT_S = 2.0
-_LAST = 10  # a priority behind those of all turns
 _PATHS = ("/v1/chat/completions", "/v1/completions")
-# What would make more of a request than a prefill, or contradict its one token.
-_DROPPED = ("max_completion_tokens", "min_tokens", "n", "best_of", "logprobs", "top_logprobs")
-
-
-class Kept(msgspec.Struct):
-    """The last turn of a session that pauses: `ask` as its next one would be placed, and what went
-    upstream, as bytes or, where the router wrote it itself, as a document."""
-
-    key: SessionKey
-    ask: Ask
-    path: str
-    body: bytes | dict[str, Any]
-    size: int
-
-    @property
-    def home(self) -> tuple[str, str]:
-        """The replica and incarnation that it is bound to."""
-        assert self.ask.bound is not None
-        return self.ask.bound.replica, self.ask.bound.incarnation
 
 
 class Mover:
@@ -204,8 +182,10 @@ class Mover:
 
     async def _move(self, kept: Kept, decision: Decision) -> None:
         """Bind the session elsewhere, then prewarm it there."""
-        replica = self._pool.find(decision.replica)
         assert kept.ask.bound is not None
+        replica, old = self._pool.find(decision.replica), self._pool.find(kept.ask.bound.replica)
+        if old is not None and old.incarnation != kept.ask.bound.incarnation:
+            old = None  # it holds nothing of the session
         binding = await self._placement.move(kept.key, kept.ask.bound, decision)
         if binding is None or replica is None:
             self._drop(kept.key)
@@ -223,7 +203,9 @@ class Mover:
         scheduler.move(ask, decision, self._pool.outlooks(ask.model), time.monotonic())
         replica.in_flight += 1
         try:
-            usage = await self._prewarm(kept, replica, turn)
+            if old is not None:
+                await carry(kept, old, replica, f"{turn}.kv")
+            usage = await prewarm(kept, replica, turn, self._salt(kept.key.tenant))
             outcome = "prewarmed"
         except ReplicaError as error:
             log.info("session was not prewarmed session=%s replica=%s why=%r", kept.key.session,
@@ -248,29 +230,6 @@ class Mover:
             if call is not None and replica.state != "down":
                 with suppress(ReplicaError):
                     await replica.upstream.call(call, _ABORT_TIMEOUT_S)
-
-    async def _prewarm(self, kept: Kept, replica: Replica, turn: str) -> Usage:
-        """Run the prompt for one token. Streamed, since that is how engines notice a hang-up."""
-        document = kept.body
-        if isinstance(document, bytes):
-            document = msgspec.json.decode(document, type=dict[str, Any])
-        body = {name: value for name, value in document.items() if name not in _DROPPED}
-        body |= {"max_tokens": 1, "stream": True, "stream_options": {"include_usage": True}}
-        body |= replica.engine.fields(
-            turn=turn, session=kept.ask.attribution, salt=self._salt(kept.key.tenant)
-        )
-        if replica.identity is not None:
-            body |= replica.engine.order(_LAST, replica.identity)
-        async with await replica.upstream.open(
-            "POST", kept.path, msgspec.json.encode(body)
-        ) as response:
-            said = b"".join([chunk async for chunk in response])
-        for event in events(said):
-            if isinstance(event.get("usage"), dict):
-                return replica.engine.read_usage(event["usage"], event)
-        if response.status >= 400:
-            raise ReplicaError(f"replica {replica.id} answered {response.status}")
-        return Usage()
 
     # -- what is kept
 

@@ -1,5 +1,6 @@
 """Every adapter, on what real engines answered; `record.py` says what, and records it anew."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -20,7 +21,7 @@ from sessile.errors import (
 from sessile.relay import UsageRelay, events, read_reply
 from sessile.router.blocks import BlockTree
 from sessile.router.kv_events import Feed, read_batch
-from sessile.router.replica import Call, Engine, FeedSource, Reply, Usage
+from sessile.router.replica import Call, Engine, FeedSource, Reply, Steps, Usage
 
 RECORDED = Path(__file__).with_name("recorded")
 KINDS = ["sglang", "vllm", "llamacpp", "openai"]
@@ -415,3 +416,45 @@ def started_with(**arguments: object) -> tuple[Reply, ...]:
     """The pages of the recorded SGLang, as if it had been started with these arguments."""
     models, info = replies("sglang", "identity")
     return models, Reply(200, json.dumps({**json.loads(info.body), **arguments}).encode())
+
+
+def test_llama_cpp_carries_a_prompt_from_slot_to_slot() -> None:
+    """It is saved from the slot that it is found in, and restored where nothing is lost by it."""
+    chat = {"messages": [{"role": "user", "content": "hi"}]}
+    steps = engine("llamacpp").carry("/v1/chat/completions", chat, "s.kv")
+    assert steps is not None
+    save, restore = (
+        walk(each, {"/apply-template": {"prompt": "<hi>"}, "/completion": {"id_slot": 1}})
+        for each in steps
+    )
+    assert save == [
+        ("/apply-template", chat),
+        ("/completion", {"prompt": "<hi>", "n_predict": 0}),
+        ("/slots/1?action=save", {"filename": "s.kv"}),
+    ]
+    assert [path for path, _ in restore] == ["/completion", "/slots/1?action=restore"]
+    assert restore[-1][1] == {"filename": "s.kv"}
+    for others in set(KINDS) - {"llamacpp"}:
+        assert engine(others).carry("/v1/chat/completions", chat, "s.kv") is None
+
+
+@pytest.mark.parametrize(
+    "told", [{"/apply-template": {}}, {"/apply-template": {"prompt": "p"}, "/completion": {}}]
+)
+def test_what_llama_cpp_does_not_say_ends_the_carrying(told: dict[str, Any]) -> None:
+    """No prompt, or no slot: there is nothing to save."""
+    steps = engine("llamacpp").carry("/v1/chat/completions", {"messages": []}, "s.kv")
+    assert steps is not None
+    with pytest.raises(ReplicaRefused):
+        walk(steps[0], told)
+
+
+def walk(steps: Steps, told: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The calls, each answered by what is told of its path."""
+    made = []
+    with contextlib.suppress(StopIteration):
+        call = next(steps)
+        while True:
+            made.append((call.path, json.loads(call.body)))
+            call = steps.send(Reply(200, json.dumps(told.get(call.path, {})).encode()))
+    return made
