@@ -19,6 +19,7 @@ from sessile.exchange import Exchange
 from sessile.mover import Mover
 from sessile.once import begin_once, end_once
 from sessile.placement import Placement
+from sessile.prewarm import carry
 from sessile.relay import splice, with_usage
 from sessile.router.decide import Decision
 from sessile.router.policy import make_policy
@@ -204,6 +205,8 @@ class Flow:
         self._telemetry.decided(self._policy.name, decision.reason)
         await self._placement.follow(turn)
         self._mover.overtaken(turn.key)
+        if decision.binding == "rebind" and replica.spec.folder is not None:
+            await self._carry(turn, replica)
         body = self._body(turn, replica)
         replica.in_flight += 1
         try:
@@ -225,6 +228,15 @@ class Flow:
         turn.opened(replica, response, first, keep=keep)
         if turn.reads_stream:
             self._placement.first_token(turn)
+
+    async def _carry(self, turn: Turn, replica: Replica) -> None:
+        """The turn goes elsewhere than its session's last: take along what can be taken."""
+        ask = turn.ask
+        bound = ask.bound if ask is not None and ask.claimed is None else None
+        old = self._pool.find(bound.replica) if bound is not None else None
+        if bound is not None and old is not None and old.incarnation == bound.incarnation:
+            request = turn.request
+            await carry(request.path, request.document, old, replica, f"{turn.id}.kv")
 
     def _body(self, turn: Turn, replica: Replica) -> bytes:
         request, tenant = turn.request, turn.key.tenant

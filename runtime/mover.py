@@ -36,6 +36,7 @@ _SOONEST = 16  # how many of a replica's sessions are looked at at once
 _BUSY_S = 0.05  # how soon to look again while some are still to be moved
 _IDLE_S = 1.0
 _LONG_WAIT_S = 1.0  # a replica where turns wait longer is overloaded
+_SOON_RATE = 0.5  # returns a second; an overload of now says nothing of who comes later
 _ABORT_TIMEOUT_S = 2.0
 _PATHS = ("/v1/chat/completions", "/v1/completions")
 
@@ -121,22 +122,23 @@ class Mover:
     # -- what is to be moved
 
     def _begin(self) -> bool:
-        """Begin the moves that can be begun now; whether others are left."""
+        """Begin the moves that can be begun now; whether to look again soon, for a free replica.
+        The end of a move is a reason of its own."""
         free = {r.id for r in self._pool if r.state == "ready" and self._is_free(r.outlook)}
-        left = False
+        waits = False
         for home in list(self._at):
             stands = self._stands(*home)
             if stands and not self._is_crowded(home[0]):
                 continue
-            left = left or not stands
             if not free:
+                waits = waits or not stands
                 continue
-            for kept in self._soonest(self._at[home]):
+            for kept in self._soonest(self._at[home], _SOON_RATE if stands else 0.0):
                 decision = self._placement.elsewhere(kept.ask, free)
                 if decision is not None:
                     free.discard(decision.replica)
                     self._start(kept, decision)
-        return left
+        return waits
 
     def _start(self, kept: Kept, decision: Decision) -> None:
         self._targets.add(decision.replica)
@@ -149,16 +151,16 @@ class Mover:
         self._targets.discard(target)
         self._wake.set()
 
-    def _soonest(self, kept: Mapping[SessionKey, Kept]) -> list[Kept]:
-        """Those that are most likely to be back in the next moment; who is not expected at all is
-        forgotten."""
+    def _soonest(self, kept: Mapping[SessionKey, Kept], least: float) -> list[Kept]:
+        """Those that are most likely to be back in the next moment, at this rate or more; who is
+        not expected at all is forgotten."""
         now, rate = time.monotonic(), self._placement.scheduler.return_rate
         rates = []
         for each in list(kept.values()):
             expected = rate(each.ask.session, now)
             if expected is None:
                 self._drop(each.key)
-            elif each.key not in self._moving:
+            elif expected >= least and each.key not in self._moving:
                 rates.append((expected, each))
         return [each for _, each in nlargest(_SOONEST, rates, key=lambda pair: pair[0])]
 
@@ -204,7 +206,7 @@ class Mover:
         replica.in_flight += 1
         try:
             if old is not None:
-                await carry(kept, old, replica, f"{turn}.kv")
+                await carry(kept.path, kept.document(), old, replica, f"{turn}.kv")
             usage = await prewarm(kept, replica, turn, self._salt(kept.key.tenant))
             outcome = "prewarmed"
         except ReplicaError as error:

@@ -44,13 +44,16 @@ class Kept(msgspec.Struct):
         return self.body
 
 
-async def carry(kept: Kept, old: Replica, new: Replica, file: str) -> None:
-    """Take the KV memory along in `file` of the folder that both replicas share, where there is one
-    and the old one could run a prompt at once. What goes wrong is left to the prewarming."""
+async def carry(
+    path: str, document: Mapping[str, Any], old: Replica, new: Replica, file: str
+) -> None:
+    """Take the KV memory of a prompt along, in `file` of the folder that both replicas share, where
+    there is one and the old one can run a prompt soon. What does not come along is computed anew.
+    """
     folder = old.spec.folder
-    if folder is None or folder != new.spec.folder or not _has_slot(old):
+    if folder is None or folder != new.spec.folder or not _is_at_leisure(old):
         return
-    steps = old.engine.carry(kept.path, kept.document(), file)
+    steps = old.engine.carry(path, document, file)
     if steps is None:
         return
     with suppress(ReplicaError):
@@ -80,10 +83,12 @@ async def prewarm(kept: Kept, replica: Replica, turn: str, salt: str | None) -> 
     return Usage()
 
 
-def _has_slot(replica: Replica) -> bool:
-    """Whether the replica could run a prompt at once."""
+def _is_at_leisure(replica: Replica) -> bool:
+    """Whether the replica has a slot for one prompt more, or will have, since it drains."""
     slots = replica.outlook.slots
-    return replica.state in ("ready", "draining") and (slots is None or replica.in_flight < slots)
+    if replica.state == "ready":
+        return slots is None or replica.in_flight < slots
+    return replica.state == "draining"
 
 
 async def _take(steps: Steps, replica: Replica) -> None:

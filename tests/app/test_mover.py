@@ -48,9 +48,34 @@ class Holding(FakeReplica):
             await super().__call__(scope, receive, send)
 
 
-async def _json(send: Send, body: Any) -> None:
+class Slotted(FakeReplica):
+    """As llama.cpp with one slot, at which `waiting` requests wait."""
+
+    def __init__(self) -> None:
+        super().__init__(model="m", tokens_per_s=10_000.0)
+        self.waiting = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path")
+        if path == "/props":
+            await _json(send, {})
+        elif path == "/slots":
+            await _json(send, [{"is_processing": bool(self.waiting)}])
+        elif path == "/metrics":
+            text = f"llamacpp:requests_processing 0\nllamacpp:requests_deferred {self.waiting}\n"
+            await _start(send)
+            await send({"type": "http.response.body", "body": text.encode()})
+        else:
+            await super().__call__(scope, receive, send)
+
+
+async def _start(send: Send) -> None:
     headers = [(b"content-type", b"application/json")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+async def _json(send: Send, body: Any) -> None:
+    await _start(send)
     await send({"type": "http.response.body", "body": msgspec.json.encode(body)})
 
 
@@ -81,7 +106,7 @@ class Talk:
         self._messages.append({"role": "user", "content": text})
         reply = await self._http.post(
             self._router.url + CHAT,
-            json={"model": "m", "messages": self._messages, "stream": False},
+            json={"model": "m", "messages": self._messages},
             headers=self._headers,
         )
         assert reply.status_code == 200, reply.text
@@ -219,6 +244,29 @@ async def test_the_sessions_of_a_replica_that_died_are_prewarmed(pair, http):
     receipt = await talk.turn()
     assert (receipt["replica"], receipt["reason"]) == (other_name(home), "moved")
     assert receipt["cached_tokens"] >= 0.8 * receipt["prompt_tokens"]
+
+
+async def test_who_is_about_to_be_back_leaves_an_overloaded_replica(start, http):
+    """For one where nothing waits, as soon as its price says so."""
+    router = await start([Slotted(), Slotted()], kind="llamacpp")
+    talk = Talk(router, http, "s")
+    home = (await talk.turn())["replica"]
+    engine = router.engines[home]
+    await drain(router, http, other_name(home))
+    engine.fail(Fault(hang=True))
+    hanging = asyncio.create_task(Talk(router, http, "hanging").turn(LONG * 40))
+    await engine.until(lambda r: r.running == 1)
+    engine.waiting = 1
+    await router.until(lambda: router.app.pool.get(home).outlook.queued > 0)
+    await talk.turn()
+    await http.post(f"{router.url}/sessile/v1/replicas/{other_name(home)}/resume")
+    router.app.flow.look()
+    await router.until(lambda: moves(router)["prewarmed"] == 1)
+    assert set(router.app.telemetry.moves) == {("cheaper", "prewarmed")}
+    receipt = await talk.turn()
+    assert (receipt["replica"], receipt["reason"]) == (other_name(home), "moved")
+    hanging.cancel()
+    await asyncio.gather(hanging, return_exceptions=True)
 
 
 async def test_a_drain_under_load_fails_no_request(start, http):
