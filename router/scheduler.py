@@ -273,6 +273,9 @@ class Scheduler:
         self._settle(ask.session, outlook)
         outlook.start(ask, decision.predicted_cached_tokens or 0, now)
         self._asks[ask.turn] = (ask, outlook)
+        self._tell_run(ask, outlook)
+
+    def _tell_run(self, ask: Ask, outlook: Outlook) -> None:
         if self._peers:
             self.news.append(
                 News("runs", ask.session, outlook.id, outlook.incarnation,
@@ -392,6 +395,7 @@ class Scheduler:
         outlook.start(ask, decision.predicted_cached_tokens or 0, now)
         self._asks[ask.turn] = (ask, outlook)
         self._pauses.move(ask.session, outlook.id)
+        self._tell_run(ask, outlook)
 
     def moved(
         self, turn: str, now: float, *, prompt_tokens: int | None = None,
@@ -412,6 +416,11 @@ class Scheduler:
         pause = self._pauses.get(session)
         if pause is not None and pause.held:
             outlook.paused.add(session)
+            if self._peers:
+                self.news.append(
+                    News("pauses", session, outlook.id, outlook.incarnation, ask.prompt_tokens,
+                         kind=pause.kind)
+                )  # fmt: skip
         else:
             self._let_go(session)
 

@@ -54,6 +54,7 @@ class Placement:
         self._settings = sessions
         self._random = random
         self._lineages: OrderedDict[tuple[str, str, str], str] = OrderedDict()
+        self._programs: OrderedDict[str, str] = OrderedDict()  # of sessions with a parent
         self.scheduler = Scheduler(
             Limits(fill=router.kv_fill, margin=router.margin, most_queued=router.most_queued),
             dict(router.tenant_weights),
@@ -288,7 +289,7 @@ class Placement:
         text = key.text
         program = hints.program
         if program is None and parent is not None:
-            program = SessionKey(key.tenant, key.model, parent).text
+            program = self._program(text, SessionKey(key.tenant, key.model, parent).text)
         return Ask(
             session=text,
             bound=standing.binding if standing is not None else None,
@@ -307,6 +308,13 @@ class Placement:
             priority=hints.priority,
             deadline=deadline,
         )
+
+    def _program(self, child: str, parent: str) -> str:
+        """The session that began the tree of this parent; remembered of the child, too."""
+        program = self._programs[child] = self._programs.get(parent, parent)
+        if len(self._programs) > _MOST_LINEAGES:
+            self._programs.popitem(last=False)
+        return program
 
     def _decide(self, turn: Turn, ask: Ask, failed: tuple[str, ...] = ()) -> Decision | None:
         """By price or by rule, and booked; None: the turn waits in the queue."""

@@ -334,6 +334,17 @@ async def test_a_child_takes_over_when_the_one_that_it_waits_for_fails(start, ht
     assert sum(receipt["cached_tokens"] == 0 for receipt in receipts) == 1
 
 
+async def test_closing_a_program_releases_all_of_its_tree(start, http):
+    """Children, and theirs, wherever they pause; nobody else's."""
+    router = await start([Gated(), Gated()])
+    for name, parent in (("root", None), ("child", "root"), ("grandchild", "child"), ("x", None)):
+        headers = {"x-parent-session-id": parent} if parent else {}
+        await Talk(router, http, name, **headers).turn()
+    await http.post(f"{router.url}/sessile/v1/sessions/root/close")
+    paused = [session for replica in router.app.pool for session in replica.outlook.paused]
+    assert [session.rpartition("\x1f")[2] for session in paused] == ["x"]
+
+
 async def test_an_engine_that_holds_sessions_is_told_whom_to_let_go_of(start, http):
     """On a lease of nothing, on close, and never of one that goes on."""
     engine = Holding()

@@ -470,6 +470,18 @@ def test_a_session_that_moves_pauses_on_where_it_goes():
     assert brain.is_home("s", "b") and not brain.is_home("s", "a")
 
 
+def test_the_other_routers_are_told_of_a_move():
+    """First that the session runs where it goes, then that it pauses there."""
+    brain, (a, b) = Scheduler(Limits(), peers=True), (replica("a"), replica("b"))
+    brain.submit(ask(at="a"), [a, b], 0.0)
+    end(brain, "s", 1.0, pause="bash")
+    brain.news.clear()
+    move(brain, [b], 2.0)
+    brain.moved("warm", 3.0, prompt_tokens=1000, cached_tokens=0)
+    told = [(news.state, news.replica, news.kind) for news in brain.news]
+    assert told == [("runs", "b", ""), ("pauses", "b", "bash")]
+
+
 def test_a_session_that_is_back_while_it_is_moved_runs_where_it_went():
     """The end of the move changes nothing of its turn, nor of its next pause."""
     brain, (a, b) = scheduler(), (replica("a"), replica("b"))
