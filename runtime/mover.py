@@ -130,7 +130,7 @@ class Mover:
             stands = self._stands(*home)
             if stands and not self._is_crowded(home[0]):
                 continue
-            if not free:
+            if not free or not self._is_ripe(*home):
                 waits = waits or not stands
                 continue
             for kept in self._soonest(self._at[home], _SOON_RATE if stands else 0.0):
@@ -169,6 +169,15 @@ class Mover:
         return (
             replica is not None and replica.state == "ready" and replica.incarnation == incarnation
         )
+
+    def _is_ripe(self, replica_id: str, incarnation: str) -> bool:
+        """Not while its memory could be carried, but for a slot that is to come free: to compute
+        it anew would take far longer."""
+        replica = self._pool.find(replica_id)
+        if replica is None or replica.spec.folder is None or replica.incarnation != incarnation:
+            return True
+        slots = replica.outlook.slots
+        return replica.state == "down" or slots is None or replica.in_flight < slots
 
     def _is_crowded(self, replica_id: str) -> bool:
         outlook = self._pool.get(replica_id).outlook

@@ -27,8 +27,9 @@ _LOOK_S = 0.05
 
 
 class Drained(msgspec.Struct, kw_only=True):
-    """One drain. `hit_before` is of the later turns at the replica before it, `hit_after` of the
-    next turn of each of its sessions; `drained_s` is how long its running turns took to end."""
+    """One drain. `hit_after` is of the next turn of each of the replica's sessions, `ceiling` what
+    it would be with all of each session's last prompt cached, `hit_before` of the later turns there
+    before the drain; `drained_s` is how long its running turns took to end."""
 
     turns: int
     failed: int
@@ -36,6 +37,7 @@ class Drained(msgspec.Struct, kw_only=True):
     sessions: int
     hit_before: float | None
     hit_after: float | None
+    ceiling: float | None
     ttft_before_s: float | None
     ttft_after_s: float | None
     drained_s: float
@@ -93,11 +95,9 @@ def _sum_up(
             last[sample.session] = sample
         else:
             following.setdefault(sample.session, sample)
-    moved = [
-        following[session]
-        for session, sample in last.items()
-        if sample.replica == name and session in following
-    ]
+    left = [s for s in last.values() if s.replica == name and s.session in following]
+    moved = [following[sample.session] for sample in left]
+    total = sum(sample.prompt_tokens for sample in moved)
     before = [s for s in samples if s.began < at_s and s.replica == name and not s.first]
     return Drained(
         turns=len(samples),
@@ -106,6 +106,7 @@ def _sum_up(
         sessions=len(moved),
         hit_before=_hit_rate(before),
         hit_after=_hit_rate(moved),
+        ceiling=sum(sample.prompt_tokens for sample in left) / total if total else None,
         ttft_before_s=_median([s.ttft_s for s in before]),
         ttft_after_s=_median([s.ttft_s for s in moved]),
         drained_s=drained_s,
