@@ -204,7 +204,8 @@ class Flow:
         turn.sent_at = time.monotonic()
         self._telemetry.decided(self._policy.name, decision.reason)
         await self._placement.follow(turn)
-        self._mover.overtaken(turn.key)
+        if self._mover.is_moving(turn.key):
+            await self._mover.overtaken(turn.key)
         if decision.binding == "rebind" and replica.spec.folder is not None:
             await self._carry(turn, replica)
         body = self._body(turn, replica)

@@ -23,7 +23,7 @@ from sessile.placement import Placement
 from sessile.prewarm import Kept, carry, prewarm
 from sessile.router.decide import Decision
 from sessile.router.outlook import Outlook
-from sessile.router.pool import Pool
+from sessile.router.pool import Pool, Replica
 from sessile.router.replica import Usage
 from sessile.sessions.record import SessionKey
 from sessile.telemetry import Telemetry
@@ -59,6 +59,7 @@ class Mover:
         self._at: dict[tuple[str, str], dict[SessionKey, Kept]] = {}
         self._bytes = 0
         self._moving: dict[SessionKey, asyncio.Task[None]] = {}
+        self._carrying: dict[SessionKey, asyncio.Task[None]] = {}
         self._targets: set[str] = set()  # where something is prewarmed now
         self._wake = asyncio.Event()
 
@@ -88,8 +89,19 @@ class Mover:
         if self._kept:
             self._drop(key)
 
-    def overtaken(self, key: SessionKey) -> None:
-        """The session's turn is sent now: nothing is prewarmed for it any more."""
+    def is_moving(self, key: SessionKey) -> bool:
+        """Whether the session is being moved now."""
+        return key in self._moving
+
+    async def overtaken(self, key: SessionKey) -> None:
+        """The session's turn is to be sent: nothing is prewarmed for it any more. What is being
+        carried is waited for: the turn would wait for a slot there just as long."""
+        carrying = self._carrying.get(key)
+        if carrying is not None:
+            await asyncio.wait((carrying,))
+        self._stop(key)
+
+    def _stop(self, key: SessionKey) -> None:
         task = self._moving.get(key)
         if task is not None:
             task.cancel()
@@ -99,7 +111,7 @@ class Mover:
         for model in self._pool.models():
             key = SessionKey(tenant, model, session)
             self._drop(key)
-            self.overtaken(key)
+            self._stop(key)
 
     def look(self) -> None:
         """A replica has come or gone, or drains."""
@@ -215,7 +227,7 @@ class Mover:
         replica.in_flight += 1
         try:
             if old is not None:
-                await carry(kept.path, kept.document(), old, replica, f"{turn}.kv")
+                await self._carry(kept, old, replica, f"{turn}.kv")
             usage = await prewarm(kept, replica, turn, self._salt(kept.key.tenant))
             outcome = "prewarmed"
         except ReplicaError as error:
@@ -241,6 +253,14 @@ class Mover:
             if call is not None and replica.state != "down":
                 with suppress(ReplicaError):
                     await replica.upstream.call(call, _ABORT_TIMEOUT_S)
+
+    async def _carry(self, kept: Kept, old: Replica, new: Replica, file: str) -> None:
+        work = carry(kept.path, kept.document(), old, new, file)
+        self._carrying[kept.key] = carrying = asyncio.create_task(work)
+        try:
+            await carrying
+        finally:
+            del self._carrying[kept.key]
 
     # -- what is kept
 

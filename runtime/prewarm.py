@@ -15,7 +15,7 @@ from sessile.router.pool import Replica
 from sessile.router.replica import Steps, Usage
 from sessile.sessions.record import SessionKey
 
-_STEP_TIMEOUT_S = 10.0
+_STEP_TIMEOUT_S = 30.0
 _LAST = 10  # a priority behind those of all turns
 # What would make more of a request than a prefill, or contradict its one token.
 _DROPPED = ("max_completion_tokens", "min_tokens", "n", "best_of", "logprobs", "top_logprobs")
