@@ -2,7 +2,8 @@
 
 A turn is told when it begins and when it ends; what each router has under way is told as sums
 (`Outlook.foreign_*`), which a lost message or a lost router cannot leave wrong. News that come
-late or never cost a worse decision, nothing else: the binding is what routers agree on.
+late or never cost a worse decision, nothing else: the binding is what routers agree on. Sessions
+and blocks are keyed under their tenant, so nothing crosses from one to another.
 """
 
 from typing import Literal

@@ -32,7 +32,7 @@ _LEAST_MARGIN_S = 0.05  # nobody notices less
 _SOON_RATE = 0.5  # who returns at such a rate, a second, is about to be back
 _STARVED_S = 5.0  # but none once it has waited so long
 _MOMENT_S = 1.0  # what was touched so long ago is the newest still
-_MOST_NEWS = 100_000
+_MOST_NEWS = 5_000
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,14 +55,15 @@ class Admitted(msgspec.Struct, frozen=True):
 class Scheduler:
     """Decides for one router. Made by `placement`, and by the simulator.
 
-    With `peers`, `news` is what to tell the other routers since it was last emptied.
+    With `peers`, `news` is what to tell the other routers since it was last emptied, the oldest
+    left out where that is too much.
     """
 
     def __init__(
         self, limits: Limits, weights: dict[str, float] | None = None, *, peers: bool = False
     ) -> None:
         self._limits = limits
-        self._peers = peers
+        self.peers = peers
         self.news: deque[News] = deque(maxlen=_MOST_NEWS)
         self.queue = Queue(limits.most_queued, weights)
         self._pauses = Pauses()
@@ -193,7 +194,7 @@ class Scheduler:
         for outlook in tied:
             if outlook.id == ask.near:
                 return outlook
-        loads = [(o.in_flight, o.holdings.live_tokens + o.foreign_tokens) for o in tied]
+        loads = [(o.in_flight, o.holdings.live_tokens) for o in tied]
         least = min(loads)
         lightest = [o for o, load in zip(tied, loads, strict=True) if load == least]
         return rendezvous(ask.group or ask.session, lightest) if len(lightest) > 1 else lightest[0]
@@ -263,7 +264,7 @@ class Scheduler:
         self._settle(ask.session, outlook)
         outlook.start(ask, decision.predicted_cached_tokens or 0, now)
         self._asks[ask.turn] = (ask, outlook)
-        if self._peers:
+        if self.peers:
             self.news.append(
                 News("runs", ask.session, outlook.id, outlook.incarnation,
                      ask.prompt_tokens + ask.output_tokens, ask.blocks, ask.block_tokens)
@@ -322,7 +323,7 @@ class Scheduler:
             outlook.holdings.release(ask.session)  # it has moved meanwhile
         elif pause is not None and prompt_tokens is not None:
             self._pause(ask.session, outlook, pause, now, ask.program)
-            if self._peers:
+            if self.peers:
                 tokens = prompt_tokens + (output_tokens or 0)
                 self.news.append(
                     News("pauses", ask.session, outlook.id, outlook.incarnation, tokens, kind=pause)
@@ -352,7 +353,7 @@ class Scheduler:
             return False
         if not seconds:
             self._let_go(session)
-        if self._peers:
+        if self.peers:
             self.news.append(News("leased", session, seconds=seconds))
         return True
 
@@ -440,7 +441,9 @@ class Scheduler:
 
     # -- the other routers
 
-    def hear(self, news: Iterable[News], outlooks: Sequence[Outlook], now: float) -> None:
+    def hear(
+        self, news: Iterable[News], outlooks: Sequence[Outlook], now: float, router: str = ""
+    ) -> None:
         """What another router's turns have come to."""
         known = {outlook.id: outlook for outlook in outlooks}
         for told in news:
@@ -456,9 +459,9 @@ class Scheduler:
                 outlook = known.get(told.replica)
                 if outlook is not None and outlook.incarnation == told.incarnation:
                     self._outlooks[outlook.id] = outlook
-                    self._hear_turn(told, outlook, now)
+                    self._hear_turn(told, outlook, now, router)
 
-    def _hear_turn(self, told: News, outlook: Outlook, now: float) -> None:
+    def _hear_turn(self, told: News, outlook: Outlook, now: float, router: str) -> None:
         session, holdings = told.session, outlook.holdings
         self._pauses.returned(session, now)
         self._settle(session, outlook)
@@ -467,14 +470,22 @@ class Scheduler:
             cached = min(holdings.held(session, told.blocks), told.tokens)
             outlook.traffic.add(now, work(cached, told.tokens - cached))
             holdings.use(session, told.blocks, told.block_tokens, told.tokens)
-            self._pauses.away(session, outlook.id, now)
+            self._pauses.away(session, outlook.id, now, router)
             return
         holdings.resume(session, told.tokens)
         if not self._runs(session, outlook):
             self._pause(session, outlook, told.kind, now)
 
+    def lose(self, router: str) -> None:
+        """Another router is gone: its turns, whose end it will not tell, are over."""
+        for session in self._pauses.at(router):
+            self._pauses.drop(session)
+            home = self._homes.get(session)
+            if home is not None and not self._runs(session, home):
+                self._let_go(session)
+
     def _tell_idle(self, session: str) -> None:
-        if self._peers:
+        if self.peers:
             self.news.append(News("idle", session))
 
 

@@ -64,7 +64,7 @@ class Flow:
         self._salt = salt
         self._tasks: set[asyncio.Task[Any]] = set()
         self._running: set[Turn] = set()
-        self._exchange = Exchange(pool, store)
+        self._exchange = Exchange(pool, store, standings, self._placement.hears)
         self._beside: list[asyncio.Task[None]] = []
 
     @property

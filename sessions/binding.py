@@ -47,6 +47,15 @@ class Standings:
         if len(self._entries) > self._limit:
             self.drop(next(iter(self._entries)))
 
+    def doubt(self, key: SessionKey, replica: str, incarnation: str) -> None:
+        """A turn of the session was seen at this replica: a binding to another is to be confirmed
+        anew."""
+        standing = self._entries.get(key)
+        if standing is not None:
+            bound = standing.binding
+            if (bound.replica, bound.incarnation) != (replica, incarnation):
+                standing.confirmed_at = None
+
     def drop(self, key: SessionKey) -> None:
         """Forget `key`, if it is known."""
         standing = self._entries.pop(key, None)

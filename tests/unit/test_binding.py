@@ -36,6 +36,17 @@ def test_the_least_recently_used_is_forgotten_first():
     assert standings.get(key("one")) and standings.bound_to("a") == len(standings) == 2
 
 
+def test_a_turn_seen_elsewhere_casts_doubt_on_a_binding():
+    """It is to be confirmed anew; one at the replica that is known confirms what is known."""
+    standings = Standings()
+    standings.put(key("s"), at("a"))
+    standings.doubt(key("s"), "a", "1")
+    assert standings.get(key("s")).confirmed_at == 0.0
+    standings.doubt(key("s"), "b", "1")
+    assert standings.get(key("s")).confirmed_at is None
+    standings.doubt(key("stranger"), "b", "1")
+
+
 def test_a_closed_session_is_forgotten_under_every_model():
     """Another tenant's session of the same id stays."""
     standings = Standings()

@@ -319,6 +319,33 @@ def test_schedulers_that_exchange_news_agree():
     assert not yours.holdings.live_tokens
 
 
+def test_the_turns_of_a_lost_router_are_over():
+    """Its memory is free at once; what runs here, or at a router that lives, is not touched."""
+    here, there = (Scheduler(Limits(), peers=True) for _ in range(2))
+    pool = [replica("a", 100_000)]
+    for session in ("lost", "both", "other"):
+        there.submit(ask(session, turn=f"theirs of {session}"), [replica("a", 100_000)], 0.0)
+    lost, both, other = there.news
+    here.hear([lost, both], pool, 0.1, "killed")
+    here.hear([other], pool, 0.1, "alive")
+    here.submit(ask("both"), pool, 0.2)
+    here.hear([both], pool, 0.3, "killed")
+    here.lose("killed")
+    live = [name for name in ("lost", "both", "other") if pool[0].holdings.is_live(name)]
+    assert live == ["both", "other"]
+    here.lose("killed")
+    here.lose("alive")
+    assert not pool[0].holdings.is_live("other")
+
+
+def test_news_that_nobody_takes_are_bounded():
+    """With the store away the oldest are lost."""
+    brain = Scheduler(Limits(), peers=True)
+    for number in range(6_000):
+        brain.close(f"s{number}")
+    assert len(brain.news) == 5_000 and brain.news[-1].session == "s5999"
+
+
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["submit", "end", "pause", "fail", "lease", "close", "admit"]),
