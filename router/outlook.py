@@ -107,6 +107,7 @@ class Outlook:
             "held_tokens": self.holdings.tokens,
             "live_tokens": self.holdings.live_tokens,
             "running": len(self.runs),
+            "running_elsewhere": self.foreign_running,
             "paused": len(self.paused),
             "pending_work_tokens": round(self.pending_work),
         }

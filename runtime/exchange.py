@@ -60,6 +60,11 @@ class Exchange:
         self._others: dict[str, tuple[Report, float]] = {}
         self._seen = ""
 
+    @property
+    def routers(self) -> int:
+        """How many there are, this one too."""
+        return 1 + len(self._others)
+
     async def run(self) -> None:
         """Exchange until cancelled."""
         while True:

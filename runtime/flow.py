@@ -81,6 +81,11 @@ class Flow:
         return self._placement.lease(tenant, session, seconds)
 
     @property
+    def routers(self) -> int:
+        """How many routers share the store, as far as this one has heard."""
+        return self._exchange.routers
+
+    @property
     def policy(self) -> str:
         """The name of the placement policy."""
         return self._policy.name

@@ -135,6 +135,7 @@ def native_routes(
         return {
             "policy": flow.policy,
             "policies": list(POLICIES),
+            "routers": flow.routers,
             "reasons": {reason: n for (_, reason), n in sorted(telemetry.decisions.items())},
             "queued": len(flow.scheduler.queue),
             "ttft_error_p50": telemetry.ttft_error_p50,

@@ -39,7 +39,7 @@ async def turn(http: Any, router: Any, session: str = "s", text: str = "hi") -> 
 async def meet(*routers: Any) -> None:
     """Wait until each has heard of another."""
     for router in routers:
-        await router.until(lambda router=router: router.app.flow.scheduler.peers)
+        await router.until(lambda router=router: router.app.flow.routers == len(routers))
 
 
 class Peer:
