@@ -15,12 +15,14 @@ class News(msgspec.Struct, frozen=True, array_like=True):
     """What became of a session at a replica.
 
     runs     a turn begins: its blocks, and the tokens that it will need
-    pauses   it has ended, `tokens` are held, and `kind` is what the session waits for
+    pauses   it has ended, `tokens` are held, `kind` is what the session waits for, and `program`
+             the session that began its program, if that is another
     idle     nothing is held for the session any longer
+    closed   it is over
     leased   its memory is to be held for so many `seconds` from now
     """
 
-    state: Literal["runs", "pauses", "idle", "leased"]
+    state: Literal["runs", "pauses", "idle", "closed", "leased"]
     session: str
     replica: str = ""
     incarnation: str = ""
@@ -29,3 +31,4 @@ class News(msgspec.Struct, frozen=True, array_like=True):
     block_tokens: int = 0
     kind: str = ""
     seconds: float = 0.0
+    program: str = ""

@@ -325,9 +325,11 @@ class Scheduler:
             self._pause(ask.session, outlook, pause, now, ask.program)
             if self.peers:
                 tokens = prompt_tokens + (output_tokens or 0)
+                program = ask.program if ask.program != ask.session else ""
                 self.news.append(
-                    News("pauses", ask.session, outlook.id, outlook.incarnation, tokens, kind=pause)
-                )
+                    News("pauses", ask.session, outlook.id, outlook.incarnation, tokens,
+                         kind=pause, program=program)
+                )  # fmt: skip
         else:
             self._let_go(ask.session)
             self._tell_idle(ask.session)
@@ -364,10 +366,14 @@ class Scheduler:
             if other != session:
                 self._let_go(other)
                 self._tell_idle(other)
+        self._forget(session)
+        if self.peers:
+            self.news.append(News("closed", session))
+
+    def _forget(self, session: str) -> None:
         self._pauses.drop(session)
         self._born.pop(session, None)
         self._let_go(session)
-        self._tell_idle(session)
         for outlook in self._outlooks.values():
             outlook.holdings.forget(session)
 
@@ -452,6 +458,8 @@ class Scheduler:
                 home = self._homes.get(session)
                 if home is not None and not self._runs(session, home):
                     self._let_go(session)
+            elif told.state == "closed":
+                self._forget(session)
             elif told.state == "leased":
                 if self._pauses.hold(session, now, told.seconds) and not told.seconds:
                     self._let_go(session)
@@ -474,7 +482,7 @@ class Scheduler:
             return
         holdings.resume(session, told.tokens)
         if not self._runs(session, outlook):
-            self._pause(session, outlook, told.kind, now)
+            self._pause(session, outlook, told.kind, now, told.program)
 
     def lose(self, router: str) -> None:
         """Another router is gone: its turns, whose end it will not tell, are over."""

@@ -121,9 +121,12 @@ class Exchange:
             some = news[start : start + _IN_A_ROW]
             self._scheduler.hear(some, self._outlooks(), time.monotonic(), router)
             for told in some:
-                if told.replica:
-                    key = SessionKey.read(told.session)
-                    self._standings.doubt(key, told.replica, told.incarnation)
+                key = SessionKey.read(told.session)
+                if told.state == "closed":
+                    self._standings.drop(key)
+                elif told.replica:
+                    lasts = told.state == "pauses"
+                    self._standings.hear(key, told.replica, told.incarnation, lasts=lasts)
             await asyncio.sleep(0)
 
     def _forget(self, now: float) -> None:

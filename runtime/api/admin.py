@@ -189,9 +189,9 @@ def native_routes(
         records = await store.find_session(caller, session)
         if not records:
             raise SessionNotFound(f"there is no session {session!r}")
-        flow.close_session(caller, session)
         for record in records:
             await store.close_session(SessionKey(caller, record.model, session))
+        flow.close_session(caller, session)
         return _shown(await _find(store, caller, session), standings)
 
     @routes.get("/turns/{turn}")

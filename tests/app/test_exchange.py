@@ -109,6 +109,21 @@ async def test_a_session_that_moves_at_one_router_is_followed_at_once(start, htt
     assert standings.get(S).binding.epoch == 2
 
 
+async def test_a_session_closed_at_one_router_is_closed_at_all(start, http, redis_server):
+    """Though another has just seen it open."""
+    store = {"url": redis_server.url}
+    one = await start(store=store)
+    two = await start(beside=one, store=store)
+    await meet(one, two)
+    made = (await http.post(one.url + "/sessile/v1/sessions", json={"model": "m"})).json()
+    session = made["session"]
+    assert (await turn(http, two, session)).status_code == 200
+    assert (await http.post(f"{one.url}/sessile/v1/sessions/{session}/close")).status_code == 200
+    await two.until(lambda: two.app.standings.get(SessionKey("default", "m", session)) is None)
+    assert (await turn(http, two, session)).status_code == 410
+    assert outlook(two).holdings.live_tokens == 0
+
+
 async def test_a_router_that_stops_telling_is_forgotten(start, redis_server):
     """Its report lives for a few seconds; then its work, and what ran there, is nobody's."""
     one = await start(store={"url": redis_server.url})

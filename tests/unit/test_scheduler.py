@@ -319,6 +319,20 @@ def test_schedulers_that_exchange_news_agree():
     assert not yours.holdings.live_tokens
 
 
+def test_closing_a_program_lets_go_of_what_it_has_at_other_routers():
+    """A sub-agent whose last turn was elsewhere is let go of with it, at every router."""
+    here, there = (Scheduler(Limits(), peers=True) for _ in range(2))
+    mine, yours = replica("a", 100_000), replica("a", 100_000)
+    there.submit(ask("child", program="root"), [yours], 0.0)
+    end(there, "child", 1.0, pause="ls")
+    here.hear(list(there.news), [mine], 1.0)
+    assert mine.holdings.is_live("child")
+    here.close("root")
+    assert not mine.holdings.is_live("child")
+    there.hear(list(here.news), [yours], 1.1)
+    assert not yours.holdings.live_tokens
+
+
 def test_the_turns_of_a_lost_router_are_over():
     """Its memory is free at once; what runs here, or at a router that lives, is not touched."""
     here, there = (Scheduler(Limits(), peers=True) for _ in range(2))
