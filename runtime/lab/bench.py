@@ -24,6 +24,7 @@ class Sample(msgspec.Struct):
     began: float
     prompt: str
     replica: str | None = None
+    reason: str | None = None
     ttft_s: float | None = None
     tpot_s: float | None = None
     prompt_tokens: int = 0
@@ -119,6 +120,7 @@ async def _ask(
             "POST", "/v1/chat/completions", msgspec.json.encode(body), headers
         ) as response:
             sample.replica = response.headers.get(b"x-sessile-replica", b"?").decode()
+            sample.reason = response.headers.get(b"x-sessile-reason", b"?").decode()
             if response.status != 200:
                 said = b"".join([chunk async for chunk in response])
                 sample.error = f"{response.status} {said[:200].decode('utf-8', 'replace')}"

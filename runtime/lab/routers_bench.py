@@ -48,20 +48,21 @@ class Row(msgspec.Struct):
     ttft_p50: float | None
     ttft_p99: float | None
     moves: int
+    wall_s: float
     first_error: str | None
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """What all passes share: sessions a second, mean pause before a turn, seconds without Redis."""
 
-    sessions: int = 240
-    rate: float = 4.0
+    sessions: int = 120
+    rate: float = 3.0
     think_s: float = 2.0
     seed: int = 1
     replicas: int = 4
     away_s: float = 5.0
     policy: str = "session"
-    hardware: Hardware = Hardware(kv_tokens=60_000, prefill_rate=6_000.0)
+    hardware: Hardware = Hardware(kv_tokens=80_000, prefill_rate=6_000.0)
 
 
 async def measure(routers: int, setup: Setup, *, kill: bool = False) -> Row:
@@ -95,6 +96,7 @@ async def measure(routers: int, setup: Setup, *, kill: bool = False) -> Row:
         routers=routers, redis_away_s=setup.away_s if kill else 0.0, turns=found.turns,
         errors=found.errors, hit_rate=found.hit_rate, ceiling=found.ceiling,
         ttft_p50=found.ttft_p50, ttft_p99=found.ttft_p99, moves=moves(samples),
+        wall_s=wall_s,
         first_error=found.first_error,
     )  # fmt: skip
 
@@ -184,6 +186,7 @@ async def compare(counts: Sequence[int], setup: Setup) -> list[Row]:
     for routers, kill in [*((n, False) for n in counts), (counts[-1], True)]:
         console.print(f"{routers} routers{', Redis killed in the middle' if kill else ''} ...")
         rows.append(await measure(routers, setup, kill=kill))
+        console.print(table(rows[-1:]))
     return rows
 
 
@@ -191,14 +194,14 @@ def table(rows: Sequence[Row]) -> Table:
     """For people."""
     shown = Table(header_style="bold")
     for name in ("routers", "Redis away, s", "turns (errors)", "hit rate", "of a ceiling of",
-                 "TTFT p50, s", "TTFT p99, s", "moves"):  # fmt: skip
+                 "TTFT p50, s", "TTFT p99, s", "moves", "wall, s"):  # fmt: skip
         shown.add_column(name, justify="right")
     for row in rows:
         shown.add_row(
             str(row.routers), f"{row.redis_away_s:.0f}", f"{row.turns} ({row.errors})",
             *("-" if value is None else f"{value:.3f}"
               for value in (row.hit_rate, row.ceiling, row.ttft_p50, row.ttft_p99)),
-            str(row.moves),
+            str(row.moves), f"{row.wall_s:.0f}",
         )  # fmt: skip
     return shown
 
