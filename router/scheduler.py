@@ -33,6 +33,7 @@ _SOON_RATE = 0.5  # who returns at such a rate, a second, is about to be back
 _STARVED_S = 5.0  # but none once it has waited so long
 _MOMENT_S = 1.0  # what was touched so long ago is the newest still
 _MOST_NEWS = 5_000
+_WELL_GUESSED = 0.03  # a prompt whose length was guessed this well needs no correction
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +95,11 @@ class Scheduler:
         decision = None
         if failed or not self.queue or ask.session in self._homes:
             decision = self.decide(ask, open_to, now, failed)
+            if decision is not None and decision.reason == "memory":
+                home = self._home(ask, open_to)
+                assert home is not None
+                if self._make_room((home,), now, 1):  # dead pauses are no reason to move
+                    decision = self.decide(ask, open_to, now, failed)
             if decision is None and self._make_room(open_to, now, 1 + len(self.queue)):
                 decision = self.decide(ask, open_to, now, failed)
             while decision is None and self._displace(ask, now):
@@ -310,10 +316,12 @@ class Scheduler:
                 self._rates[ask.model],
             )  # fmt: skip
             tokens = prompt_tokens + (output_tokens or 0)
-            if now - run.began_at < _MOMENT_S:
+            counted = prompt_tokens / max(1, ask.prompt_tokens)
+            if now - run.began_at < _MOMENT_S and abs(counted - 1.0) < _WELL_GUESSED:
                 outlook.holdings.reach_to(ask.session, tokens)
             else:
-                outlook.holdings.use(ask.session, ask.blocks, ask.block_tokens, tokens)
+                block_tokens = max(1, round(ask.block_tokens * counted))
+                outlook.holdings.use(ask.session, ask.blocks, block_tokens, tokens)
         cost_s = outlook.rates.slope_s * run.work
         cost_s += (output_tokens or 0) * outlook.rates.tpot_s
         self.queue.serve(ask.tenant, ask.program or ask.session, cost_s)
