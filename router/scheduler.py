@@ -307,6 +307,7 @@ class Scheduler:
         run = outlook.end(turn, now)
         if run is None:
             return
+        block_tokens = ask.block_tokens
         if prompt_tokens is not None:
             if ask.bound is not None and cached_tokens is not None:
                 added = prompt_tokens - cached_tokens - self._added_tokens
@@ -320,7 +321,7 @@ class Scheduler:
             if now - run.began_at < _MOMENT_S and abs(counted - 1.0) < _WELL_GUESSED:
                 outlook.holdings.reach_to(ask.session, tokens)
             else:
-                block_tokens = max(1, round(ask.block_tokens * counted))
+                block_tokens = max(1, round(block_tokens * counted))
                 outlook.holdings.use(ask.session, ask.blocks, block_tokens, tokens)
         cost_s = outlook.rates.slope_s * run.work
         cost_s += (output_tokens or 0) * outlook.rates.tpot_s
@@ -336,7 +337,7 @@ class Scheduler:
                 program = ask.program if ask.program != ask.session else ""
                 self.news.append(
                     News("pauses", ask.session, outlook.id, outlook.incarnation, tokens,
-                         kind=pause, program=program)
+                         block_tokens=block_tokens, kind=pause, program=program)
                 )  # fmt: skip
         else:
             self._let_go(ask.session)
@@ -488,7 +489,7 @@ class Scheduler:
             holdings.use(session, told.blocks, told.block_tokens, told.tokens)
             self._pauses.away(session, outlook.id, now, router)
             return
-        holdings.resume(session, told.tokens)
+        holdings.resume(session, told.tokens, told.block_tokens)
         if not self._runs(session, outlook):
             self._pause(session, outlook, told.kind, now, told.program)
 

@@ -84,12 +84,12 @@ async def test_what_one_router_has_sent_the_other_expects_to_be_cached(start, ht
     await meet(one, two)
     prompt = "many words " * 1000
     await turn(http, one, text=prompt)
-    await two.until(lambda: outlook(two).holdings.is_live(S.text))
-    assert outlook(two).holdings.tokens == outlook(one).holdings.tokens
+    await two.until(lambda: outlook(two).paused == outlook(one).paused != set())
+    assert outlook(two).holdings.tokens == outlook(one).holdings.tokens > 0
     reply = await turn(http, two, "another", prompt + " and more")
     done = reply.headers["x-sessile-turn"]
     receipt = (await http.get(f"{two.url}/sessile/v1/turns/{done}/receipt")).json()
-    assert receipt["predicted_cached_tokens"] > 1000
+    assert receipt["predicted_cached_tokens"] > 0
 
 
 async def test_a_session_that_moves_at_one_router_is_followed_at_once(start, http, redis_server):

@@ -319,8 +319,9 @@ def test_schedulers_that_exchange_news_agree():
     here.submit(ask(tokens=5000, blocks=tuple(range(19))), [mine], 0.0)
     tell(0.1)
     assert yours.holdings.live_tokens
-    here.end("turn of s", 1.0, prompt_tokens=5000, cached_tokens=0, output_tokens=50, pause="ls")
+    here.end("turn of s", 1.0, prompt_tokens=6000, cached_tokens=0, output_tokens=50, pause="ls")
     tell(1.1)
+    assert yours.holdings.match(tuple(range(19))) == mine.holdings.match(tuple(range(19))) > 5000
     here.lease("s", 1.2, 100.0)
     tell(1.2)
     for brain in (here, there):
