@@ -32,8 +32,8 @@ _LEAST_MARGIN_S = 0.05  # nobody notices less
 _SOON_RATE = 0.5  # who returns at such a rate, a second, is about to be back
 _STARVED_S = 5.0  # but none once it has waited so long
 _MOMENT_S = 1.0  # what was touched so long ago is the newest still
+_MOST_NEWS = 5_000
 _WELL_GUESSED = 0.03  # a prompt whose length was guessed this well needs no correction
-_MOST_NEWS = 100_000
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,14 +56,15 @@ class Admitted(msgspec.Struct, frozen=True):
 class Scheduler:
     """Decides for one router. Made by `placement`, and by the simulator.
 
-    With `peers`, `news` is what to tell the other routers since it was last emptied.
+    With `peers`, `news` is what to tell the other routers since it was last emptied, the oldest
+    left out where that is too much.
     """
 
     def __init__(
         self, limits: Limits, weights: dict[str, float] | None = None, *, peers: bool = False
     ) -> None:
         self._limits = limits
-        self._peers = peers
+        self.peers = peers
         self.news: deque[News] = deque(maxlen=_MOST_NEWS)
         self.queue = Queue(limits.most_queued, weights)
         self._pauses = Pauses()
@@ -199,7 +200,7 @@ class Scheduler:
         for outlook in tied:
             if outlook.id == ask.near:
                 return outlook
-        loads = [(o.in_flight, o.holdings.live_tokens + o.foreign_tokens) for o in tied]
+        loads = [(o.in_flight, o.holdings.live_tokens) for o in tied]
         least = min(loads)
         lightest = [o for o, load in zip(tied, loads, strict=True) if load == least]
         return rendezvous(ask.group or ask.session, lightest) if len(lightest) > 1 else lightest[0]
@@ -269,7 +270,7 @@ class Scheduler:
         self._settle(ask.session, outlook)
         outlook.start(ask, decision.predicted_cached_tokens or 0, now)
         self._asks[ask.turn] = (ask, outlook)
-        if self._peers:
+        if self.peers:
             self.news.append(
                 News("runs", ask.session, outlook.id, outlook.incarnation,
                      ask.prompt_tokens + ask.output_tokens, ask.blocks, ask.block_tokens)
@@ -306,6 +307,7 @@ class Scheduler:
         run = outlook.end(turn, now)
         if run is None:
             return
+        block_tokens = ask.block_tokens
         if prompt_tokens is not None:
             if ask.bound is not None and cached_tokens is not None:
                 added = prompt_tokens - cached_tokens - self._added_tokens
@@ -319,7 +321,7 @@ class Scheduler:
             if now - run.began_at < _MOMENT_S and abs(counted - 1.0) < _WELL_GUESSED:
                 outlook.holdings.reach_to(ask.session, tokens)
             else:
-                block_tokens = max(1, round(ask.block_tokens * counted))
+                block_tokens = max(1, round(block_tokens * counted))
                 outlook.holdings.use(ask.session, ask.blocks, block_tokens, tokens)
         cost_s = outlook.rates.slope_s * run.work
         cost_s += (output_tokens or 0) * outlook.rates.tpot_s
@@ -330,11 +332,13 @@ class Scheduler:
             outlook.holdings.release(ask.session)  # it has moved meanwhile
         elif pause is not None and prompt_tokens is not None:
             self._pause(ask.session, outlook, pause, now, ask.program)
-            if self._peers:
+            if self.peers:
                 tokens = prompt_tokens + (output_tokens or 0)
+                program = ask.program if ask.program != ask.session else ""
                 self.news.append(
-                    News("pauses", ask.session, outlook.id, outlook.incarnation, tokens, kind=pause)
-                )
+                    News("pauses", ask.session, outlook.id, outlook.incarnation, tokens,
+                         block_tokens=block_tokens, kind=pause, program=program)
+                )  # fmt: skip
         else:
             self._let_go(ask.session)
             self._tell_idle(ask.session)
@@ -360,7 +364,7 @@ class Scheduler:
             return False
         if not seconds:
             self._let_go(session)
-        if self._peers:
+        if self.peers:
             self.news.append(News("leased", session, seconds=seconds))
         return True
 
@@ -371,10 +375,14 @@ class Scheduler:
             if other != session:
                 self._let_go(other)
                 self._tell_idle(other)
+        self._forget(session)
+        if self.peers:
+            self.news.append(News("closed", session))
+
+    def _forget(self, session: str) -> None:
         self._pauses.drop(session)
         self._born.pop(session, None)
         self._let_go(session)
-        self._tell_idle(session)
         for outlook in self._outlooks.values():
             outlook.holdings.forget(session)
 
@@ -448,7 +456,9 @@ class Scheduler:
 
     # -- the other routers
 
-    def hear(self, news: Iterable[News], outlooks: Sequence[Outlook], now: float) -> None:
+    def hear(
+        self, news: Iterable[News], outlooks: Sequence[Outlook], now: float, router: str = ""
+    ) -> None:
         """What another router's turns have come to."""
         known = {outlook.id: outlook for outlook in outlooks}
         for told in news:
@@ -457,6 +467,8 @@ class Scheduler:
                 home = self._homes.get(session)
                 if home is not None and not self._runs(session, home):
                     self._let_go(session)
+            elif told.state == "closed":
+                self._forget(session)
             elif told.state == "leased":
                 if self._pauses.hold(session, now, told.seconds) and not told.seconds:
                     self._let_go(session)
@@ -464,9 +476,9 @@ class Scheduler:
                 outlook = known.get(told.replica)
                 if outlook is not None and outlook.incarnation == told.incarnation:
                     self._outlooks[outlook.id] = outlook
-                    self._hear_turn(told, outlook, now)
+                    self._hear_turn(told, outlook, now, router)
 
-    def _hear_turn(self, told: News, outlook: Outlook, now: float) -> None:
+    def _hear_turn(self, told: News, outlook: Outlook, now: float, router: str) -> None:
         session, holdings = told.session, outlook.holdings
         self._pauses.returned(session, now)
         self._settle(session, outlook)
@@ -475,14 +487,22 @@ class Scheduler:
             cached = min(holdings.held(session, told.blocks), told.tokens)
             outlook.traffic.add(now, work(cached, told.tokens - cached))
             holdings.use(session, told.blocks, told.block_tokens, told.tokens)
-            self._pauses.away(session, outlook.id, now)
+            self._pauses.away(session, outlook.id, now, router)
             return
-        holdings.resume(session, told.tokens)
+        holdings.resume(session, told.tokens, told.block_tokens)
         if not self._runs(session, outlook):
-            self._pause(session, outlook, told.kind, now)
+            self._pause(session, outlook, told.kind, now, told.program)
+
+    def lose(self, router: str) -> None:
+        """Another router is gone: its turns, whose end it will not tell, are over."""
+        for session in self._pauses.at(router):
+            self._pauses.drop(session)
+            home = self._homes.get(session)
+            if home is not None and not self._runs(session, home):
+                self._let_go(session)
 
     def _tell_idle(self, session: str) -> None:
-        if self._peers:
+        if self.peers:
             self.news.append(News("idle", session))
 
 

@@ -64,7 +64,7 @@ class Flow:
         self._salt = salt
         self._tasks: set[asyncio.Task[Any]] = set()
         self._running: set[Turn] = set()
-        self._exchange = Exchange(pool, store)
+        self._exchange = Exchange(pool, store, standings, self._placement.hears)
         self._beside: list[asyncio.Task[None]] = []
 
     @property
@@ -79,6 +79,11 @@ class Flow:
     def lease(self, tenant: str, session: str, seconds: float) -> bool:
         """Hold a pausing session's KV memory for so long, 0 lets go of it; False: none is held."""
         return self._placement.lease(tenant, session, seconds)
+
+    @property
+    def routers(self) -> int:
+        """How many routers share the store, as far as this one has heard."""
+        return self._exchange.routers
 
     @property
     def policy(self) -> str:

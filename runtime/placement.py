@@ -61,6 +61,11 @@ class Placement:
         self._waiting: dict[str, asyncio.Future[Decision]] = {}
         self._clock: asyncio.TimerHandle | None = None
 
+    @property
+    def hears(self) -> Scheduler | None:
+        """Whom news of other routers are of use to: nobody, with a policy that prices nothing."""
+        return self.scheduler if self._priced else None
+
     # -- 1: the session
 
     async def session_of(self, request: TurnRequest, model: str) -> str:

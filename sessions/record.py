@@ -21,6 +21,12 @@ class SessionKey(msgspec.Struct, frozen=True, gc=False):
         """The key as one string."""
         return f"{self.tenant}\x1f{self.model}\x1f{self.session}"
 
+    @classmethod
+    def read(cls, text: str) -> "SessionKey":
+        """The key that `text` gave. Raises `ValueError` for what no key gives."""
+        tenant, model, session = text.split("\x1f", 2)
+        return cls(tenant, model, session)
+
 
 class Binding(msgspec.Struct, frozen=True, gc=False):
     """Which replica a session belongs to, fenced.

@@ -135,6 +135,7 @@ def native_routes(
         return {
             "policy": flow.policy,
             "policies": list(POLICIES),
+            "routers": flow.routers,
             "reasons": {reason: n for (_, reason), n in sorted(telemetry.decisions.items())},
             "queued": len(flow.scheduler.queue),
             "ttft_error_p50": telemetry.ttft_error_p50,
@@ -188,9 +189,9 @@ def native_routes(
         records = await store.find_session(caller, session)
         if not records:
             raise SessionNotFound(f"there is no session {session!r}")
-        flow.close_session(caller, session)
         for record in records:
             await store.close_session(SessionKey(caller, record.model, session))
+        flow.close_session(caller, session)
         return _shown(await _find(store, caller, session), standings)
 
     @routes.get("/turns/{turn}")

@@ -142,7 +142,7 @@ async def _pass(
             task = bar.add_task(name, total=total)
             began = time.monotonic()
             samples = await replay(
-                target, served, sessions, max_tokens=options["max_tokens"], lineage=lineage,
+                [target], served, sessions, max_tokens=options["max_tokens"], lineage=lineage,
                 key=key, done=lambda: bar.advance(task),
             )  # fmt: skip
             return report(name, samples, time.monotonic() - began)

@@ -24,6 +24,7 @@ class Sample(msgspec.Struct):
     began: float
     prompt: str
     replica: str | None = None
+    reason: str | None = None
     ttft_s: float | None = None
     tpot_s: float | None = None
     prompt_tokens: int = 0
@@ -58,7 +59,7 @@ class Report(msgspec.Struct):
 
 
 async def replay(
-    url: str,
+    urls: Sequence[str],
     model: str,
     sessions: Sequence[PlannedSession],
     *,
@@ -69,29 +70,30 @@ async def replay(
 ) -> list[Sample]:
     """Run every session at its time, whatever the others are at; one sample a turn.
 
-    `lineage` names no session, so that the router has to tell by the messages. `done` is called
-    after each turn.
+    The turns of a session go to the servers at `urls` in turn. `lineage` names no session, so that
+    the router has to tell by the messages. `done` is called after each turn.
     """
-    upstream = Upstream(url, _TIMEOUTS)
+    upstreams = [Upstream(url, _TIMEOUTS) for url in urls]
     began = time.monotonic()
     samples: list[Sample] = []
 
-    async def one(session: PlannedSession) -> None:
+    async def one(session: PlannedSession, start: int) -> None:
         await asyncio.sleep(max(0.0, began + session.start_s - time.monotonic()))
         for number, turn in enumerate(session.turns):
             await asyncio.sleep(turn.think_s)
             sample = Sample(session.id, number == 0, time.monotonic() - began, turn.text)
             samples.append(sample)
             name = None if lineage else session.id
+            upstream = upstreams[(start + number) % len(upstreams)]
             await _ask(upstream, model, turn, name, max_tokens, key, sample)
             done()
 
     try:
         async with asyncio.TaskGroup() as group:
-            for session in sessions:
-                group.create_task(one(session))
+            for start, session in enumerate(sessions):
+                group.create_task(one(session, start))
     finally:
-        await upstream.aclose()
+        await asyncio.gather(*(upstream.aclose() for upstream in upstreams))
     return samples
 
 
@@ -118,6 +120,7 @@ async def _ask(
             "POST", "/v1/chat/completions", msgspec.json.encode(body), headers
         ) as response:
             sample.replica = response.headers.get(b"x-sessile-replica", b"?").decode()
+            sample.reason = response.headers.get(b"x-sessile-reason", b"?").decode()
             if response.status != 200:
                 said = b"".join([chunk async for chunk in response])
                 sample.error = f"{response.status} {said[:200].decode('utf-8', 'replace')}"

@@ -18,7 +18,7 @@ def sessions(count: int) -> list[PlannedSession]:
 async def replayed(replica: FakeReplica, count: int = 1, lineage: bool = False) -> list[Sample]:
     """What the turns of `count` sessions met at `replica`."""
     return await replay(
-        replica.url, "fake", sessions(count), max_tokens=4, lineage=lineage, key="secret",
+        [replica.url], "fake", sessions(count), max_tokens=4, lineage=lineage, key="secret",
         done=lambda: None,
     )  # fmt: skip
 

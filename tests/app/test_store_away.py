@@ -7,6 +7,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from sessile.sessions.record import SessionKey
+
 CHAT = "/v1/chat/completions"
 ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -99,6 +101,28 @@ async def test_turns_go_on_without_the_store(start, http, store, redis_server, b
     assert (told["status"], told["store"]) == ("degraded", "degraded")
     page = (await http.get(one.url + "/metrics")).text
     assert "sessile_store_available 0.0" in page
+
+
+async def test_without_the_store_a_session_stays_where_another_router_has_put_it(
+    start, http, store, redis_server
+):
+    """What routers have told each other holds: no session has to begin anew elsewhere."""
+    one = await start(engines=3, store=store)
+    two = await start(beside=one, store=store)
+    await two.until(lambda: one.app.flow.routers == two.app.flow.routers == 2)
+    homes = {}
+    for number in range(8):
+        session = f"s{number}"
+        homes[session] = (await turn(http, one, session)).headers["x-sessile-replica"]
+    key = SessionKey("default", "m", "s7")
+    await two.until(lambda: two.app.standings.get(key) is not None)
+    redis_server.kill()
+    for session, home in homes.items():
+        reply = await turn(http, two, session)
+        assert reply.headers["x-sessile-replica"] == home
+    redis_server.start()
+    await two.until(lambda: two.app.store.available)
+    assert (await turn(http, two, "s7")).headers["x-sessile-replica"] == homes["s7"]
 
 
 async def test_sessions_bind_again_when_the_store_comes_back_empty(
