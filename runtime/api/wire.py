@@ -65,6 +65,15 @@ def openai_error(error: SessileError) -> dict[str, Any]:
     }
 
 
+def anthropic_error(error: SessileError, request_id: str) -> dict[str, Any]:
+    """The body that Anthropic's clients read; `request_id` is the turn's, where there was one."""
+    return {
+        "type": "error",
+        "error": {"type": wire_of(error).anthropic_type, "message": error.message},
+        "request_id": request_id,
+    }
+
+
 def retry_headers(error: SessileError) -> list[tuple[bytes, bytes]]:
     """`Retry-After` where the error knows when to come back."""
     if error.retry_after_s is None:
