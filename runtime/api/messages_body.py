@@ -4,8 +4,8 @@ Each field is translated, refused by name, or, where the API knows none of that 
 engine as it is: what an engine can do beyond the API, a client can ask for. Three are wishes that
 are heard as far as engines can: `thinking` is told to the chat template, but no engine can be held
 to its `budget_tokens` (`max_tokens` holds); `cache_control` does not say what is cached, which is
-every prefix, but how long the session's memory is held after its turn; `eager_input_streaming` is
-how tool input always comes.
+every prefix, but by its `ttl` how long the session's memory is held after the turn;
+`eager_input_streaming` is how tool input always comes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -52,7 +52,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     `document` is the upstream body, always of a stream. `silent` only fills the cache: the engine
     makes one token, since it cannot make none, and the client is told nothing of it.
     `hides_thinking` leaves out what was thought. `hold_s` is how long the session's memory is
-    wished to be held after the turn.
+    to be held after the turn, None where nothing was said.
     """
 
     model: str
@@ -255,15 +255,16 @@ def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _hold_s(body: Mapping[str, Any], messages: list[dict[str, Any]]) -> float | None:
-    """The longest time that a `cache_control` of the request asks for, in seconds."""
+    """The longest `ttl` of the request's `cache_control`, in seconds. One without a ttl, which
+    agents send by habit, leaves it to the router how long a session is worth holding."""
     longest: float | None = None
     for control, where in _controls(body, messages):
         if not isinstance(control, dict):
             raise InvalidRequest(f"{where} must be an object", param=where)
         one_of(control.get("type"), ("ephemeral",), f"{where}.type")
-        ttl = control.get("ttl")
-        ttl = "5m" if ttl is None else one_of(ttl, tuple(_TTL_S), f"{where}.ttl")
-        longest = max(longest or 0.0, _TTL_S[ttl])
+        if control.get("ttl") is not None:
+            ttl = one_of(control["ttl"], tuple(_TTL_S), f"{where}.ttl")
+            longest = max(longest or 0.0, _TTL_S[ttl])
     return longest
 
 

@@ -149,11 +149,21 @@ def test_effort_and_form(name):
     ("fields", "seconds"),
     [
         ({}, None),
-        ({"cache_control": {"type": "ephemeral"}}, 300),
+        ({"cache_control": {"type": "ephemeral"}}, None),
+        ({"cache_control": {"type": "ephemeral", "ttl": "5m"}}, 300),
         ({"tools": [{**TOOL, "cache_control": {"type": "ephemeral", "ttl": "1h"}}]}, 3600),
         (
-            {"system": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]},
-            300,
+            {
+                "cache_control": {"type": "ephemeral", "ttl": "5m"},
+                "system": [
+                    {
+                        "type": "text",
+                        "text": "x",
+                        "cache_control": {"type": "ephemeral", "ttl": "1h"},
+                    }
+                ],
+            },
+            3600,
         ),
         (
             {
@@ -172,7 +182,7 @@ def test_effort_and_form(name):
     ],
 )
 def test_cache_control_holds_the_session(fields, seconds):
-    """The longest of all holds it."""
+    """The longest ttl of all; a breakpoint without one says nothing of time."""
     assert read(**fields).hold_s == seconds
 
 
