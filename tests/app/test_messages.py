@@ -310,13 +310,22 @@ async def test_bad_requests_are_told_in_anthropics_shape(http, content, status, 
     assert (await http.post("/v1/messages", json=BODY)).status_code == 200
 
 
+async def test_a_thread_is_refused_in_the_words_that_its_client_knows(client, http):
+    """Nothing is held for it, and the client goes on with whole conversations."""
+    answer = await http.post("/v1/messages", json={**BODY, "thread": {"type": "create"}})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["details"] == {"error_code": "thread_unsupported_request"}
+    with pytest.raises(anthropic.BadRequestError) as caught:
+        await client.messages.create(**BODY, extra_body={"thread": {"type": "create"}})
+    assert caught.value.error_code == "thread_unsupported_request"
+
+
 async def test_what_is_not_there(client, http):
     """Batches are none of these engines' business."""
     with pytest.raises(anthropic.NotFoundError, match="/v1/messages/batches"):
         await client.messages.batches.list()
     answer = await http.get("/v1/messages")
-    assert answer.status_code == 405 or answer.status_code == 404
-    assert answer.json()["type"] == "error"
+    assert answer.status_code == 404 and answer.json()["type"] == "error"
 
 
 async def test_a_repeated_key_returns_the_first_message(router, http):

@@ -59,7 +59,7 @@ def test_a_conversation_with_the_real_model(real: Anthropic) -> None:
     messages: list[MessageParam] = [{"role": "user", "content": "Name a colour."}]
     asked: Any = {"model": model, "system": RULES, "messages": messages}
     counted = real.messages.count_tokens(**asked).input_tokens
-    raw = real.messages.with_raw_response.create(**asked, max_tokens=12, temperature=0)
+    raw = real.messages.with_raw_response.create(**asked, max_tokens=12)
     first = raw.parse()
     Message.model_validate(first.to_dict(mode="json"), strict=True)
     used = first.usage
@@ -101,7 +101,7 @@ def test_the_real_model_goes_on_from_what_it_began(real: Anthropic) -> None:
     made = real.messages.create(
         model=model_of(real),
         max_tokens=4,
-        temperature=0,
+        extra_body={"temperature": 0},
         messages=[
             {"role": "user", "content": "Count to ten."},
             {"role": "assistant", "content": begun},
