@@ -193,6 +193,8 @@ class Holdings:
         for key in reversed(blocks):  # NOTE: the deepest is the oldest and goes first
             block = get(key)
             if block is not None and block.present:
+                if block.tokens != block_tokens:
+                    self._resize(block, block_tokens)  # it was a guess before the engine counted
                 touch(key)
             else:
                 self._store(key, block, block_tokens)

@@ -32,6 +32,7 @@ _LEAST_MARGIN_S = 0.05  # nobody notices less
 _SOON_RATE = 0.5  # who returns at such a rate, a second, is about to be back
 _STARVED_S = 5.0  # but none once it has waited so long
 _MOMENT_S = 1.0  # what was touched so long ago is the newest still
+_WELL_GUESSED = 0.03  # a prompt whose length was guessed this well needs no correction
 _MOST_NEWS = 100_000
 
 
@@ -309,10 +310,12 @@ class Scheduler:
                 self._rates[ask.model],
             )  # fmt: skip
             tokens = prompt_tokens + (output_tokens or 0)
-            if now - run.began_at < _MOMENT_S:
+            counted = prompt_tokens / max(1, ask.prompt_tokens)
+            if now - run.began_at < _MOMENT_S and abs(counted - 1.0) < _WELL_GUESSED:
                 outlook.holdings.reach_to(ask.session, tokens)
             else:
-                outlook.holdings.use(ask.session, ask.blocks, ask.block_tokens, tokens)
+                block_tokens = max(1, round(ask.block_tokens * counted))
+                outlook.holdings.use(ask.session, ask.blocks, block_tokens, tokens)
         cost_s = outlook.rates.slope_s * run.work
         cost_s += (output_tokens or 0) * outlook.rates.tpot_s
         self.queue.serve(ask.tenant, ask.program or ask.session, cost_s)

@@ -15,13 +15,16 @@ class Sizes:
     def __init__(self) -> None:
         self.tokens_per_byte = _TOKENS_PER_BYTE
         self.reply_tokens = _REPLY_TOKENS
+        self._learned = 0
 
     def learn(self, size: int, prompt_tokens: int, output_tokens: int | None) -> float:
         """A prompt of `size` bytes was so many tokens; its own tokens a byte."""
         ratio = prompt_tokens / max(size, 1)
-        self.tokens_per_byte += _NEW_WEIGHT * (ratio - self.tokens_per_byte)
+        self._learned += 1
+        weight = max(_NEW_WEIGHT, 1 / self._learned)  # the first is worth more than the guess
+        self.tokens_per_byte += weight * (ratio - self.tokens_per_byte)
         if output_tokens:
-            self.reply_tokens += _NEW_WEIGHT * (output_tokens - self.reply_tokens)
+            self.reply_tokens += weight * (output_tokens - self.reply_tokens)
         return ratio
 
     def reply(self, most: int | None) -> int:

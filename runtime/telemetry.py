@@ -74,10 +74,12 @@ class Telemetry:
         if log.isEnabledFor(logging.INFO):
             log.info(
                 "turn ended session=%s turn=%s replica=%s reason=%s outcome=%s status=%s "
-                "prompt_tokens=%s cached_tokens=%s completion_tokens=%s ttft_s=%s duration_s=%s",
+                "prompt_tokens=%s cached_tokens=%s completion_tokens=%s queue_s=%s ttft_s=%s "
+                "duration_s=%s",
                 receipt.session, receipt.turn, replica, receipt.reason, receipt.outcome,
                 receipt.status, receipt.prompt_tokens, receipt.cached_tokens,
-                receipt.completion_tokens, _short(receipt.ttft_s), _short(receipt.duration_s),
+                receipt.completion_tokens, _short(receipt.queue_s), _short(receipt.ttft_s),
+                _short(receipt.duration_s),
             )  # fmt: skip
 
     @property

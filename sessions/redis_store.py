@@ -4,16 +4,18 @@ What is kept and under which key is decided here; how commands travel is `redis_
 Every key has an expiry, and is built by `Keys`.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
 import msgspec
 
-from sessile.errors import TurnLockLost
+from sessile.errors import StoreUnavailable, TurnLockLost
 from sessile.sessions import scripts
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
 from sessile.sessions.redis_link import Command, RedisLink, Script
@@ -23,6 +25,7 @@ log = logging.getLogger("sessile.store")
 
 _SEPARATOR = "\x1f"
 _MOST_RECENT = 10_000
+_RECENT_EVERY_S = 0.05  # how often the list of recent sessions is told of the turns that ended
 
 _CLAIM = Script(scripts.CLAIM)
 _REFRESH = Script(scripts.REFRESH)
@@ -92,6 +95,8 @@ class RedisStore:
         """Raises `SettingsError` for a URL that names no Redis. Nothing is connected yet."""
         self._link = RedisLink(url, _SCRIPTS, timeout_s=timeout_s, retry_after_s=retry_after_s)
         self._most_recent = most_recent
+        self._recent: dict[str, dict[str, float]] = {}  # by tenant and session, not sent yet
+        self._telling: asyncio.Task[None] | None = None
         self._ttl_ms = _ms(limits.ttl_s)
         self._binding_ttl_ms = _ms(limits.binding_ttl_s)
         self._turn_ttl_ms = _ms(limits.turn_ttl_s)
@@ -101,6 +106,11 @@ class RedisStore:
         await self._link.open()
 
     async def aclose(self) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+            await asyncio.gather(self._telling, return_exceptions=True)
+        with suppress(StoreUnavailable):
+            await self._link.run_all(self._take_recent())
         await self._link.aclose()
 
     @property
@@ -168,11 +178,16 @@ class RedisStore:
         except Exception:  # the caller's turn is over, nobody is left to be told
             log.exception("turn could not be encoded turn=%s", end.turn)
             self._link.lost_writes += 1
-        else:
-            self._link.queue(commands)
+            return
+        self._link.queue(commands)
+        self._recent.setdefault(end.key.tenant, {})[end.key.session] = time.time()
+        if self._telling is None:
+            self._telling = asyncio.create_task(self._tell_recent(), name="tell recent sessions")
 
     async def commit_turn(self, end: TurnEnd, record: TurnRecord) -> None:
-        kept, *_ = await self._link.run_all(self._end(end, record))
+        self._recent.setdefault(end.key.tenant, {})[end.key.session] = time.time()
+        commands = [*self._end(end, record), *self._take_recent()]
+        kept, *_ = await self._link.run_all(commands)
         if kept == 0:
             raise TurnLockLost(f"turn {end.turn} has lost the lock of its session")
 
@@ -196,7 +211,6 @@ class RedisStore:
                 self._binding_ttl_ms,
             ),
             ("SET", Keys.turn(key.tenant, end.turn), _encode(record), "PX", self._turn_ttl_ms),
-            self._recent(key),
         ]
         commands += [
             ("SET", Keys.lineage(key.tenant, key.model, step), key.session, "PX",
@@ -205,10 +219,20 @@ class RedisStore:
         ]  # fmt: skip
         return commands
 
-    def _recent(self, key: SessionKey) -> Command:
-        return _RECENT.command(
-            (Keys.recent(key.tenant),), time.time(), key.session, self._ttl_ms, self._most_recent
-        )
+    async def _tell_recent(self) -> None:
+        await asyncio.sleep(_RECENT_EVERY_S)
+        self._telling = None
+        with suppress(StoreUnavailable):
+            await self._link.run_all(self._take_recent())
+
+    def _take_recent(self) -> list[Command]:
+        recent, self._recent = self._recent, {}
+        return [self._list_recent(tenant, sessions) for tenant, sessions in recent.items()]
+
+    def _list_recent(self, tenant: str, sessions: dict[str, float]) -> Command:
+        pairs = [part for session, at in sessions.items() for part in (at, session)]
+        key = Keys.recent(tenant)
+        return _RECENT.command((key,), time.time(), self._ttl_ms, self._most_recent, *pairs)
 
     async def get_turn(self, tenant: str, turn: str) -> TurnRecord | None:
         data = await self._link.run(("GET", Keys.turn(tenant, turn)))
@@ -222,7 +246,7 @@ class RedisStore:
                 _CREATE.command(
                     (keys.record, keys.models), self._ttl_ms, record.model, *_write_record(record)
                 ),
-                self._recent(SessionKey(record.tenant, record.model, record.session)),
+                self._list_recent(record.tenant, {record.session: time.time()}),
             ]
         )
         return bool(made)
@@ -246,6 +270,7 @@ class RedisStore:
     async def list_sessions(self, tenant: str, limit: int) -> list[SessionRecord]:
         if limit < 1:
             return []
+        await self._link.run_all(self._take_recent())
         ids = await self._link.run(("ZREVRANGE", Keys.recent(tenant), 0, limit - 1))
         sessions = [raw.decode() for raw in ids]
         known = await self._link.run_all(

@@ -134,11 +134,13 @@ return 1
 """
 
 RECENT = """
--- KEYS recent   ARGV now_s member ttl_ms most
-redis.call('ZADD', KEYS[1], ARGV[1], ARGV[2])
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[1] - ARGV[3] / 1000)
-local over = redis.call('ZCARD', KEYS[1]) - tonumber(ARGV[4])
+-- KEYS recent   ARGV now_s ttl_ms most, and for each session: when_s member
+for n = 4, #ARGV, 2 do
+  redis.call('ZADD', KEYS[1], ARGV[n], ARGV[n + 1])
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', ARGV[1] - ARGV[2] / 1000)
+local over = redis.call('ZCARD', KEYS[1]) - tonumber(ARGV[3])
 if over > 0 then
   redis.call('ZREMRANGEBYRANK', KEYS[1], 0, over - 1)
 end

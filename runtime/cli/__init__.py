@@ -1,6 +1,8 @@
 """The `sessile` command: which subcommands there are, and how an error ends one."""
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -9,13 +11,32 @@ from sessile.errors import SessileError, SettingsError
 
 app = typer.Typer(
     name="sessile",
-    help="The serving runtime for AI agents: sessions that stay where their KV cache is.",
     epilog="Start with: sessile up",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sessile {version('sessile')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """The serving runtime for AI agents: sessions that stay where their KV cache is."""
+
+
 up.register(app)
 admin.register(app)
 bench.register(app)

@@ -159,6 +159,19 @@ def test_parallel_calls_of_one_session_keep_it_until_the_last_ends():
     assert a.holdings.is_live("s") and a.paused == {"s"}
 
 
+def test_a_wrong_guess_of_a_prompts_length_is_corrected():
+    """What was taken to be half as long again is counted as long as the engine says, the blocks
+    that the session shares with others among it: memory that nobody needs holds nobody up."""
+    brain, a = scheduler(), replica("a", 100_000)
+    blocks = tuple(range(12))
+    guessed = ask(tokens=12 * BLOCK, blocks=blocks)
+    brain.submit(guessed, [a], 0.0)
+    end(brain, "s", 0.5, 12 * BLOCK * 2 // 3, pause="tool")
+    assert abs(a.holdings.live_tokens - (12 * BLOCK * 2 // 3 + 100)) <= len(blocks)
+    other = ask("other", 12 * BLOCK * 2 // 3, blocks=blocks)
+    assert a.holdings.need("other", blocks, other.prompt_tokens) <= len(blocks)
+
+
 # -- the queue
 
 
