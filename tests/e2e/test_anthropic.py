@@ -142,6 +142,7 @@ def test_keys(locked_router: str) -> None:
     hi: Any = {"model": "echo", "max_tokens": 9, "messages": [{"role": "user", "content": "Hi"}]}
     for given in ({"api_key": "right"}, {"auth_token": "right"}):
         with Anthropic(base_url=locked_router, max_retries=0, **given) as client:
+            assert model_of(client) == client.models.retrieve("echo").id == "echo"
             assert text_of(client.messages.create(**hi)) == "echo Hi"
     with (
         Anthropic(base_url=locked_router, api_key="wrong", max_retries=0) as client,
