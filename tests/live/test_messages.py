@@ -1,4 +1,4 @@
-"""Anthropic's client and real engines: what is counted, cached, stopped, called and continued."""
+"""Anthropic's client and real engines: what is counted, cached, stopped and continued."""
 
 import uuid
 from collections.abc import Iterator
@@ -65,18 +65,6 @@ def test_a_stop_sequence_is_told(site: Any, client: Anthropic) -> None:
     made = client.messages.create(**_asked(site), max_tokens=40, stop_sequences=[" "])
     told = (made.stop_reason, made.stop_sequence)
     assert told == (("end_turn", None) if site.kind == "llamacpp" else ("stop_sequence", " "))
-
-
-def test_a_call_that_must_be_made(site: Any, client: Anthropic) -> None:
-    """Is a block with an input that its schema allows; SmolLM2's own template knows no tools."""
-    if site.kind == "llamacpp":
-        pytest.skip("its template ignores tools")
-    asked = _asked(site, tools=[_TOOL], tool_choice={"type": "tool", "name": "read_file"})
-    with client.messages.stream(**asked, max_tokens=60) as stream:
-        made = stream.get_final_message()
-    (call,) = (block for block in made.content if block.type == "tool_use")
-    assert call.name == "read_file" and call.input["path"] in ("a.txt", "b.txt")
-    assert made.stop_reason == "tool_use"
 
 
 def test_what_the_model_began_is_continued(site: Any, client: Anthropic) -> None:
