@@ -40,7 +40,8 @@ class Replica:
         self.turns = 0
         self.failures = 0
         self.prompt_tokens = 0
-        self.judged_tokens = 0  # prompt tokens of turns whose cached tokens were reported
+        self.counts_cached = False  # whether its engine has ever said how much it found cached
+        self.judged_tokens = 0  # prompt tokens of turns whose cached tokens are known
         self.completion_tokens = 0
         self.cached_tokens = 0
         self.predicted_tokens = 0

@@ -35,22 +35,32 @@ def settle(turn: Turn, replica: Replica) -> str | None:
         usage = replica.engine.read_usage(told["usage"], told)
     receipt.prompt_tokens = usage.prompt_tokens
     receipt.completion_tokens = usage.completion_tokens
-    receipt.cached_tokens = usage.cached_tokens
+    receipt.cached_tokens = cached = found_cached(usage, replica)
     if turn.streams and usage.completion_tokens is not None and usage.completion_tokens > 1:
         receipt.tpot_s = (turn.last_at - turn.first_at) / (usage.completion_tokens - 1)
     replica.turns += 1
     replica.completion_tokens += usage.completion_tokens or 0
     replica.predicted_tokens += receipt.predicted_cached_tokens or 0
     replica.prompt_tokens += usage.prompt_tokens or 0
-    if usage.prompt_tokens is not None and usage.cached_tokens is not None:
+    if usage.prompt_tokens is not None and cached is not None:
         replica.judged_tokens += usage.prompt_tokens
-        replica.cached_tokens += usage.cached_tokens
+        replica.cached_tokens += cached
     lineage = turn.request.claims.lineage
     if lineage is None or receipt.outcome != "ok":
         return None
     bodies = [plain] if plain is not None else list(events(turn.kept()))
     reply = read_reply(bodies)
     return lineage.after(reply) if reply is not None else None
+
+
+def found_cached(usage: Usage, replica: Replica) -> int | None:
+    """What the engine found in its cache. SGLang and vLLM leave the count out where it is zero: of
+    an engine that has given one before, none means that."""
+    if usage.cached_tokens is not None:
+        replica.counts_cached = True
+    elif usage.prompt_tokens is not None and replica.counts_cached:
+        return 0
+    return usage.cached_tokens
 
 
 def called(answer: dict[str, Any]) -> str:

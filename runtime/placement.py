@@ -303,8 +303,10 @@ class Placement:
     def _propose(self, turn: Turn, ask: Ask) -> Decision:
         """Where the session would go now; nothing is booked."""
         if self._priced:
-            outlooks = self._outlooks(turn)
-            decision = self.scheduler.decide(ask, outlooks, time.monotonic(), force=True)
+            outlooks, now = self._outlooks(turn), time.monotonic()
+            decision = self.scheduler.decide(ask, outlooks, now)
+            if decision is None:  # it will wait, and is bound to where it would be cheapest now
+                decision = self.scheduler.decide(ask, outlooks, now, force=True)
             assert decision is not None
             return decision
         return decide(ask, self._candidates(turn), self._policy, gate_slack=self._gate_slack)
