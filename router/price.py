@@ -79,8 +79,11 @@ class Rates(msgspec.Struct):
         if self.turns > 8:
             seconds = min(seconds, 4.0 * foreseen + 0.05)
         self.turns += 1
-        for name in ("n", "x", "y", "xx", "xy"):
-            setattr(self, name, getattr(self, name) * _MEMORY)
+        self.n *= _MEMORY
+        self.x *= _MEMORY
+        self.y *= _MEMORY
+        self.xx *= _MEMORY
+        self.xy *= _MEMORY
         self._add(amount, seconds, 1.0)
         self._solve()
 

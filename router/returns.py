@@ -9,6 +9,7 @@ from bisect import bisect_right
 from math import inf
 
 _EDGES_S = (0.0, 0.5, 1.0, 2.0, 4.0, 10.0, 30.0, 60.0, 600.0)
+_ENDS_S = (*_EDGES_S[1:], inf)
 _PRIOR_RATE = (1.97, 1.97, 0.17, 0.12, 0.1, 0.02, 0.01, 0.002, 0.0002)  # returns a second in each
 _PRIOR_WEIGHT = 2.0  # returns that the prior is worth, in each stretch
 _WORTH_RATE = 0.03  # below one return in half a minute nothing is kept for it
@@ -37,18 +38,15 @@ class Returns:
         self._observed += 1
         if self._observed % _WORTH_EVERY == 0:
             self._worth.clear()
-        for index, start in enumerate(_EDGES_S):
-            end = _EDGES_S[index + 1] if index + 1 < len(_EDGES_S) else inf
-            if since_s >= end or until_s < start:
-                continue
+        for index in range(_stretch(since_s), _stretch(until_s) + 1):
+            end = _ENDS_S[index]
             back, exposed_s = seen[index]
-            passed_s = max(0.0, min(until_s, end) - max(since_s, start))
+            passed_s = max(0.0, min(until_s, end) - max(since_s, _EDGES_S[index]))
             seen[index] = (back + (returned and until_s < end), exposed_s + passed_s)
 
     def rate(self, kind: str, elapsed_s: float) -> float:
         """Returns a second to be expected of a pause of that kind that has lasted so long."""
-        index = max(0, bisect_right(_EDGES_S, elapsed_s) - 1)
-        back, exposed_s = self._seen.get(kind, _PRIOR)[index]
+        back, exposed_s = self._seen.get(kind, _PRIOR)[_stretch(elapsed_s)]
         return back / exposed_s
 
     def worth_s(self, kind: str) -> float:
@@ -64,13 +62,17 @@ class Returns:
         worth = 0.0
         for index, start in enumerate(_EDGES_S):
             if self.rate(kind, start) >= _WORTH_RATE:
-                worth = _EDGES_S[index + 1] if index + 1 < len(_EDGES_S) else start
+                worth = _ENDS_S[index] if _ENDS_S[index] < inf else start
         return worth
 
     def _stretches(self, kind: str) -> list[tuple[float, float]]:
         if kind not in self._seen and len(self._seen) >= _MOST_CLASSES:
             kind = ""
         return self._seen.setdefault(kind, list(_PRIOR))
+
+
+def _stretch(elapsed_s: float) -> int:
+    return max(0, bisect_right(_EDGES_S, elapsed_s) - 1)
 
 
 _PRIOR = tuple((_PRIOR_WEIGHT, _PRIOR_WEIGHT / rate) for rate in _PRIOR_RATE)

@@ -93,10 +93,12 @@ class Scheduler:
             self._born[ask.session] = next(self._births)
         decision = None
         if failed or not self.queue or ask.session in self._homes:
-            home = self._home(ask, open_to)
-            if home is not None and not self._fits(ask, home):
-                self._make_room((home,), now, 1)  # dead pauses are no reason to move
             decision = self.decide(ask, open_to, now, failed)
+            if decision is not None and decision.reason == "memory":
+                home = self._home(ask, open_to)
+                assert home is not None
+                if self._make_room((home,), now, 1):  # dead pauses are no reason to move
+                    decision = self.decide(ask, open_to, now, failed)
             if decision is None and self._make_room(open_to, now, 1 + len(self.queue)):
                 decision = self.decide(ask, open_to, now, failed)
             while decision is None and self._displace(ask, now):

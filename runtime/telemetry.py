@@ -1,13 +1,16 @@
 """What an operator sees: Prometheus metrics, and one log line a turn; nothing is decided here."""
 
+import asyncio
 import json
 import logging
 import sys
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import accumulate
 from statistics import median
+from typing import TextIO
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -24,6 +27,7 @@ from sessile.sessions.store import Store
 
 log = logging.getLogger("sessile.turn")
 
+_MOMENT_S = 0.05
 _TTFT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _ERROR = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.75, 1, 2, 5)
 _TPOT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
@@ -195,6 +199,36 @@ def _short(seconds: float | None) -> str | None:
     return None if seconds is None else f"{seconds:.4f}"
 
 
+class _Handler(logging.StreamHandler[TextIO]):
+    """Writes the lines of a moment together, one system call for all, and warnings at once."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.append(self.format(record) + "\n")
+            if record.levelno >= logging.WARNING:
+                self.flush()
+            elif len(self._lines) == 1:
+                self._flush_soon()
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        with self.lock or nullcontext():
+            lines, self._lines = self._lines, []
+            self.stream.write("".join(lines))
+            self.stream.flush()
+
+    def _flush_soon(self) -> None:
+        try:
+            asyncio.get_running_loop().call_later(_MOMENT_S, self.flush)
+        except RuntimeError:  # no loop runs in this thread
+            self.flush()
+
+
 class _ConsoleFormatter(logging.Formatter):
     """One line for people; the time of day is put together once a second."""
 
@@ -228,7 +262,7 @@ def set_up_logs(format_: str, level: str) -> None:
     # A record's thread, process and caller are never shown; finding them costs 5 us a line.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler(sys.stderr)
     if format_ == "json":
         handler.setFormatter(_JsonFormatter())
     else:
