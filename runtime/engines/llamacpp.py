@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from sessile.engines.base import OpenAIShaped, Samples, absent, array, count, document
 from sessile.router.replica import Call, Identity, Load, Reply, Usage
 
@@ -64,6 +66,10 @@ class LlamaCpp(OpenAIShaped):
         if read.cached_tokens is None and isinstance(timings, Mapping):
             return Usage(read.prompt_tokens, read.completion_tokens, count(timings.get("cache_n")))
         return read
+
+    def count_call(self, document: Mapping[str, Any]) -> Call | None:
+        """Renders and counts exactly as a completion would, images too."""
+        return Call("POST", "/v1/chat/completions/input_tokens", msgspec.json.encode(document))
 
 
 def _incarnation(props: Mapping[str, Any]) -> str | None:
