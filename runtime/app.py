@@ -131,6 +131,7 @@ class App:
     def _sync(self) -> None:
         self.probes.sync()
         self.feeds.sync()
+        self.flow.look()
 
     async def _close_upstreams(self) -> None:
         for replica in self.pool:

@@ -52,6 +52,7 @@ class Telemetry:
         self._errors: deque[float] = deque(maxlen=1000)
         self.decisions: Counter[tuple[str, str]] = Counter()
         self.turns: Counter[tuple[str, str]] = Counter()
+        self.moves: Counter[tuple[str, str]] = Counter()
 
     def watch(self, pool: Pool, store: Store) -> None:
         """Read what the pool and the store are at each scrape."""
@@ -150,9 +151,15 @@ class _State(Collector):
         )
         for labels, count in self._telemetry.decisions.items():
             decisions.add_metric(labels, count)
+        moves = CounterMetricFamily(
+            "sessile_moves", "Sessions moved while they paused", labels=["reason", "outcome"]
+        )
+        for labels, count in self._telemetry.moves.items():
+            moves.add_metric(labels, count)
         return [
             turns,
             decisions,
+            moves,
             self._telemetry.ttft_s.collect(),
             self._telemetry.tpot_s.collect(),
         ]

@@ -137,6 +137,9 @@ def native_routes(
             "policies": list(POLICIES),
             "routers": flow.routers,
             "reasons": {reason: n for (_, reason), n in sorted(telemetry.decisions.items())},
+            "moves": {
+                f"{reason} {outcome}": n for (reason, outcome), n in sorted(telemetry.moves.items())
+            },
             "queued": len(flow.scheduler.queue),
             "ttft_error_p50": telemetry.ttft_error_p50,
             "return_share": flow.scheduler.returns.share,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sessile.errors import InvalidRequest, ReplicaRefused, ReplicaUnreachable
-from sessile.router.replica import Call, Engine, FeedSource, Identity, Load, Reply, Usage
+from sessile.router.replica import Call, Engine, FeedSource, Identity, Load, Reply, Steps, Usage
 
 _ABSENT = (404, 405, 501)  # how engines answer a path that they lack or have switched off
 _PROMPT = (
@@ -69,6 +69,17 @@ class OpenAIShaped:
 
     def fields(self, *, turn: str, session: str | None, salt: str | None) -> Mapping[str, Any]:
         return {}
+
+    def order(self, priority: int, identity: Identity) -> Mapping[str, Any]:
+        return {}
+
+    def release_call(self, session: str, identity: Identity) -> Call | None:
+        return None
+
+    def carry(
+        self, path: str, document: Mapping[str, Any], file: str
+    ) -> tuple[Steps, Steps] | None:
+        return None
 
     def read_usage(self, usage: Mapping[str, Any], body: Mapping[str, Any]) -> Usage:
         details = usage.get("prompt_tokens_details")

@@ -1,5 +1,6 @@
 """Every adapter, on what real engines answered; `record.py` says what, and records it anew."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -24,7 +25,7 @@ from sessile.errors import (
 from sessile.relay import UsageRelay, events, read_reply
 from sessile.router.blocks import BlockTree
 from sessile.router.kv_events import Feed, read_batch
-from sessile.router.replica import Call, Engine, FeedSource, Reply, Usage
+from sessile.router.replica import Call, Engine, FeedSource, Reply, Steps, Usage
 
 RECORDED = Path(__file__).with_name("recorded")
 KINDS = ["sglang", "vllm", "llamacpp", "openai"]
@@ -439,3 +440,79 @@ def test_the_feed_of_a_real_sglang_tells_what_a_session_holds() -> None:
     for turn in document["turns"]:
         told = held[turn["messages"] - 1]
         assert told is not None and 0 < turn["tokens"] - told <= 16
+
+
+def test_only_an_sglang_that_was_started_to_hold_sessions_is_told_to_release_them(
+    kind: str,
+) -> None:
+    """Its own page says whether it does; by default no engine does."""
+    adapter = engine(kind)
+    identity = adapter.read_identity(replies(kind, "identity"))
+    assert not identity.holds_sessions and adapter.release_call("s", identity) is None
+    if kind == "sglang":
+        holding = adapter.read_identity(started_with(enable_session_radix_cache=True))
+        call = adapter.release_call("team/s", holding)
+        assert call is not None and call.path == "/close_session"
+        assert json.loads(call.body) == {"session_id": "team/s"}
+
+
+@pytest.mark.parametrize(("low_first", "sent"), [(False, -3), (True, 3)])
+def test_a_priority_is_sent_where_it_orders(kind: str, low_first: bool, sent: int) -> None:
+    """0 is the most urgent whichever way the replica counts; nobody else is sent one."""
+    adapter = engine(kind)
+    assert not adapter.order(3, adapter.read_identity(replies(kind, "identity")))
+    if kind == "sglang":
+        ordering = adapter.read_identity(
+            started_with(
+                enable_priority_scheduling=True, schedule_low_priority_values_first=low_first
+            )
+        )
+        assert adapter.order(3, ordering) == {"priority": sent}
+
+
+def started_with(**arguments: object) -> tuple[Reply, ...]:
+    """The pages of the recorded SGLang, as if it had been started with these arguments."""
+    models, info = replies("sglang", "identity")
+    return models, Reply(200, json.dumps({**json.loads(info.body), **arguments}).encode())
+
+
+def test_llama_cpp_carries_a_prompt_from_slot_to_slot() -> None:
+    """It is saved from the slot that it is found in, and restored where nothing is lost by it."""
+    chat = {"messages": [{"role": "user", "content": "hi"}]}
+    steps = engine("llamacpp").carry("/v1/chat/completions", chat, "s.kv")
+    assert steps is not None
+    save, restore = (
+        walk(each, {"/apply-template": {"prompt": "<hi>"}, "/completion": {"id_slot": 1}})
+        for each in steps
+    )
+    assert save == [
+        ("/apply-template", chat),
+        ("/completion", {"prompt": "<hi>", "n_predict": 0}),
+        ("/slots/1?action=save", {"filename": "s.kv"}),
+    ]
+    assert [path for path, _ in restore] == ["/completion", "/slots/1?action=restore"]
+    assert restore[-1][1] == {"filename": "s.kv"}
+    for others in set(KINDS) - {"llamacpp"}:
+        assert engine(others).carry("/v1/chat/completions", chat, "s.kv") is None
+
+
+@pytest.mark.parametrize(
+    "told", [{"/apply-template": {}}, {"/apply-template": {"prompt": "p"}, "/completion": {}}]
+)
+def test_what_llama_cpp_does_not_say_ends_the_carrying(told: dict[str, Any]) -> None:
+    """No prompt, or no slot: there is nothing to save."""
+    steps = engine("llamacpp").carry("/v1/chat/completions", {"messages": []}, "s.kv")
+    assert steps is not None
+    with pytest.raises(ReplicaRefused):
+        walk(steps[0], told)
+
+
+def walk(steps: Steps, told: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The calls, each answered by what is told of its path."""
+    made = []
+    with contextlib.suppress(StopIteration):
+        call = next(steps)
+        while True:
+            made.append((call.path, json.loads(call.body)))
+            call = steps.send(Reply(200, json.dumps(told.get(call.path, {})).encode()))
+    return made
