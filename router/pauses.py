@@ -86,7 +86,7 @@ class Pauses:
     def move(self, session: str, replica: str) -> None:
         """The session goes on at another replica; it pauses still, as long as it has."""
         pause = self._pauses.get(session)
-        if pause is None or pause.elsewhere:
+        if pause is None or pause.router is not None:
             return
         self._tie(session, pause)
         pause.replica = replica

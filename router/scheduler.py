@@ -384,7 +384,7 @@ class Scheduler:
     def return_rate(self, session: str, now: float) -> float | None:
         """Returns a second to be expected of a session that pauses; None: it does not."""
         pause = self._pauses.get(session)
-        if pause is None or pause.elsewhere:
+        if pause is None or pause.router is not None:
             return None
         return self.returns.rate(pause.kind, now - pause.since)
 

@@ -275,7 +275,7 @@ class Placement:
         while released:
             session, replica = released.popleft()
             if not self.scheduler.is_home(session, replica):
-                yield SessionKey(*session.split("\x1f", 2)), replica
+                yield SessionKey.read(session), replica
 
     # -- deciding
 
