@@ -61,7 +61,6 @@ class App:
             self.standings.bound_to,
         )
         self.telemetry = Telemetry()
-        self.telemetry.watch(self.pool, store)
         self.auth = Authenticator(settings.auth)
         self.probes = Probes(
             self.pool,
@@ -79,6 +78,7 @@ class App:
             telemetry=self.telemetry,
             salt=self.auth.salt,
         )
+        self.telemetry.watch(self.pool, store, lambda: len(self.flow.scheduler.queue))
         longest = settings.server.max_body_bytes
         self._lanes: dict[str, ASGIApp] = {
             path: FastLane(path, self.flow, self.auth, longest)
