@@ -122,6 +122,8 @@ async def test_a_turn_waits_for_memory_and_its_receipt_says_how_long(router, htt
     await router.until(lambda: len(queue) == 1)
     assert len(router.engine.asked) == 1
     assert "sessile_queued_turns 1.0" in (await http.get(router.url + "/metrics")).text
+    (place,) = (await http.get(f"{router.url}/sessile/v1/policy")).json()["queue"]
+    assert (place["place"], place["session"]) == (1, "second") and place["waited_s"] >= 0
     await asyncio.sleep(0.02)
     hold.set()
     await running
