@@ -274,9 +274,6 @@ class Scheduler:
         self._settle(ask.session, outlook)
         outlook.start(ask, decision.predicted_cached_tokens or 0, now)
         self._asks[ask.turn] = (ask, outlook)
-        self._tell_run(ask, outlook)
-
-    def _tell_run(self, ask: Ask, outlook: Outlook) -> None:
         if self.peers:
             self.news.append(
                 News("runs", ask.session, outlook.id, outlook.incarnation,
@@ -391,15 +388,9 @@ class Scheduler:
     def move(self, ask: Ask, decision: Decision, open_to: Sequence[Outlook], now: float) -> None:
         """A session that pauses goes on elsewhere: what prewarms it there is booked from now on, as
         the turn of `ask`, until `moved`. Its pause goes on, too."""
-        outlook = next((o for o in open_to if o.id == decision.replica), None)
-        if outlook is None:
-            return
-        self._outlooks[outlook.id] = outlook
-        self._settle(ask.session, outlook)
-        outlook.start(ask, decision.predicted_cached_tokens or 0, now)
-        self._asks[ask.turn] = (ask, outlook)
-        self._pauses.move(ask.session, outlook.id)
-        self._tell_run(ask, outlook)
+        self.book(ask, decision, open_to, now)
+        if ask.turn in self._asks:
+            self._pauses.move(ask.session, decision.replica)
 
     def moved(
         self, turn: str, now: float, *, prompt_tokens: int | None = None,
