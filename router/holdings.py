@@ -217,11 +217,12 @@ class Holdings:
             known = self.index.masks.get(key)
             self.index.masks[key] = self.bit if known is None else known | self.bit
 
-    def resume(self, session: str, tokens: int) -> None:
-        """The session stands where it last stood, with so many tokens now."""
+    def resume(self, session: str, tokens: int, block_tokens: int = 0) -> None:
+        """The session stands where it last stood, with so many tokens now, and so many a block if
+        that is known better."""
         chain = self._chains.get(session)
         if chain is not None:
-            self.use(session, chain.keys[:-1], chain.block_tokens, tokens)
+            self.use(session, chain.keys[:-1], block_tokens or chain.block_tokens, tokens)
 
     def reach_to(self, session: str, tokens: int) -> None:
         """What the session stands on has so many tokens now, the tail the rest; nothing is

@@ -41,8 +41,9 @@ class Outlook:
 
     `capacity_tokens` is the KV memory that running turns need, `host_tokens` what the engine keeps
     beside it (a host cache), both None where it does not say; `slots` how many turns run at once.
-    `foreign_*` is the work of other routers. Invariant: `pending_work` is the sum over the runs
-    that have given no token yet; `computing` holds the blocks that these were the first to need.
+    `foreign_*` is the work of other routers; what their sessions need counts in `holdings`.
+    Invariant: `pending_work` is the sum over the runs that have given no token yet; `computing`
+    holds the blocks that these were the first to need.
     """
 
     def __init__(self, id: str, incarnation: str = "") -> None:
@@ -54,7 +55,6 @@ class Outlook:
         self.reported_queue = 0
         self.foreign_running = 0
         self.foreign_work = 0.0
-        self.foreign_tokens = 0
         self.rates = Rates.prior()
         self.traffic = Traffic()
         self.holdings = Holdings(None)
@@ -113,6 +113,7 @@ class Outlook:
             "held_tokens": self.holdings.tokens,
             "live_tokens": self.holdings.live_tokens,
             "running": len(self.runs),
+            "running_elsewhere": self.foreign_running,
             "paused": len(self.paused),
             "pending_work_tokens": round(self.pending_work),
         }
@@ -153,7 +154,7 @@ class Outlook:
         total = self.total_tokens
         if total is None:
             return True
-        live = self.holdings.live_tokens + self.foreign_tokens
+        live = self.holdings.live_tokens
         if not live:
             return True
         tokens = ask.prompt_tokens + ask.output_tokens
@@ -301,7 +302,7 @@ def totals(
         slope_s, in_flight = rates.slope_s, len(o.runs) + o.foreign_running
         others = in_flight + _HARM_PAUSED * len(o.paused)
         if o.capacity_tokens is not None:
-            live = holdings.live_tokens + o.foreign_tokens
+            live = holdings.live_tokens
             if live:
                 room = fill * (o.capacity_tokens + o.host_tokens) - live
                 if room < tokens and (

@@ -17,7 +17,7 @@ class Pause(msgspec.Struct, eq=False, gc=False):
     """A session between two turns: where, what it waits for, and until when its memory is held.
 
     `told` is a lease that somebody asked for, `program` the session that began its program. One
-    that runs at another router is a pause too, in case its end is never told: it teaches nothing.
+    that runs at another `router` is a pause too, in case its end is never told: it teaches nothing.
     """
 
     replica: str
@@ -27,7 +27,7 @@ class Pause(msgspec.Struct, eq=False, gc=False):
     program: str = ""
     held: bool = True
     told: bool = False
-    elsewhere: bool = False
+    router: str | None = None
     counted_s: float = 0.0
 
 
@@ -65,24 +65,28 @@ class Pauses:
             self._programs.setdefault(program, {})[session] = None
         self._loose.setdefault(replica, {}).setdefault(kind, {})[session] = pause
 
-    def away(self, session: str, replica: str, now: float) -> None:
+    def away(self, session: str, replica: str, now: float, router: str) -> None:
         """The session runs at another router."""
         self.drop(session)
-        self._add(session, Pause(replica, "", now, now + _GIVEN_UP_S, elsewhere=True))
+        self._add(session, Pause(replica, "", now, now + _GIVEN_UP_S, router=router))
+
+    def at(self, router: str) -> list[str]:
+        """Those that run at another router."""
+        return [session for session, pause in self._pauses.items() if pause.router == router]
 
     def returned(self, session: str, now: float) -> None:
         """The session sends its next turn."""
         pause = self._pauses.get(session)
         if pause is not None:
             self.drop(session)
-            if not pause.elsewhere:
+            if pause.router is None:
                 self._observe(pause, now, returned=True)
                 self.returns.count(returned=True)
 
     def move(self, session: str, replica: str) -> None:
         """The session goes on at another replica; it pauses still, as long as it has."""
         pause = self._pauses.get(session)
-        if pause is None or pause.elsewhere:
+        if pause is None or pause.router is not None:
             return
         self._tie(session, pause)
         pause.replica = replica
@@ -92,7 +96,7 @@ class Pauses:
     def hold(self, session: str, now: float, seconds: float) -> bool:
         """Hold its memory for so long, whatever happens; False: it does not pause."""
         pause = self._pauses.get(session)
-        if pause is None or pause.elsewhere:
+        if pause is None or pause.router is not None:
             return False
         self._tie(session, pause)
         pause.until, pause.told = now + seconds, seconds > 0
@@ -129,11 +133,11 @@ class Pauses:
                 continue
             if pause.held:
                 found.append(session)
-            if not pause.elsewhere:
+            if pause.router is None:
                 self._observe(pause, now, returned=False)
                 if pause.held:  # else memory was short, which says nothing of it
                     self.returns.count(returned=False)
-            if pause.elsewhere or now - pause.since >= _GIVEN_UP_S:
+            if pause.router is not None or now - pause.since >= _GIVEN_UP_S:
                 self.drop(session)
                 given_up.append(session)
             else:

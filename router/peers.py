@@ -2,7 +2,8 @@
 
 A turn is told when it begins and when it ends; what each router has under way is told as sums
 (`Outlook.foreign_*`), which a lost message or a lost router cannot leave wrong. News that come
-late or never cost a worse decision, nothing else: the binding is what routers agree on.
+late or never cost a worse decision, nothing else: the binding is what routers agree on. Sessions
+and blocks are keyed under their tenant, so nothing crosses from one to another.
 """
 
 from typing import Literal
@@ -14,12 +15,14 @@ class News(msgspec.Struct, frozen=True, array_like=True):
     """What became of a session at a replica.
 
     runs     a turn begins: its blocks, and the tokens that it will need
-    pauses   it has ended, `tokens` are held, and `kind` is what the session waits for
+    pauses   it has ended, `tokens` are held, `kind` is what the session waits for, and `program`
+             the session that began its program, if that is another
     idle     nothing is held for the session any longer
+    closed   it is over
     leased   its memory is to be held for so many `seconds` from now
     """
 
-    state: Literal["runs", "pauses", "idle", "leased"]
+    state: Literal["runs", "pauses", "idle", "closed", "leased"]
     session: str
     replica: str = ""
     incarnation: str = ""
@@ -28,3 +31,4 @@ class News(msgspec.Struct, frozen=True, array_like=True):
     block_tokens: int = 0
     kind: str = ""
     seconds: float = 0.0
+    program: str = ""

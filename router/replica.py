@@ -141,6 +141,13 @@ class Engine(Protocol):
     def read_usage(self, usage: Mapping[str, Any], body: Mapping[str, Any]) -> Usage:
         """The counts in an OpenAI-shaped `usage` object; `body` is the object that held it."""
 
+    def count_call(self, document: Mapping[str, Any]) -> Call | None:
+        """A call that counts the tokens of a chat request's prompt without generating; None where
+        the engine has none, or where it would not count this one exactly."""
+
+    def read_count(self, reply: Reply) -> int | None:
+        """The count; None from a replica that is too old to have the call."""
+
     def abort_call(self, turn: str) -> Call | None:
         """The call that stops request `turn` at once; None where closing the connection does."""
 

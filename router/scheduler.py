@@ -32,8 +32,8 @@ _LEAST_MARGIN_S = 0.05  # nobody notices less
 _SOON_RATE = 0.5  # who returns at such a rate, a second, is about to be back
 _STARVED_S = 5.0  # but none once it has waited so long
 _MOMENT_S = 1.0  # what was touched so long ago is the newest still
+_MOST_NEWS = 5_000
 _WELL_GUESSED = 0.03  # a prompt whose length was guessed this well needs no correction
-_MOST_NEWS = 100_000
 _MOST_RELEASED = 10_000
 
 
@@ -57,14 +57,15 @@ class Admitted(msgspec.Struct, frozen=True):
 class Scheduler:
     """Decides for one router. Made by `placement`, and by the simulator.
 
-    With `peers`, `news` is what to tell the other routers since it was last emptied.
+    With `peers`, `news` is what to tell the other routers since it was last emptied, the oldest
+    left out where that is too much.
     """
 
     def __init__(
         self, limits: Limits, weights: dict[str, float] | None = None, *, peers: bool = False
     ) -> None:
         self._limits = limits
-        self._peers = peers
+        self.peers = peers
         self.news: deque[News] = deque(maxlen=_MOST_NEWS)
         self.released: deque[tuple[str, str]] = deque(maxlen=_MOST_RELEASED)
         """Sessions whose memory is held no longer, and at which replica; emptied by whoever tells
@@ -203,7 +204,7 @@ class Scheduler:
         for outlook in tied:
             if outlook.id == ask.near:
                 return outlook
-        loads = [(o.in_flight, o.holdings.live_tokens + o.foreign_tokens) for o in tied]
+        loads = [(o.in_flight, o.holdings.live_tokens) for o in tied]
         least = min(loads)
         lightest = [o for o, load in zip(tied, loads, strict=True) if load == least]
         return rendezvous(ask.group or ask.session, lightest) if len(lightest) > 1 else lightest[0]
@@ -273,10 +274,7 @@ class Scheduler:
         self._settle(ask.session, outlook)
         outlook.start(ask, decision.predicted_cached_tokens or 0, now)
         self._asks[ask.turn] = (ask, outlook)
-        self._tell_run(ask, outlook)
-
-    def _tell_run(self, ask: Ask, outlook: Outlook) -> None:
-        if self._peers:
+        if self.peers:
             self.news.append(
                 News("runs", ask.session, outlook.id, outlook.incarnation,
                      ask.prompt_tokens + ask.output_tokens, ask.blocks, ask.block_tokens)
@@ -312,6 +310,7 @@ class Scheduler:
         run = outlook.end(turn, now)
         if run is None:
             return
+        block_tokens = ask.block_tokens
         if prompt_tokens is not None:
             if ask.bound is not None and cached_tokens is not None:
                 added = prompt_tokens - cached_tokens - self._added_tokens
@@ -325,7 +324,7 @@ class Scheduler:
             if now - run.began_at < _MOMENT_S and abs(counted - 1.0) < _WELL_GUESSED:
                 outlook.holdings.reach_to(ask.session, tokens)
             else:
-                block_tokens = max(1, round(ask.block_tokens * counted))
+                block_tokens = max(1, round(block_tokens * counted))
                 outlook.holdings.use(ask.session, ask.blocks, block_tokens, tokens)
         cost_s = outlook.rates.slope_s * run.work
         cost_s += (output_tokens or 0) * outlook.rates.tpot_s
@@ -336,11 +335,13 @@ class Scheduler:
             self._release(ask.session, outlook)  # it has moved meanwhile
         elif pause is not None and prompt_tokens is not None:
             self._pause(ask.session, outlook, pause, now, ask.program)
-            if self._peers:
+            if self.peers:
                 tokens = prompt_tokens + (output_tokens or 0)
+                program = ask.program if ask.program != ask.session else ""
                 self.news.append(
-                    News("pauses", ask.session, outlook.id, outlook.incarnation, tokens, kind=pause)
-                )
+                    News("pauses", ask.session, outlook.id, outlook.incarnation, tokens,
+                         block_tokens=block_tokens, kind=pause, program=program)
+                )  # fmt: skip
         else:
             self._let_go(ask.session)
             self._tell_idle(ask.session)
@@ -380,22 +381,16 @@ class Scheduler:
     def return_rate(self, session: str, now: float) -> float | None:
         """Returns a second to be expected of a session that pauses; None: it does not."""
         pause = self._pauses.get(session)
-        if pause is None or pause.elsewhere:
+        if pause is None or pause.router is not None:
             return None
         return self.returns.rate(pause.kind, now - pause.since)
 
     def move(self, ask: Ask, decision: Decision, open_to: Sequence[Outlook], now: float) -> None:
         """A session that pauses goes on elsewhere: what prewarms it there is booked from now on, as
         the turn of `ask`, until `moved`. Its pause goes on, too."""
-        outlook = next((o for o in open_to if o.id == decision.replica), None)
-        if outlook is None:
-            return
-        self._outlooks[outlook.id] = outlook
-        self._settle(ask.session, outlook)
-        outlook.start(ask, decision.predicted_cached_tokens or 0, now)
-        self._asks[ask.turn] = (ask, outlook)
-        self._pauses.move(ask.session, outlook.id)
-        self._tell_run(ask, outlook)
+        self.book(ask, decision, open_to, now)
+        if ask.turn in self._asks:
+            self._pauses.move(ask.session, decision.replica)
 
     def moved(
         self, turn: str, now: float, *, prompt_tokens: int | None = None,
@@ -416,7 +411,7 @@ class Scheduler:
         pause = self._pauses.get(session)
         if pause is not None and pause.held:
             outlook.paused.add(session)
-            if self._peers:
+            if self.peers:
                 self.news.append(
                     News("pauses", session, outlook.id, outlook.incarnation, ask.prompt_tokens,
                          kind=pause.kind)
@@ -433,7 +428,7 @@ class Scheduler:
             return False
         if not seconds:
             self._let_go(session)
-        if self._peers:
+        if self.peers:
             self.news.append(News("leased", session, seconds=seconds))
         return True
 
@@ -444,10 +439,14 @@ class Scheduler:
             if other != session:
                 self._let_go(other)
                 self._tell_idle(other)
+        self._forget(session)
+        if self.peers:
+            self.news.append(News("closed", session))
+
+    def _forget(self, session: str) -> None:
         self._pauses.drop(session)
         self._born.pop(session, None)
         self._let_go(session)
-        self._tell_idle(session)
         for outlook in self._outlooks.values():
             outlook.holdings.forget(session)
 
@@ -525,7 +524,9 @@ class Scheduler:
 
     # -- the other routers
 
-    def hear(self, news: Iterable[News], outlooks: Sequence[Outlook], now: float) -> None:
+    def hear(
+        self, news: Iterable[News], outlooks: Sequence[Outlook], now: float, router: str = ""
+    ) -> None:
         """What another router's turns have come to."""
         known = {outlook.id: outlook for outlook in outlooks}
         for told in news:
@@ -534,6 +535,8 @@ class Scheduler:
                 home = self._homes.get(session)
                 if home is not None and not self._runs(session, home):
                     self._let_go(session)
+            elif told.state == "closed":
+                self._forget(session)
             elif told.state == "leased":
                 if self._pauses.hold(session, now, told.seconds) and not told.seconds:
                     self._let_go(session)
@@ -541,9 +544,9 @@ class Scheduler:
                 outlook = known.get(told.replica)
                 if outlook is not None and outlook.incarnation == told.incarnation:
                     self._outlooks[outlook.id] = outlook
-                    self._hear_turn(told, outlook, now)
+                    self._hear_turn(told, outlook, now, router)
 
-    def _hear_turn(self, told: News, outlook: Outlook, now: float) -> None:
+    def _hear_turn(self, told: News, outlook: Outlook, now: float, router: str) -> None:
         session, holdings = told.session, outlook.holdings
         self._pauses.returned(session, now)
         self._settle(session, outlook)
@@ -552,14 +555,22 @@ class Scheduler:
             cached = min(holdings.held(session, told.blocks), told.tokens)
             outlook.traffic.add(now, work(cached, told.tokens - cached))
             holdings.use(session, told.blocks, told.block_tokens, told.tokens)
-            self._pauses.away(session, outlook.id, now)
+            self._pauses.away(session, outlook.id, now, router)
             return
-        holdings.resume(session, told.tokens)
+        holdings.resume(session, told.tokens, told.block_tokens)
         if not self._runs(session, outlook):
-            self._pause(session, outlook, told.kind, now)
+            self._pause(session, outlook, told.kind, now, told.program)
+
+    def lose(self, router: str) -> None:
+        """Another router is gone: its turns, whose end it will not tell, are over."""
+        for session in self._pauses.at(router):
+            self._pauses.drop(session)
+            home = self._homes.get(session)
+            if home is not None and not self._runs(session, home):
+                self._let_go(session)
 
     def _tell_idle(self, session: str) -> None:
-        if self._peers:
+        if self.peers:
             self.news.append(News("idle", session))
 
 

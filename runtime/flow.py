@@ -67,7 +67,7 @@ class Flow:
         self._salt = salt
         self._tasks: set[asyncio.Task[Any]] = set()
         self._running: set[Turn] = set()
-        self._exchange = Exchange(pool, store)
+        self._exchange = Exchange(pool, store, standings, self._placement.hears)
         self._mover = Mover(
             pool=pool, placement=self._placement, telemetry=telemetry, salt=salt,
             random=self._random,
@@ -94,6 +94,11 @@ class Flow:
         held = self._placement.lease(tenant, session, seconds)
         self._release()
         return held
+
+    @property
+    def routers(self) -> int:
+        """How many routers share the store, as far as this one has heard."""
+        return self._exchange.routers
 
     @property
     def policy(self) -> str:

@@ -64,6 +64,11 @@ class Placement:
         self._followers: dict[str, list[asyncio.Future[bool]]] = {}
         self._clock: asyncio.TimerHandle | None = None
 
+    @property
+    def hears(self) -> Scheduler | None:
+        """Whom news of other routers are of use to: nobody, with a policy that prices nothing."""
+        return self.scheduler if self._priced else None
+
     # -- 1: the session
 
     async def session_of(self, request: TurnRequest, model: str) -> str:
@@ -270,7 +275,7 @@ class Placement:
         while released:
             session, replica = released.popleft()
             if not self.scheduler.is_home(session, replica):
-                yield SessionKey(*session.split("\x1f", 2)), replica
+                yield SessionKey.read(session), replica
 
     # -- deciding
 

@@ -49,6 +49,21 @@ class Standings:
         if len(self._entries) > self._limit:
             self.drop(next(iter(self._entries)))
 
+    def hear(self, key: SessionKey, replica: str, incarnation: str, *, lasts: bool) -> None:
+        """Another router has sent a turn of the session to this replica. If that is news here, the
+        session is believed to be bound there, until the store confirms it or knows better; of one
+        that is not known and, for all that is known, does not last, nothing is remembered."""
+        standing = self._entries.get(key)
+        if standing is None:
+            if lasts:
+                self.put(key, Standing(Binding(replica, incarnation, 0), None, None))
+            return
+        bound = standing.binding
+        if (bound.replica, bound.incarnation) != (replica, incarnation):
+            moved = Binding(replica, incarnation, bound.epoch)
+            ratio = standing.tokens_per_byte
+            self.put(key, Standing(moved, None, standing.context_tokens, ratio))
+
     def drop(self, key: SessionKey) -> None:
         """Forget `key`, if it is known."""
         standing = self._entries.pop(key, None)

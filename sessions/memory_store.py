@@ -12,7 +12,15 @@ import msgspec
 
 from sessile.errors import TurnLockLost
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
-from sessile.sessions.store import Claim, StoredResult, StoreLimits, TurnEnd
+from sessile.sessions.store import (
+    NEWS_AT_ONCE,
+    NEWS_LIVE,
+    Claim,
+    StoredResult,
+    StoreLimits,
+    Told,
+    TurnEnd,
+)
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -80,6 +88,8 @@ class MemoryStore:
             limits.binding_ttl_s, clock, most_entries
         )
         self._reports: _Expiring[str, bytes] = _Expiring(limits.ttl_s, clock, most_entries)
+        self._news: _Expiring[int, tuple[str, bytes]] = _Expiring(limits.ttl_s, clock, most_entries)
+        self._last_news = 0
         self._once: _Expiring[tuple[str, str], StoredResult | str] = _Expiring(
             limits.idempotency_ttl_s, clock, most_entries
         )
@@ -216,9 +226,20 @@ class MemoryStore:
         mine = [record for record in self._records.newest() if record.tenant == tenant]
         return [msgspec.structs.replace(record) for record in mine[:limit]]
 
-    async def exchange(self, router: str, report: bytes, ttl_s: float) -> list[bytes]:
+    async def exchange(
+        self, router: str, report: bytes, ttl_s: float, *, news: bytes = b"", seen: str = ""
+    ) -> Told:
         self._reports.put(router, report, ttl_s)
-        return [other for name, other in self._reports.items() if name != router]
+        if news:
+            self._last_news += 1
+            self._news.put(self._last_news, (router, news), NEWS_LIVE * ttl_s)
+        last = int(seen or 0)
+        new = [entry for entry in self._news.items() if entry[0] > last][:NEWS_AT_ONCE]
+        return Told(
+            {name: other for name, other in self._reports.items() if name != router},
+            [told for _, told in new if told[0] != router],
+            str(new[-1][0]) if new else seen,
+        )
 
     async def find_lineage(self, tenant: str, model: str, keys: Sequence[str]) -> str | None:
         for step in keys:

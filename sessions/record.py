@@ -26,6 +26,12 @@ class SessionKey(msgspec.Struct, frozen=True, gc=False):
         """The session as engines are told of it: what they store for it comes back under it."""
         return self.session if self.tenant == "default" else f"{self.tenant}/{self.session}"
 
+    @classmethod
+    def read(cls, text: str) -> "SessionKey":
+        """The key that `text` gave. Raises `ValueError` for what no key gives."""
+        tenant, model, session = text.split("\x1f", 2)
+        return cls(tenant, model, session)
+
 
 class Binding(msgspec.Struct, frozen=True, gc=False):
     """Which replica a session belongs to, fenced.

@@ -7,7 +7,7 @@ Every key has an expiry, and is built by `Keys`.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from hashlib import blake2b
@@ -19,12 +19,21 @@ from sessile.errors import StoreUnavailable, TurnLockLost
 from sessile.sessions import scripts
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
 from sessile.sessions.redis_link import Command, RedisLink, Script
-from sessile.sessions.store import Claim, StoredResult, StoreLimits, TurnEnd
+from sessile.sessions.store import (
+    NEWS_AT_ONCE,
+    NEWS_LIVE,
+    Claim,
+    StoredResult,
+    StoreLimits,
+    Told,
+    TurnEnd,
+)
 
 log = logging.getLogger("sessile.store")
 
 _SEPARATOR = "\x1f"
 _MOST_RECENT = 10_000
+_MOST_NEWS_BYTES = 1 << 20  # of one call, so that a backlog is not what the time-out catches
 _RECENT_EVERY_S = 0.05  # how often the list of recent sessions is told of the turns that ended
 
 _CLAIM = Script(scripts.CLAIM)
@@ -72,8 +81,8 @@ class Keys:
         return f"sessile:line:{_known_digest(tenant, model)}:{step}"
 
     @staticmethod
-    def reports() -> tuple[str, str]:
-        return "sessile:{reports}:seen", "sessile:{reports}:told"
+    def reports() -> tuple[str, str, str]:
+        return "sessile:{reports}:seen", "sessile:{reports}:told", "sessile:{reports}:news"
 
     @staticmethod
     def once(tenant: str, key: str) -> str:
@@ -290,11 +299,20 @@ class RedisStore:
 
     # -- what routers tell each other
 
-    async def exchange(self, router: str, report: bytes, ttl_s: float) -> list[bytes]:
-        others: list[bytes] = await self._link.run(
-            _EXCHANGE.command(Keys.reports(), router, report, ttl_s, _ms(10 * ttl_s))
+    async def exchange(
+        self, router: str, report: bytes, ttl_s: float, *, news: bytes = b"", seen: str = ""
+    ) -> Told:
+        reports, told, last = await self._link.run(
+            _EXCHANGE.command(
+                Keys.reports(), router, report, ttl_s, _ms(NEWS_LIVE * ttl_s), news, seen,
+                NEWS_AT_ONCE, _MOST_NEWS_BYTES,
+            )
+        )  # fmt: skip
+        return Told(
+            {name.decode(): other for name, other in _pairs(reports)},
+            [(name.decode(), other) for name, other in _pairs(told)],
+            last.decode(),
         )
-        return others
 
     # -- idempotency
 
@@ -319,6 +337,10 @@ def _digest(*parts: str) -> str:
 
 
 _known_digest = lru_cache(maxsize=16_384)(_digest)  # of what comes again turn after turn
+
+
+def _pairs(flat: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    return zip(flat[::2], flat[1::2], strict=True)
 
 
 def _ms(seconds: float) -> int:

@@ -148,8 +148,9 @@ return 1
 """
 
 EXCHANGE = """
--- KEYS seen told   ARGV router report ttl_s keys_ttl_ms
--- Stores a router's report; the reports of all others that were renewed within the ttl.
+-- KEYS seen told news   ARGV router report ttl_s keys_ttl_ms news since most most_bytes
+-- Stores a router's report, and its news unless they are empty. Of all others: the reports that
+-- were renewed within the ttl, and the news behind the id `since`: {reports, news, last id}
 local clock = redis.call('TIME')
 local now = clock[1] + clock[2] / 1000000
 redis.call('ZADD', KEYS[1], now, ARGV[1])
@@ -164,8 +165,34 @@ local others = {}
 local all = redis.call('HGETALL', KEYS[2])
 for n = 1, #all, 2 do
   if all[n] ~= ARGV[1] then
+    others[#others + 1] = all[n]
     others[#others + 1] = all[n + 1]
   end
 end
-return others
+if ARGV[5] ~= '' then
+  local oldest = string.format('%.0f', now * 1000 - ARGV[4])
+  redis.call('XADD', KEYS[3], 'MINID', oldest, '*', ARGV[1], ARGV[5])
+  redis.call('PEXPIRE', KEYS[3], ARGV[4])
+end
+local news, last = {}, ARGV[6]
+local newest = redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 1)[1]
+if newest and newest[1] ~= last then
+  local function ms(id) return tonumber(string.match(id, '^%d+')) or math.huge end
+  -- What was seen later than the newest was seen in a stream that has been lost since.
+  local from = ms(last) > ms(newest[1]) and '-' or '(' .. last
+  local left = tonumber(ARGV[8])
+  for _, entry in ipairs(redis.call('XRANGE', KEYS[3], from, '+', 'COUNT', ARGV[7])) do
+    if left <= 0 then
+      break
+    end
+    last = entry[1]
+    local router, told = unpack(entry[2])
+    if router ~= ARGV[1] then
+      news[#news + 1] = router
+      news[#news + 1] = told
+      left = left - #told
+    end
+  end
+end
+return {others, news, last}
 """

@@ -13,6 +13,11 @@ import msgspec
 
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
 
+NEWS_LIVE = 10
+"""How many times longer than reports news are kept."""
+NEWS_AT_ONCE = 256
+"""How many pieces of news are told at once, at most."""
+
 
 class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
     """How long each kind of fact lives, in seconds from its last use."""
@@ -63,6 +68,18 @@ class StoredResult(msgspec.Struct, frozen=True):
     status: int
     content_type: str
     body: bytes
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What `exchange` gives of the other routers.
+
+    `reports` are the newest of those that live, by router; `news` are pairs of a router and what it
+    told, in the order in which they came; `seen` goes with the next call.
+    """
+
+    reports: dict[str, bytes]
+    news: list[tuple[str, bytes]]
+    seen: str
 
 
 class Store(Protocol):
@@ -157,9 +174,16 @@ class Store(Protocol):
 
     # -- what routers tell each other
 
-    async def exchange(self, router: str, report: bytes, ttl_s: float) -> list[bytes]:
-        """Leave this router's report for the others, and take theirs. A report that is not renewed
-        for `ttl_s` is gone, so that a router that was killed is forgotten."""
+    async def exchange(
+        self, router: str, report: bytes, ttl_s: float, *, news: bytes = b"", seen: str = ""
+    ) -> Told:
+        """Leave this router's report for the others, and its news if there are any; take theirs.
+
+        A report that is not renewed for `ttl_s` is gone, so that a router that was killed is
+        forgotten. News are kept for `NEWS_LIVE` times as long, and told to each other router once:
+        those since `seen`, all that there are for "". A long backlog takes several calls; what is
+        gone by then, or was lost with the store, is never told.
+        """
 
     # -- idempotency
 

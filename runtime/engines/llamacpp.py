@@ -74,6 +74,10 @@ class LlamaCpp(OpenAIShaped):
             return Usage(read.prompt_tokens, read.completion_tokens, count(timings.get("cache_n")))
         return read
 
+    def count_call(self, document: Mapping[str, Any]) -> Call | None:
+        """Renders and counts exactly as a completion would, images too."""
+        return Call("POST", "/v1/chat/completions/input_tokens", msgspec.json.encode(document))
+
 
 def _save(path: str, document: Mapping[str, Any], file: str) -> Steps:
     """The prompt is run once more, for no token: that takes it out of the host cache into a slot,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from sessile.engines.base import OpenAIShaped, absent, count, document, reachable
+from sessile.engines.base import OpenAIShaped, absent, count, document, reachable, tokenize_call
 from sessile.errors import ReplicaRefused
 from sessile.router.replica import Call, FeedSource, Identity, Load, Reply
 
@@ -104,6 +104,9 @@ class SGLang(OpenAIShaped):
         if salt is not None:
             fields["cache_salt"] = salt
         return fields
+
+    def count_call(self, document: Mapping[str, Any]) -> Call | None:
+        return tokenize_call(document)
 
     def order(self, priority: int, identity: Identity) -> Mapping[str, Any]:
         """NOTE: while it orders, a request without a priority comes after all that have one."""

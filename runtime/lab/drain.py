@@ -75,7 +75,7 @@ async def measure(url: str, sessions: Sequence[PlannedSession], max_tokens: int)
         async with asyncio.TaskGroup() as group:
             draining = group.create_task(drain())
             running = group.create_task(
-                replay(url, model, sessions, max_tokens=max_tokens, lineage=False, key=None,
+                replay([url], model, sessions, max_tokens=max_tokens, lineage=False, key=None,
                        done=done)
             )  # fmt: skip
         name, at, drained_s = draining.result()

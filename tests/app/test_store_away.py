@@ -7,6 +7,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from sessile.sessions.record import SessionKey
+
 CHAT = "/v1/chat/completions"
 ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -101,6 +103,28 @@ async def test_turns_go_on_without_the_store(start, http, store, redis_server, b
     assert "sessile_store_available 0.0" in page
 
 
+async def test_without_the_store_a_session_stays_where_another_router_has_put_it(
+    start, http, store, redis_server
+):
+    """What routers have told each other holds: no session has to begin anew elsewhere."""
+    one = await start(engines=3, store=store)
+    two = await start(beside=one, store=store)
+    await two.until(lambda: one.app.flow.routers == two.app.flow.routers == 2)
+    homes = {}
+    for number in range(8):
+        session = f"s{number}"
+        homes[session] = (await turn(http, one, session)).headers["x-sessile-replica"]
+    key = SessionKey("default", "m", "s7")
+    await two.until(lambda: two.app.standings.get(key) is not None)
+    redis_server.kill()
+    for session, home in homes.items():
+        reply = await turn(http, two, session)
+        assert reply.headers["x-sessile-replica"] == home
+    redis_server.start()
+    await two.until(lambda: two.app.store.available)
+    assert (await turn(http, two, "s7")).headers["x-sessile-replica"] == homes["s7"]
+
+
 async def test_sessions_bind_again_when_the_store_comes_back_empty(
     start, http, store, redis_server
 ):
@@ -123,7 +147,7 @@ async def test_sessions_bind_again_when_the_store_comes_back_empty(
 
 async def test_a_long_turn_keeps_its_binding(start, http, store):
     """A turn that outlasts the binding's lifetime renews it: the session is still bound after."""
-    router = await start(engines=2, store=store, sessions={"binding_ttl_s": 0.6, "confirm_s": 0})
+    router = await start(engines=2, store=store, sessions={"binding_ttl_s": 2.0, "confirm_s": 0})
     home = (await turn(http, router)).headers["x-sessile-replica"]
     gate = asyncio.Event()
     router.engines[home].plays("slow", gate)
@@ -131,7 +155,7 @@ async def test_a_long_turn_keeps_its_binding(start, http, store):
         http.post(router.url + CHAT, json={**ASK, "stream": True}, headers={"x-session-id": "s"})
     )
     await router.until(lambda: router.engines[home].running == 1)
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(3.0)
     other = await start(beside=router, store=store)
     reply = await turn(http, other)
     gate.set()

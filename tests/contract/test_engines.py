@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from anthropic.types import Message, RawMessageStreamEvent
+from pydantic import TypeAdapter
 
+from sessile.api.messages_body import Asked
+from sessile.api.messages_events import MessageStream
 from sessile.api.wire import engine_error
 from sessile.engines.base import engine, engines
 from sessile.errors import (
@@ -25,6 +29,8 @@ from sessile.router.replica import Call, Engine, FeedSource, Reply, Steps, Usage
 
 RECORDED = Path(__file__).with_name("recorded")
 KINDS = ["sglang", "vllm", "llamacpp", "openai"]
+COUNTING = ["sglang", "llamacpp"]  # those whose counts were recorded
+EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
 NOW = 1000.0
 GARBAGE = [
     Reply(500, b'{"error": "no"}'),
@@ -228,6 +234,58 @@ def test_a_stream_adds_up_to_a_message(kind: str) -> None:
         message = read_reply(events(called.body))
         assert message is not None
         assert [c["function"]["name"] for c in message["tool_calls"]] == ["read_file"]
+
+
+def test_a_real_stream_becomes_a_message(kind: str) -> None:
+    """Anthropic's types take every event, and the whole; the usage adds up to the prompt."""
+    for case in ("stream", "stream_second_turn", "tool_call_stream"):
+        ((_, reply),) = exchanges(kind, case)
+        stream = MessageStream("msg_1", Asked(model="m", stream=True, document={}))
+        told = stream.start()
+        stream.feed(reply.body, told)
+        told += stream.finish()
+        for event in told:
+            if event.type != "ping":
+                EVENT.validate_json(event.body)
+        Message.model_validate_json(json.dumps(stream.message), strict=True)
+        body = [e for e in events(reply.body) if e.get("usage")][-1]
+        usage = stream.message["usage"]
+        parts = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+        assert sum(usage[part] or 0 for part in parts) == body["usage"]["prompt_tokens"]
+        if case == "stream_second_turn":
+            assert usage["cache_read_input_tokens"] > 100
+        if case == "tool_call_stream" and kind in ("sglang", "vllm"):
+            (block,) = stream.message["content"]
+            assert block["type"] == "tool_use" and block["name"] == "read_file"
+
+
+@pytest.mark.parametrize("kind", COUNTING)
+def test_a_count_is_what_a_turn_takes(kind: str) -> None:
+    """The adapter's call was answered with the very number that a completion then reported."""
+    (counted, turn) = exchanges(kind, "count")
+    call = engine(kind).count_call(counted.sent)
+    assert call is not None and json.loads(call.body) == counted.sent
+    used = json.loads(turn.reply.body)["usage"]["prompt_tokens"]
+    assert engine(kind).read_count(counted.reply) == used > 200
+
+
+def test_what_a_tokenizer_would_not_count_exactly_is_not_asked_of_it(kind: str) -> None:
+    """Images, and an effort that a template may render, are counted by a turn; llama.cpp renders
+    both. A replica without the call, or one that answers nonsense, gives no count."""
+    adapter = engine(kind)
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    hello = {"role": "user", "content": "Say hello."}
+    for asked in (
+        {"messages": [{"role": "user", "content": [image]}]},
+        {"messages": [hello], "reasoning_effort": "low"},
+    ):
+        assert (adapter.count_call({"model": "m", **asked}) is None) is (kind != "llamacpp")
+    call = adapter.count_call({"model": "m", "messages": [hello], "max_tokens": 9})
+    assert (call is None) is (kind == "openai")
+    assert adapter.read_count(Reply(404, b"")) is None
+    assert adapter.read_count(Reply(200, b'{"count": 7}')) == 7
+    with pytest.raises(ReplicaRefused):
+        adapter.read_count(Reply(200, b'{"count": "many"}'))
 
 
 def test_the_fields_that_are_added_were_taken(kind: str) -> None:

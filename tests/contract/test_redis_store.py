@@ -255,6 +255,7 @@ async def test_every_key_has_an_expiry(open_store: OpenStore, redis_server: Any)
     await store.begin_once("acme", "k2", "t1")
     await store.end_once("acme", "k", StoredResult("t1", 200, "text/plain", b"x"))
     await store.close_session(KEY)
+    await store.exchange("one", b"report", 2.0, news=b"news")
     async with Redis.from_url(redis_server.url) as client:
         keys = [key async for key in client.scan_iter()]
         assert len(keys) >= 10
@@ -288,6 +289,39 @@ async def test_the_recent_sessions_are_bounded(open_store: OpenStore, redis_serv
         await store.commit_turn(TurnEnd(key=key, turn=f"t{n}", binding=None), record)
     listed = [record.session for record in await store.list_sessions("acme", 100)]
     assert listed == [f"s{n}" for n in range(24, 14, -1)]
+
+
+async def test_news_of_a_server_whose_clock_is_behind(
+    open_store: OpenStore, redis_server: Any
+) -> None:
+    """One that takes over, empty, is heard from its first news on."""
+    store = await open_store()
+    ahead = f"{10**15}-0"
+    told = await store.exchange("one", b"r", 60.0, news=b"1", seen=ahead)
+    assert told.news == []  # its own
+    told = await store.exchange("two", b"r", 60.0, seen=ahead)
+    assert told.news == [("one", b"1")]
+    assert (await store.exchange("two", b"r", 60.0, seen=told.seen)).news == []
+
+
+async def test_news_are_forgotten_in_time_and_told_by_the_megabyte(
+    open_store: OpenStore, redis_server: Any
+) -> None:
+    """What is kept depends on how long it lives, not on how much is told; what is too much for one
+    call is left for the next."""
+    store = await open_store()
+    for number in range(40):
+        await store.exchange("one", b"r", 0.01, news=b"%d" % number)
+        await asyncio.sleep(0.01)
+    assert int(redis_server.ask("XLEN sessile:{reports}:news").strip(":\r\n")) < 20
+    for _ in range(3):
+        await store.exchange("one", b"r", 60.0, news=b"x" * 900_000)
+    sizes, seen = [], ""
+    for _ in range(3):
+        told = await store.exchange("two", b"r", 60.0, seen=seen)
+        sizes.append(sum(len(news) for _, news in told.news) // 900_000)
+        seen = told.seen
+    assert sizes == [2, 1, 0]
 
 
 # -- batches and queues

@@ -90,6 +90,19 @@ def test_what_cannot_be_measured_is_said_in_one_sentence(tmp_path: Path) -> None
         assert word in said and said.count("\n") == 1, said
 
 
+def test_routers_in_small() -> None:
+    """The instrument runs: every turn is answered, with Redis killed in the middle too."""
+    command = [
+        sys.executable, "-m", "sessile.lab.routers_bench", "--routers", "1,2", "--sessions", "4",
+        "--rate", "10", "--think", "0.1", "--away", "0.3", "--json",
+    ]  # fmt: skip
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    rows = json.loads(ran.stdout)
+    assert [(row["routers"], row["redis_away_s"]) for row in rows] == [(1, 0), (2, 0), (2, 0.3)]
+    assert all(row["turns"] > 20 and row["errors"] == 0 for row in rows), rows
+    assert all(0.5 < row["hit_rate"] < 1 and row["ttft_p99"] > 0 for row in rows)
+
+
 def test_cost_of_the_router_in_small() -> None:
     """The instrument runs, and every figure is there."""
     out, _ = bench("--cost", "--requests", "400", "--json")

@@ -36,6 +36,23 @@ def test_the_least_recently_used_is_forgotten_first():
     assert standings.get(key("one")) and standings.bound_to("a") == len(standings) == 2
 
 
+def test_what_another_router_tells_of_a_session_is_believed_until_it_is_confirmed():
+    """A turn where the session is known to be changes nothing."""
+    standings = Standings()
+    standings.put(key("s"), at("a"))
+    standings.hear(key("s"), "a", "1", lasts=True)
+    assert standings.get(key("s")).confirmed_at == 0.0
+    for told in ("s", "stranger"):
+        standings.hear(key(told), "b", "2", lasts=True)
+        standing = standings.get(key(told))
+        assert (standing.binding.replica, standing.binding.incarnation) == ("b", "2")
+        assert standing.confirmed_at is None
+    assert (standings.bound_to("a"), standings.bound_to("b")) == (0, 2)
+    standings.hear(key("single call"), "b", "2", lasts=False)
+    standings.hear(key("s"), "a", "2", lasts=False)
+    assert (standings.bound_to("a"), standings.bound_to("b")) == (1, 1)
+
+
 def test_a_closed_session_is_forgotten_under_every_model():
     """Another tenant's session of the same id stays."""
     standings = Standings()

@@ -41,7 +41,7 @@ REPLICAS = st.lists(
             "slots": st.none() | st.integers(1, 4),
             "runs": RUNS,
             "paused": st.integers(0, 3),
-            "foreign": st.tuples(st.integers(0, 3), st.integers(0, 9000), st.integers(0, 9000)),
+            "foreign": st.tuples(st.integers(0, 3), st.integers(0, 9000)),
             "rate": st.floats(100.0, 50_000.0),
         }
     ),
@@ -69,7 +69,7 @@ def test_totals_are_the_prices(made, n, tokens, blocks, fill, later, now):
             if begun:
                 outlook.first_token(turn, 0.1 * number + 0.05)
         outlook.paused = {f"p{number}" for number in range(told["paused"])}
-        outlook.foreign_running, work_ahead, outlook.foreign_tokens = told["foreign"]
+        outlook.foreign_running, work_ahead = told["foreign"]
         outlook.foreign_work = float(work_ahead)
         pool.append(outlook)
     one = ask(f"s{n}", tokens, blocks=tuple(range(min(blocks, tokens // BLOCK))))
@@ -143,7 +143,7 @@ def test_pending_work_is_that_of_turns_without_a_token(steps):
 
 
 def test_memory_fits_what_is_live_beside_it_or_a_turn_alone():
-    """Live sessions count once, other routers' tokens count too, and an empty replica takes all."""
+    """Live sessions count once, and an empty replica takes all."""
     outlook = replica(10_000)
     assert outlook.fits(ask(tokens=50_000), 0.95)
     outlook.start(ask("other", 5000), 0, 0.0)
@@ -151,10 +151,9 @@ def test_memory_fits_what_is_live_beside_it_or_a_turn_alone():
     assert not outlook.fits(ask(tokens=5000), 0.95)
     assert outlook.fits(ask(tokens=5000), inf)
     assert outlook.fits(ask("other", 9000), 0.95)  # its own tokens are there already
-    outlook.foreign_tokens = 1000
-    assert not outlook.fits(ask(tokens=4000), 0.95)
+    assert not outlook.fits(ask(tokens=4500), 0.95)
     outlook.resize(10_000, 5000)
-    assert outlook.fits(ask(tokens=4000), 0.95)
+    assert outlook.fits(ask(tokens=4500), 0.95)
     outlook.resize(None)
     assert outlook.total_tokens is None and outlook.fits(ask(tokens=10**9), 0.95)
 

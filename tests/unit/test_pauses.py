@@ -51,7 +51,8 @@ def test_a_session_that_runs_at_another_router_is_no_pause():
     """It can neither be leased nor let go of for want, nor does its end teach anything; but it is
     not live for ever if its router dies."""
     pauses = Pauses()
-    pauses.away("s", "r1", 0.0)
+    pauses.away("s", "r1", 0.0, "other")
+    assert pauses.at("other") == ["s"] and pauses.at("another") == []
     share = pauses.returns.share
     assert not pauses.hold("s", 1.0, 10.0) and pauses.poorest("r1", 1e9, 100.0) == []
     assert pauses.over(601.0) == (["s"], ["s"]) and "s" not in pauses

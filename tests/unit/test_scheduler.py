@@ -329,8 +329,9 @@ def test_schedulers_that_exchange_news_agree():
     here.submit(ask(tokens=5000, blocks=tuple(range(19))), [mine], 0.0)
     tell(0.1)
     assert yours.holdings.live_tokens
-    here.end("turn of s", 1.0, prompt_tokens=5000, cached_tokens=0, output_tokens=50, pause="ls")
+    here.end("turn of s", 1.0, prompt_tokens=6000, cached_tokens=0, output_tokens=50, pause="ls")
     tell(1.1)
+    assert yours.holdings.match(tuple(range(19))) == mine.holdings.match(tuple(range(19))) > 5000
     here.lease("s", 1.2, 100.0)
     tell(1.2)
     for brain in (here, there):
@@ -340,6 +341,47 @@ def test_schedulers_that_exchange_news_agree():
     here.close("s")
     tell(91.0)
     assert not yours.holdings.live_tokens
+
+
+def test_closing_a_program_lets_go_of_what_it_has_at_other_routers():
+    """A sub-agent whose last turn was elsewhere is let go of with it, at every router."""
+    here, there = (Scheduler(Limits(), peers=True) for _ in range(2))
+    mine, yours = replica("a", 100_000), replica("a", 100_000)
+    there.submit(ask("child", program="root"), [yours], 0.0)
+    end(there, "child", 1.0, pause="ls")
+    here.hear(list(there.news), [mine], 1.0)
+    assert mine.holdings.is_live("child")
+    here.close("root")
+    assert not mine.holdings.is_live("child")
+    there.hear(list(here.news), [yours], 1.1)
+    assert not yours.holdings.live_tokens
+
+
+def test_the_turns_of_a_lost_router_are_over():
+    """Its memory is free at once; what runs here, or at a router that lives, is not touched."""
+    here, there = (Scheduler(Limits(), peers=True) for _ in range(2))
+    pool = [replica("a", 100_000)]
+    for session in ("lost", "both", "other"):
+        there.submit(ask(session, turn=f"theirs of {session}"), [replica("a", 100_000)], 0.0)
+    lost, both, other = there.news
+    here.hear([lost, both], pool, 0.1, "killed")
+    here.hear([other], pool, 0.1, "alive")
+    here.submit(ask("both"), pool, 0.2)
+    here.hear([both], pool, 0.3, "killed")
+    here.lose("killed")
+    live = [name for name in ("lost", "both", "other") if pool[0].holdings.is_live(name)]
+    assert live == ["both", "other"]
+    here.lose("killed")
+    here.lose("alive")
+    assert not pool[0].holdings.is_live("other")
+
+
+def test_news_that_nobody_takes_are_bounded():
+    """With the store away the oldest are lost."""
+    brain = Scheduler(Limits(), peers=True)
+    for number in range(6_000):
+        brain.close(f"s{number}")
+    assert len(brain.news) == 5_000 and brain.news[-1].session == "s5999"
 
 
 STEPS = st.lists(
