@@ -521,5 +521,5 @@ def _decision(ask: Ask, chosen: Outlook, reason: str, price: Price) -> Decision:
         reason=reason,
         binding=binding,
         predicted_cached_tokens=price.cached_tokens,
-        predicted_ttft_s=price.ttft_s,
+        predicted_ttft_s=price.ttft_s if chosen.rates.turns else None,  # no guess is better
     )

@@ -250,14 +250,13 @@ class RedisStore:
 
     async def create_session(self, record: SessionRecord) -> bool:
         keys = Keys(record.tenant, record.session, record.model)
-        made, _ = await self._link.run_all(
-            [
-                _CREATE.command(
-                    (keys.record, keys.models), self._ttl_ms, record.model, *_write_record(record)
-                ),
-                self._list_recent(record.tenant, {record.session: time.time()}),
-            ]
+        made = await self._link.run(
+            _CREATE.command(
+                (keys.record, keys.models), self._ttl_ms, record.model, *_write_record(record)
+            )
         )
+        if made:
+            await self._link.run(self._list_recent(record.tenant, {record.session: time.time()}))
         return bool(made)
 
     async def get_session(self, key: SessionKey) -> SessionRecord | None:

@@ -172,6 +172,15 @@ def test_a_wrong_guess_of_a_prompts_length_is_corrected():
     assert a.holdings.need("other", blocks, other.prompt_tokens) <= len(blocks)
 
 
+def test_a_first_token_is_foreseen_once_one_has_been_seen():
+    """Before the replica has answered anything, how long it will take is unknown."""
+    brain, a = scheduler(), replica()
+    assert brain.submit(ask(), [a], 0.0).predicted_ttft_s is None
+    brain.first_token("turn of s", 0.3)
+    end(brain, "s", 0.5)
+    assert brain.submit(ask(at="a"), [a], 1.0).predicted_ttft_s > 0
+
+
 # -- the queue
 
 
