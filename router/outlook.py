@@ -16,6 +16,9 @@ from sessile.router.policy import Ask
 from sessile.router.price import LONG_TOKENS, Price, Rates, Traffic, work
 
 _HARM_PAUSED = 1.0  # a session that pauses will be back before long
+_WORTH_S = 0.05  # what a turn must save if it is to wait for another's prefill
+_LATE = 4.0  # a prefill that takes so many times as long as foreseen is not waited for
+_LATE_S = 0.5
 
 
 class Run(msgspec.Struct, gc=False):
@@ -29,6 +32,7 @@ class Run(msgspec.Struct, gc=False):
     ahead: float
     age: int | None
     began_at: float
+    blocks: tuple[int, ...] = ()
     first_at: float | None = None
 
 
@@ -38,7 +42,8 @@ class Outlook:
     `capacity_tokens` is the KV memory that running turns need, `host_tokens` what the engine keeps
     beside it (a host cache), both None where it does not say; `slots` how many turns run at once.
     `foreign_*` is the work of other routers; what their sessions need counts in `holdings`.
-    Invariant: `pending_work` is the sum over the runs that have given no token yet.
+    Invariant: `pending_work` is the sum over the runs that have given no token yet; `computing`
+    holds the blocks that these were the first to need.
     """
 
     def __init__(self, id: str, incarnation: str = "") -> None:
@@ -55,6 +60,7 @@ class Outlook:
         self.holdings = Holdings(None)
         self.tree: BlockTree | None = None  # what its KV events tell; None where it has no feed
         self.runs: dict[str, Run] = {}
+        self.computing: dict[int, str] = {}  # by which turn
         self.paused: set[str] = set()
         self.sessions = 0
         self.pending_work = 0.0
@@ -183,25 +189,53 @@ class Outlook:
             session, amount, tokens, ask.output_tokens, cached_tokens, self._ahead(now),
             self.holdings.age(session), now,
         )  # fmt: skip
+        self.compute(ask, cached_tokens)
         self.traffic.add(now, amount)
         self.pending_work += amount
         self._slot_at = None
         self.paused.discard(session)
         self.holdings.use(session, ask.blocks, ask.block_tokens, tokens)
 
+    def compute(self, ask: Ask, cached_tokens: int) -> None:
+        """The turn computes its blocks behind so many tokens, but for those that another does."""
+        run = self.runs.get(ask.turn)
+        if run is not None and run.first_at is None:
+            rest = ask.blocks[cached_tokens // ask.block_tokens :]
+            first = self.computing.setdefault
+            run.blocks = tuple(key for key in rest if first(key, ask.turn) == ask.turn)
+
+    def leader(self, ask: Ask) -> tuple[str, float] | None:
+        """The turn that computes at this moment what this one shares with it, and how long it is
+        worth waiting for; None where it would save nothing to speak of. Engines compute anew what
+        is not in their cache yet, so many children sent at once would each compute their parent's
+        prefix."""
+        run = self.runs.get(ask.turn)
+        if run is None or len(self.computing) <= len(run.blocks):
+            return None
+        shared, leader = 0, ""
+        for key in ask.blocks:
+            owner = self.computing.get(key, ask.turn)
+            if owner != ask.turn:
+                shared, leader = shared + 1, owner
+        ahead = self.runs.get(leader)
+        if ahead is None or self.rates.slope_s * shared * ask.block_tokens < _WORTH_S:
+            return None
+        foreseen_s = self.rates.prefill_s(ahead.ahead + ahead.work)
+        return leader, ahead.began_at + _LATE * foreseen_s + _LATE_S
+
     def first_token(self, turn: str, now: float) -> None:
         """A turn's first token has come."""
         run = self.runs.get(turn)
         if run is not None and run.first_at is None:
             run.first_at = now
-            self._settle(run, now)
+            self._settle(turn, run, now)
 
     def end(self, turn: str, now: float) -> Run | None:
         """A turn is over, well or not; what was booked of it."""
         run = self.runs.pop(turn, None)
         self._slot_at = None
         if run is not None and run.first_at is None:
-            self._settle(run, now)
+            self._settle(turn, run, now)
         return run
 
     def _ahead(self, now: float) -> float:
@@ -210,7 +244,10 @@ class Outlook:
         ahead = self.pending_work + self.foreign_work
         return max(0.0, ahead - done) if self.pending_work else ahead
 
-    def _settle(self, run: Run, now: float) -> None:
+    def _settle(self, turn: str, run: Run, now: float) -> None:
+        for key in run.blocks:
+            del self.computing[key]
+        run.blocks = ()
         self.pending_work = max(0.0, self.pending_work - run.work)
         self._prefilling_since = now
         self._slot_at = None

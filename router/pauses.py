@@ -83,6 +83,16 @@ class Pauses:
                 self._observe(pause, now, returned=True)
                 self.returns.count(returned=True)
 
+    def move(self, session: str, replica: str) -> None:
+        """The session goes on at another replica; it pauses still, as long as it has."""
+        pause = self._pauses.get(session)
+        if pause is None or pause.router is not None:
+            return
+        self._tie(session, pause)
+        pause.replica = replica
+        if pause.held and not pause.told:
+            self._loose.setdefault(replica, {}).setdefault(pause.kind, {})[session] = pause
+
     def hold(self, session: str, now: float, seconds: float) -> bool:
         """Hold its memory for so long, whatever happens; False: it does not pause."""
         pause = self._pauses.get(session)

@@ -260,6 +260,7 @@ class Pool:
         if replica.state == "ready":
             replica.state, replica.why = "draining", "asked to drain"
             log.info("replica drains replica=%s in_flight=%d", replica_id, replica.in_flight)
+            self.on_change()
         elif replica.state != "draining":
             raise InvalidRequest(f"replica {replica_id} is {replica.state}: nothing to drain")
         return replica

@@ -1,6 +1,6 @@
 """The nouns of routing: a replica, its states and load, and how an engine is spoken to."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -40,6 +40,10 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     version: str | None = None
     host_ratio: float = 0.0
     """The host cache, as a multiple of the KV memory; 0 where there is none."""
+    holds_sessions: bool = False
+    """Whether it evicts what sessions have there after all else, until they are released."""
+    orders: Literal["low_first", "high_first"] | None = None
+    """How it orders requests that carry a priority, if it does."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -55,6 +59,10 @@ class Reply(msgspec.Struct, frozen=True):
 
     status: int
     body: bytes
+
+
+Steps = Generator[Call, Reply, None]
+"""Calls to one replica, each made from the replies to those before; `ReplicaRefused` ends them."""
 
 
 class FeedSource(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,8 +123,30 @@ class Engine(Protocol):
         `salt` the tenant's cache namespace.
         """
 
+    def order(self, priority: int, identity: Identity) -> Mapping[str, Any]:
+        """Body fields that give a request its priority, 0 the most urgent; none where the replica
+        does not order by it."""
+
+    def release_call(self, session: str, identity: Identity) -> Call | None:
+        """The call that lets a session's KV memory be evicted like any other; `session` is its
+        attribution. None where the replica holds nothing for a session. Its next request holds
+        anew."""
+
+    def carry(
+        self, path: str, document: Mapping[str, Any], file: str
+    ) -> tuple[Steps, Steps] | None:
+        """The calls that save the KV memory of a prompt, as it was sent to `path`, in a file of the
+        replica's folder, and those that restore it at another; None where the engine cannot."""
+
     def read_usage(self, usage: Mapping[str, Any], body: Mapping[str, Any]) -> Usage:
         """The counts in an OpenAI-shaped `usage` object; `body` is the object that held it."""
+
+    def count_call(self, document: Mapping[str, Any]) -> Call | None:
+        """A call that counts the tokens of a chat request's prompt without generating; None where
+        the engine has none, or where it would not count this one exactly."""
+
+    def read_count(self, reply: Reply) -> int | None:
+        """The count; None from a replica that is too old to have the call."""
 
     def abort_call(self, turn: str) -> Call | None:
         """The call that stops request `turn` at once; None where closing the connection does."""
@@ -127,6 +157,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     `id` is unique in the pool and says nothing; `url` has no trailing slash and no path.
     `incarnation` is set by a launcher, which knows each start; None leaves it to the probe.
+    `folder` is where the replica saves KV memory, which those of the same folder can restore; the
+    router can remove files there.
     """
 
     id: str
@@ -134,3 +166,4 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     model: str | None = None
     incarnation: str | None = None
+    folder: str | None = None

@@ -34,6 +34,7 @@ _STARVED_S = 5.0  # but none once it has waited so long
 _MOMENT_S = 1.0  # what was touched so long ago is the newest still
 _MOST_NEWS = 5_000
 _WELL_GUESSED = 0.03  # a prompt whose length was guessed this well needs no correction
+_MOST_RELEASED = 10_000
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +67,9 @@ class Scheduler:
         self._limits = limits
         self.peers = peers
         self.news: deque[News] = deque(maxlen=_MOST_NEWS)
+        self.released: deque[tuple[str, str]] = deque(maxlen=_MOST_RELEASED)
+        """Sessions whose memory is held no longer, and at which replica; emptied by whoever tells
+        the engine."""
         self.queue = Queue(limits.most_queued, weights)
         self._pauses = Pauses()
         self.returns = self._pauses.returns
@@ -280,8 +284,7 @@ class Scheduler:
         """The session is live at this replica, and at no other."""
         before = self._homes.get(session)
         if before is not None and before is not outlook:
-            before.paused.discard(session)
-            before.holdings.release(session)
+            self._release(session, before)
         self._homes[session] = outlook
 
     def first_token(self, turn: str, now: float) -> None:
@@ -329,7 +332,7 @@ class Scheduler:
         if self._runs(ask.session, outlook):
             return  # a parallel call of the same session goes on
         if self._homes.setdefault(ask.session, outlook) is not outlook:
-            outlook.holdings.release(ask.session)  # it has moved meanwhile
+            self._release(ask.session, outlook)  # it has moved meanwhile
         elif pause is not None and prompt_tokens is not None:
             self._pause(ask.session, outlook, pause, now, ask.program)
             if self.peers:
@@ -344,6 +347,11 @@ class Scheduler:
             self._tell_idle(ask.session)
             self._born.pop(ask.session, None)
 
+    def is_home(self, session: str, replica: str) -> bool:
+        """Whether the session's memory is held at the replica."""
+        home = self._homes.get(session)
+        return home is not None and home.id == replica
+
     def _runs(self, session: str, outlook: Outlook) -> bool:
         return any(run.session == session for run in outlook.runs.values())
 
@@ -354,6 +362,62 @@ class Scheduler:
             return
         self._let_go(session)
         self._born.pop(session, None)
+
+    def leader(self, turn: str) -> tuple[str, float] | None:
+        """The turn that computes what this one shares with it at its replica, and until when it is
+        worth waiting for its first token; None: there is nothing to wait for."""
+        booked = self._asks.get(turn)
+        return booked[1].leader(booked[0]) if booked is not None else None
+
+    def take_over(self, turn: str) -> None:
+        """The turn that it waited for has failed: now this one computes what they share, unless
+        another does already."""
+        booked = self._asks.get(turn)
+        if booked is not None:
+            booked[1].compute(booked[0], 0)
+
+    # -- moves
+
+    def return_rate(self, session: str, now: float) -> float | None:
+        """Returns a second to be expected of a session that pauses; None: it does not."""
+        pause = self._pauses.get(session)
+        if pause is None or pause.router is not None:
+            return None
+        return self.returns.rate(pause.kind, now - pause.since)
+
+    def move(self, ask: Ask, decision: Decision, open_to: Sequence[Outlook], now: float) -> None:
+        """A session that pauses goes on elsewhere: what prewarms it there is booked from now on, as
+        the turn of `ask`, until `moved`. Its pause goes on, too."""
+        self.book(ask, decision, open_to, now)
+        if ask.turn in self._asks:
+            self._pauses.move(ask.session, decision.replica)
+
+    def moved(
+        self, turn: str, now: float, *, prompt_tokens: int | None = None,
+        cached_tokens: int | None = None,
+    ) -> None:  # fmt: skip
+        """What prewarmed the session is over, with token counts if it went well. Its times teach
+        nothing: it gave way to others."""
+        booked = self._asks.pop(turn, None)
+        if booked is None:
+            return
+        ask, outlook = booked
+        session = ask.session
+        run = outlook.end(turn, now)
+        if run is not None and prompt_tokens is not None and cached_tokens is not None:
+            outlook.holdings.correct(run.cached_tokens, cached_tokens, run.age)
+        if self._homes.get(session) is not outlook or self._runs(session, outlook):
+            return  # it was let go of, or has come back meanwhile
+        pause = self._pauses.get(session)
+        if pause is not None and pause.held:
+            outlook.paused.add(session)
+            if self.peers:
+                self.news.append(
+                    News("pauses", session, outlook.id, outlook.incarnation, ask.prompt_tokens,
+                         kind=pause.kind)
+                )  # fmt: skip
+        else:
+            self._let_go(session)
 
     # -- pauses
 
@@ -404,8 +468,12 @@ class Scheduler:
         self._pauses.let_go(session)
         outlook = self._homes.pop(session, None)
         if outlook is not None:
-            outlook.paused.discard(session)
-            outlook.holdings.release(session)
+            self._release(session, outlook)
+
+    def _release(self, session: str, outlook: Outlook) -> None:
+        outlook.paused.discard(session)
+        outlook.holdings.release(session)
+        self.released.append((session, outlook.id))
 
     def _displace(self, ask: Ask, now: float) -> bool:
         """The live sessions of a replica have outgrown it, and this one is back there: let go of

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from time import time
+from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
@@ -17,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sessile.api.admin import health_routes, native_routes
 from sessile.api.auth import Authenticator, check_exposure
 from sessile.api.chat import FastLane
+from sessile.api.messages import Messages
 from sessile.api.models import model_routes
 from sessile.api.responses import responses_routes
 from sessile.api.wire import openai_error, retry_headers, wire_of
@@ -59,7 +61,6 @@ class App:
             self.standings.bound_to,
         )
         self.telemetry = Telemetry()
-        self.telemetry.watch(self.pool, store)
         self.auth = Authenticator(settings.auth)
         self.probes = Probes(
             self.pool,
@@ -77,9 +78,15 @@ class App:
             telemetry=self.telemetry,
             salt=self.auth.salt,
         )
-        self._lanes = {
-            path: FastLane(path, self.flow, self.auth, settings.server.max_body_bytes)
+        self.telemetry.watch(self.pool, store, lambda: len(self.flow.scheduler.queue))
+        longest = settings.server.max_body_bytes
+        self._lanes: dict[str, ASGIApp] = {
+            path: FastLane(path, self.flow, self.auth, longest)
             for path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+        }
+        self._lanes |= {
+            path: Messages(self.pool, self.flow, self.auth, longest, counting=counting)
+            for path, counting in (("/v1/messages", False), ("/v1/messages/count_tokens", True))
         }
         self.api = self._api()
         self._entry: ASGIApp = self._dispatch
@@ -124,6 +131,7 @@ class App:
     def _sync(self) -> None:
         self.probes.sync()
         self.feeds.sync()
+        self.flow.look()
 
     async def _close_upstreams(self) -> None:
         for replica in self.pool:
@@ -218,12 +226,13 @@ async def _on_invalid(_: Request, error: RequestValidationError) -> JSONResponse
 
 
 async def _on_http(request: Request, error: HTTPException) -> JSONResponse:
-    body = {
-        "error": {
-            "message": f"{request.method} {request.url.path}: {error.detail}",
-            "type": "invalid_request_error",
-            "param": None,
-            "code": "not_found" if error.status_code == 404 else "bad_request",
-        }
-    }
+    absent = error.status_code == 404
+    kind = "invalid_request_error"
+    told = {"message": f"{request.method} {request.url.path}: {error.detail}"}
+    if request.url.path.startswith("/v1/messages"):
+        kind = "not_found_error" if absent else kind
+        body: dict[str, Any] = {"type": "error", "error": {"type": kind, **told}}
+    else:
+        code = "not_found" if absent else "bad_request"
+        body = {"error": {**told, "type": kind, "param": None, "code": code}}
     return JSONResponse(body, error.status_code, error.headers)

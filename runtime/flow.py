@@ -16,8 +16,10 @@ from typing import Any
 from sessile.accounts import settle, written
 from sessile.errors import ReplicaError, ReplicaRefused, StoreError
 from sessile.exchange import Exchange
+from sessile.mover import Mover
 from sessile.once import begin_once, end_once
 from sessile.placement import Placement
+from sessile.prewarm import carry
 from sessile.relay import splice, with_usage
 from sessile.router.decide import Decision
 from sessile.router.policy import make_policy
@@ -33,6 +35,7 @@ from sessile.turn import Turn, TurnRequest, outcome_of
 log = logging.getLogger("sessile.flow")
 
 _ABORT_TIMEOUT_S = 2.0
+_RELEASE_TIMEOUT_S = 2.0
 _NOT_NOW = (502, 503, 504)  # an engine that says so has done nothing yet: another may serve
 
 
@@ -65,6 +68,10 @@ class Flow:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._running: set[Turn] = set()
         self._exchange = Exchange(pool, store, standings, self._placement.hears)
+        self._mover = Mover(
+            pool=pool, placement=self._placement, telemetry=telemetry, salt=salt,
+            random=self._random,
+        )  # fmt: skip
         self._beside: list[asyncio.Task[None]] = []
 
     @property
@@ -74,11 +81,19 @@ class Flow:
 
     def close_session(self, tenant: str, session: str) -> None:
         """Nothing is held for the session any more; the store is told elsewhere."""
+        self._mover.close_session(tenant, session)
         self._placement.close_session(tenant, session)
+        self._release()
+
+    def look(self) -> None:
+        """A replica has come or gone, or drains: its sessions are to be moved."""
+        self._mover.look()
 
     def lease(self, tenant: str, session: str, seconds: float) -> bool:
         """Hold a pausing session's KV memory for so long, 0 lets go of it; False: none is held."""
-        return self._placement.lease(tenant, session, seconds)
+        held = self._placement.lease(tenant, session, seconds)
+        self._release()
+        return held
 
     @property
     def routers(self) -> int:
@@ -108,6 +123,7 @@ class Flow:
         if request.idempotency_key and await begin_once(self._store, turn, self._wait_s):
             yield turn
             return
+        self._mover.returned(turn.key)
         try:
             decision = await self._placement.place(turn)
             self._running.add(turn)
@@ -124,6 +140,7 @@ class Flow:
         self._beside = [
             self.loop.create_task(self._keep_bindings(), name="keep bindings"),
             self.loop.create_task(self._exchange.run(), name="exchange reports"),
+            self.loop.create_task(self._mover.run(), name="move sessions"),
         ]
 
     async def aclose(self) -> None:
@@ -134,6 +151,16 @@ class Flow:
         self._placement.aclose()
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _release(self) -> None:
+        """Tell the engines that hold sessions whose memory is held no longer."""
+        for key, replica_id in self._placement.released():
+            replica = self._pool.find(replica_id)
+            if replica is None or replica.identity is None or replica.state == "down":
+                continue
+            call = replica.engine.release_call(key.attribution, replica.identity)
+            if call is not None:
+                self._spawn(_quietly(replica.upstream.call(call, _RELEASE_TIMEOUT_S)))
 
     async def _keep_bindings(self) -> None:
         """Renew the bindings of the turns that run: one that outlasts its binding's expiry must not
@@ -181,6 +208,10 @@ class Flow:
         receipt.predicted_ttft_s = decision.predicted_ttft_s
         turn.sent_at = time.monotonic()
         self._telemetry.decided(self._policy.name, decision.reason)
+        await self._placement.follow(turn)
+        self._mover.overtaken(turn.key)
+        if decision.binding == "rebind" and replica.spec.folder is not None:
+            await self._carry(turn, replica)
         body = self._body(turn, replica)
         replica.in_flight += 1
         try:
@@ -203,6 +234,15 @@ class Flow:
         if turn.reads_stream:
             self._placement.first_token(turn)
 
+    async def _carry(self, turn: Turn, replica: Replica) -> None:
+        """The turn goes elsewhere than its session's last: take along what can be taken."""
+        ask = turn.ask
+        bound = ask.bound if ask is not None and ask.claimed is None else None
+        old = self._pool.find(bound.replica) if bound is not None else None
+        if bound is not None and old is not None and old.incarnation == bound.incarnation:
+            request = turn.request
+            await carry(request.path, request.document, old, replica, f"{turn.id}.kv")
+
     def _body(self, turn: Turn, replica: Replica) -> bytes:
         request, tenant = turn.request, turn.key.tenant
         fields = dict(
@@ -212,6 +252,8 @@ class Flow:
                 salt=self._salt(tenant),
             )
         )
+        if replica.identity is not None and replica.identity.orders is not None:
+            fields |= replica.engine.order(request.hints.priority, replica.identity)
         if request.stream:
             fields |= with_usage(request.document)
         elif replica.engine.folds and request.path != "/v1/embeddings":
@@ -242,7 +284,9 @@ class Flow:
         self._telemetry.finished(receipt)
         if step is not None:
             self._placement.remember_lineage(turn, step)
-        self._placement.end(turn)
+        if self._placement.end(turn):
+            self._mover.keep(turn)
+        self._release()
         if turn.request.idempotency_key is not None:
             await asyncio.shield(self._spawn(end_once(self._store, turn)))
         end, record = written(turn, step)
@@ -273,4 +317,4 @@ async def _quietly(work: Coroutine[Any, Any, Any]) -> None:
     try:
         await work
     except ReplicaError as error:
-        log.debug("abort was not heard why=%r", error.message)
+        log.debug("call was not heard why=%r", error.message)

@@ -8,6 +8,7 @@ is away.
 import asyncio
 import time
 from collections import OrderedDict, defaultdict
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from random import Random
 
@@ -53,12 +54,14 @@ class Placement:
         self._settings = sessions
         self._random = random
         self._lineages: OrderedDict[tuple[str, str, str], str] = OrderedDict()
+        self._programs: OrderedDict[str, str] = OrderedDict()  # of sessions with a parent
         self.scheduler = Scheduler(
             Limits(fill=router.kv_fill, margin=router.margin, most_queued=router.most_queued),
             dict(router.tenant_weights),
         )
         self._sizes: defaultdict[str, Sizes] = defaultdict(Sizes)
         self._waiting: dict[str, asyncio.Future[Decision]] = {}
+        self._followers: dict[str, list[asyncio.Future[bool]]] = {}
         self._clock: asyncio.TimerHandle | None = None
 
     @property
@@ -105,10 +108,12 @@ class Placement:
             await self._lock(turn)
         standing = self._standings.get(turn.key)
         ask = self._ask(turn, standing)
+        moved = standing.binding if standing is not None and standing.moved else None
         if not self._policy.binds or not _can_continue(request):
             return await self._settle(turn, msgspec.structs.replace(ask, bound=None))
         if standing is not None and self._is_confirmed(standing):
             turn.binding = standing.binding
+            standing.moved = False
         else:
             proposal = self._propose(turn, ask)
             try:
@@ -121,6 +126,8 @@ class Placement:
                 context_tokens=claim.context_tokens,
                 claimed=proposal.reason if claim.won else None,
             )
+        if moved is not None and turn.binding == moved:
+            ask = msgspec.structs.replace(ask, claimed="moved")
         decision = await self._settle(turn, ask)
         binding = turn.binding
         assert binding is not None
@@ -135,11 +142,70 @@ class Placement:
         standing = self._standings.get(turn.key)
         ask = msgspec.structs.replace(self._ask(turn, standing), bound=turn.binding)
         self.scheduler.end(turn.id, time.monotonic())
+        self.lead(turn.id, done=False)
         decision = self._decide(turn, ask, (failed,))
         assert decision is not None
         if decision.binding == "rebind" and turn.binding is not None:
             decision = await self._rebind(turn, ask, decision)
         return decision
+
+    async def follow(self, turn: Turn) -> None:
+        """Wait while another turn computes at the replica what this one shares with it: a fan-out
+        computes its parent's prefix once there, and a session that is back while it is prewarmed
+        joins that."""
+        while (found := self.scheduler.leader(turn.id)) is not None:
+            leader, until = found
+            future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            followers = self._followers.setdefault(leader, [])
+            followers.append(future)
+            try:
+                async with asyncio.timeout(max(0.0, until - time.monotonic())):
+                    done = await future
+            except TimeoutError:
+                return
+            finally:
+                if future in followers:
+                    followers.remove(future)
+            if not done:
+                self.scheduler.take_over(turn.id)
+
+    def lead(self, turn: str, done: bool) -> None:
+        """The turn has computed its prompt, or never will: those who wait for it go on."""
+        for future in self._followers.pop(turn, ()):
+            if not future.done():
+                future.set_result(done)
+
+    # -- moves
+
+    def elsewhere(self, ask: Ask, free: Collection[str]) -> Decision | None:
+        """Which of the replicas in `free` a session that pauses should go on at; None: it is well
+        where it is, or fits nowhere."""
+        assert ask.bound is not None
+        open_to = {*free, ask.bound.replica}
+        outlooks = [o for o in self._pool.outlooks(ask.model) if o.id in open_to]
+        if not outlooks:
+            return None
+        if self._priced:
+            decision = self.scheduler.decide(ask, outlooks, time.monotonic())
+        else:
+            candidates = [c for c in self._pool.candidates(ask.model) if c.id in open_to]
+            decision = decide(ask, candidates, self._policy, gate_slack=self._gate_slack)
+        return decision if decision is not None and decision.binding == "rebind" else None
+
+    async def move(self, key: SessionKey, seen: Binding, decision: Decision) -> Binding | None:
+        """Bind a session that pauses to another replica. None: a turn of it, or another router, was
+        first, or the store is away."""
+        try:
+            binding = await self._store.rebind(key, seen, decision.replica, decision.incarnation)
+        except StoreUnavailable:
+            return None
+        standing = self._standings.get(key)
+        won = (binding.replica, binding.incarnation) == (decision.replica, decision.incarnation)
+        if standing is None or standing.binding != seen:
+            return None  # a turn has begun, and has followed the binding in force
+        tokens, ratio = standing.context_tokens, standing.tokens_per_byte
+        self._standings.put(key, Standing(binding, time.monotonic(), tokens, ratio, moved=won))
+        return binding if won else None
 
     async def keep(self, turn: Turn) -> None:
         """Renew the binding of a turn that runs."""
@@ -152,9 +218,11 @@ class Placement:
     def first_token(self, turn: Turn) -> None:
         """The first bytes of a streamed answer have come."""
         self.scheduler.first_token(turn.id, time.monotonic())
+        self.lead(turn.id, done=True)
 
-    def end(self, turn: Turn) -> None:
-        """The turn is over: what it took is learned, what it leaves behind is remembered."""
+    def end(self, turn: Turn) -> bool:
+        """The turn is over: what it took is learned, what it leaves behind is remembered. Returns
+        whether its session pauses now."""
         receipt = turn.receipt
         well = receipt.outcome == "ok" and receipt.prompt_tokens is not None
         pause = None
@@ -166,6 +234,7 @@ class Placement:
             turn.id, now, prompt_tokens=prompt_tokens, cached_tokens=receipt.cached_tokens,
             output_tokens=receipt.completion_tokens, tpot_s=receipt.tpot_s, pause=pause,
         )  # fmt: skip
+        self.lead(turn.id, done=well)
         if prompt_tokens is not None:
             sizes = self._sizes[turn.key.model]
             ratio = sizes.learn(turn.prompt_size, prompt_tokens, receipt.completion_tokens)
@@ -176,6 +245,7 @@ class Placement:
             if pause is not None and turn.request.hints.hold_s is not None:
                 self.scheduler.lease(turn.key.text, now, turn.request.hints.hold_s)
         self._admit()
+        return pause is not None
 
     def close_session(self, tenant: str, session: str) -> None:
         """Nothing is remembered or held for the session any more, under any model."""
@@ -198,6 +268,15 @@ class Placement:
             self._clock.cancel()
             self._clock = None
 
+    def released(self) -> Iterator[tuple[SessionKey, str]]:
+        """Each session whose memory has been let go of since this was last asked, and the replica;
+        those that run there again are left out."""
+        released = self.scheduler.released
+        while released:
+            session, replica = released.popleft()
+            if not self.scheduler.is_home(session, replica):
+                yield SessionKey.read(session), replica
+
     # -- deciding
 
     def _ask(self, turn: Turn, standing: Standing | None) -> Ask:
@@ -215,7 +294,7 @@ class Placement:
         text = key.text
         program = hints.program
         if program is None and parent is not None:
-            program = SessionKey(key.tenant, key.model, parent).text
+            program = self._program(text, SessionKey(key.tenant, key.model, parent).text)
         return Ask(
             session=text,
             bound=standing.binding if standing is not None else None,
@@ -235,9 +314,17 @@ class Placement:
             deadline=deadline,
         )
 
+    def _program(self, child: str, parent: str) -> str:
+        """The session that began the tree of this parent; remembered of the child, too."""
+        program = self._programs[child] = self._programs.get(parent, parent)
+        if len(self._programs) > _MOST_LINEAGES:
+            self._programs.popitem(last=False)
+        return program
+
     def _decide(self, turn: Turn, ask: Ask, failed: tuple[str, ...] = ()) -> Decision | None:
         """By price or by rule, and booked; None: the turn waits in the queue."""
         now = time.monotonic()
+        turn.ask = ask
         outlooks = self._outlooks(turn)
         if self._priced and ask.shared:
             return self.scheduler.submit(ask, outlooks, now, failed)

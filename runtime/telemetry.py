@@ -6,7 +6,7 @@ import logging
 import sys
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import accumulate
 from statistics import median
@@ -52,10 +52,11 @@ class Telemetry:
         self._errors: deque[float] = deque(maxlen=1000)
         self.decisions: Counter[tuple[str, str]] = Counter()
         self.turns: Counter[tuple[str, str]] = Counter()
+        self.moves: Counter[tuple[str, str]] = Counter()
 
-    def watch(self, pool: Pool, store: Store) -> None:
-        """Read what the pool and the store are at each scrape."""
-        self.registry.register(_State(self, pool, store))
+    def watch(self, pool: Pool, store: Store, queued: Callable[[], int]) -> None:
+        """Read what the pool, the store and the queue are at each scrape."""
+        self.registry.register(_State(self, pool, store, queued))
 
     def decided(self, policy: str, reason: str) -> None:
         """A turn was sent, or sent again, to a replica."""
@@ -128,10 +129,13 @@ class Times:
 class _State(Collector):
     """What is read from the living objects at a scrape, so that a turn only adds up integers."""
 
-    def __init__(self, telemetry: Telemetry, pool: Pool, store: Store) -> None:
+    def __init__(
+        self, telemetry: Telemetry, pool: Pool, store: Store, queued: Callable[[], int]
+    ) -> None:
         self._telemetry = telemetry
         self._pool = pool
         self._store = store
+        self._queued = queued
 
     def describe(self) -> list[Metric]:
         return []
@@ -150,12 +154,26 @@ class _State(Collector):
         )
         for labels, count in self._telemetry.decisions.items():
             decisions.add_metric(labels, count)
+        moves = CounterMetricFamily(
+            "sessile_moves", "Sessions moved while they paused", labels=["reason", "outcome"]
+        )
+        for labels, count in self._telemetry.moves.items():
+            moves.add_metric(labels, count)
         return [
             turns,
             decisions,
+            moves,
             self._telemetry.ttft_s.collect(),
             self._telemetry.tpot_s.collect(),
+            self._telemetry.queue_s.collect(),
+            self._telemetry.ttft_error.collect(),
+            self._of_the_queue(),
         ]
+
+    def _of_the_queue(self) -> Metric:
+        queued = GaugeMetricFamily("sessile_queued_turns", "Turns that wait for KV memory now")
+        queued.add_metric([], self._queued())
+        return queued
 
     def _by_replica(self) -> list[Metric]:
         one = ["replica"]

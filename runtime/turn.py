@@ -10,6 +10,7 @@ import msgspec
 from sessile.fold import fold
 from sessile.relay import UsageRelay, events
 from sessile.router.decide import Decision
+from sessile.router.policy import Ask
 from sessile.router.pool import Replica
 from sessile.router.upstream import UpstreamResponse
 from sessile.sessions.hints import Hints
@@ -70,6 +71,7 @@ class Turn:
         self.transcript: Transcript | None = None
         self.whole = False
         self.decision: Decision | None = None
+        self.ask: Ask | None = None
         self.binding: Binding | None = None
         self.fence: int | None = None
         self.replica: Replica | None = None
@@ -93,9 +95,8 @@ class Turn:
 
     @property
     def attribution(self) -> str:
-        """The session as engines are told of it: what they store for it comes back under it."""
-        tenant = self.key.tenant
-        return self.session if tenant == "default" else f"{tenant}/{self.session}"
+        """The session as engines are told of it."""
+        return self.key.attribution
 
     @property
     def reads_stream(self) -> bool:

@@ -15,13 +15,15 @@ class Standing(msgspec.Struct, gc=False):
     """How a session stands, as this router last saw it.
 
     `confirmed_at` is on the monotonic clock, None for what the store never confirmed.
-    `tokens_per_byte` is that of its last prompt, None before the first.
+    `tokens_per_byte` is that of its last prompt, None before the first. `moved`: it was moved while
+    it paused, and has sent no turn since.
     """
 
     binding: Binding
     confirmed_at: float | None
     context_tokens: int | None
     tokens_per_byte: float | None = None
+    moved: bool = False
 
 
 class Standings:

@@ -114,9 +114,23 @@ def _from_body(body: Mapping[str, Any]) -> str | None:
         if value is not None:
             return checked_id(value, "metadata.session_id")
         user = metadata.get("user_id")
-        if isinstance(user, str) and (packed := _CLAUDE_CODE_USER.search(user)):
-            return packed[1]
+        if isinstance(user, str):
+            return _packed(user)
     return None
+
+
+def _packed(user: str) -> str | None:
+    """The session that Claude Code packs in a user id: at its end, or, in newer versions, in a
+    JSON object. Any other user id names no conversation."""
+    if packed := _CLAUDE_CODE_USER.search(user):
+        return packed[1]
+    if not user.startswith("{"):
+        return None
+    try:
+        value = msgspec.json.decode(user).get("session_id")
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        return None
+    return checked_id(value, "metadata.user_id") if isinstance(value, str) and value else None
 
 
 def _group(body: Mapping[str, Any]) -> str | None:

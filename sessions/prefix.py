@@ -5,6 +5,7 @@ Two requests have equal keys at a message exactly if they agree up to there, wha
 does to JSON on the way. Nothing is stored here and no session is chosen.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -86,6 +87,8 @@ def canonical(message: Mapping[str, Any]) -> bytes:
         if isinstance(function, Mapping):
             arguments = function.get("arguments")
             text = arguments if isinstance(arguments, str) else _encode(arguments)
+            if "\\u" in text:
+                text = _plain(text)
             parts += (str(function.get("name", "")), "".join(text.split()))
     if answered := message.get("tool_call_id"):
         parts.append(str(answered))
@@ -103,6 +106,14 @@ def _text(content: Any) -> str:
     ):
         return "\n".join(str(part["text"]) for part in content).strip()
     return _encode(content)
+
+
+def _plain(arguments: str) -> str:
+    """Arguments with letters for `\\u` escapes, as a client writes them that has read them."""
+    try:
+        return json.dumps(json.loads(arguments), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return arguments
 
 
 def _encode(value: Any) -> str:

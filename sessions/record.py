@@ -21,6 +21,11 @@ class SessionKey(msgspec.Struct, frozen=True, gc=False):
         """The key as one string."""
         return f"{self.tenant}\x1f{self.model}\x1f{self.session}"
 
+    @property
+    def attribution(self) -> str:
+        """The session as engines are told of it: what they store for it comes back under it."""
+        return self.session if self.tenant == "default" else f"{self.tenant}/{self.session}"
+
     @classmethod
     def read(cls, text: str) -> "SessionKey":
         """The key that `text` gave. Raises `ValueError` for what no key gives."""

@@ -131,13 +131,26 @@ def native_routes(
         return (await pool.remove(replica)).describe(0)
 
     @routes.get("/policy")
-    async def policy(_: Tenant) -> dict[str, Any]:
+    async def policy(caller: Tenant) -> dict[str, Any]:
+        now = time.monotonic()
         return {
             "policy": flow.policy,
             "policies": list(POLICIES),
             "routers": flow.routers,
             "reasons": {reason: n for (_, reason), n in sorted(telemetry.decisions.items())},
+            "moves": {
+                f"{reason} {outcome}": n for (reason, outcome), n in sorted(telemetry.moves.items())
+            },
             "queued": len(flow.scheduler.queue),
+            "queue": [
+                {
+                    "place": place,
+                    "session": SessionKey.read(waiting.ask.session).session,
+                    "waited_s": now - waiting.at,
+                }
+                for place, waiting in enumerate(flow.scheduler.queue.ordered(now), 1)
+                if waiting.ask.tenant == caller
+            ],
             "ttft_error_p50": telemetry.ttft_error_p50,
             "return_share": flow.scheduler.returns.share,
             "replicas": [{"id": r.id, **r.outlook.describe()} for r in pool],

@@ -25,15 +25,21 @@ class Authenticator:
                 raise SettingsError("auth.api_keys holds an empty key")
             self._tenants.append((key.encode(), name or "key-" + _digest(key, 6)))
 
-    def tenant(self, authorization: str | None, subprotocols: Iterable[str] = ()) -> str:
-        """The tenant of a request, from its `Authorization: Bearer` header or, for a browser's
-        WebSocket, which cannot set one, from a sub-protocol `openai-insecure-api-key.KEY`.
+    def tenant(
+        self,
+        authorization: str | None,
+        subprotocols: Iterable[str] = (),
+        api_key: str | None = None,
+    ) -> str:
+        """The tenant of a request, from its `Authorization: Bearer` header, else from its
+        `x-api-key` where the protocol has one or, for a browser's WebSocket, which cannot set
+        headers, from a sub-protocol `openai-insecure-api-key.KEY`.
 
         Every key is compared, each in constant time. Raises `Unauthorized`.
         """
         if not self._tenants:
             return DEFAULT_TENANT
-        given = _bearer(authorization)
+        given = _bearer(authorization) or api_key
         if given is None:
             for name in subprotocols:
                 if name.startswith(_SUBPROTOCOL):

@@ -13,15 +13,20 @@ def model_routes(pool: Pool, auth: Authenticator) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["openai"])
 
     @routes.get("/models")
-    async def models(authorization: Annotated[str | None, Header()] = None) -> dict[str, Any]:
-        auth.tenant(authorization)
+    async def models(
+        authorization: Annotated[str | None, Header()] = None,
+        x_api_key: Annotated[str | None, Header()] = None,
+    ) -> dict[str, Any]:
+        auth.tenant(authorization, api_key=x_api_key)
         return {"object": "list", "data": [_model(pool, name) for name in pool.models()]}
 
     @routes.get("/models/{name:path}")
     async def model(
-        name: str, authorization: Annotated[str | None, Header()] = None
+        name: str,
+        authorization: Annotated[str | None, Header()] = None,
+        x_api_key: Annotated[str | None, Header()] = None,
     ) -> dict[str, Any]:
-        auth.tenant(authorization)
+        auth.tenant(authorization, api_key=x_api_key)
         return _model(pool, pool.model(name))
 
     return routes

@@ -26,7 +26,9 @@ class _Function(msgspec.Struct):
     arguments: str | None = None
 
 
-class _CallDelta(msgspec.Struct):
+class CallDelta(msgspec.Struct):
+    """A piece of a tool call, or a whole one."""
+
     index: int | None = None
     id: str | None = None
     function: _Function | None = None
@@ -37,25 +39,29 @@ class _Delta(msgspec.Struct):
     reasoning_content: str | None = None
     reasoning: str | None = None
     refusal: str | None = None
-    tool_calls: list[_CallDelta] | None = None
+    tool_calls: list[CallDelta] | None = None
 
 
 class _Logprobs(msgspec.Struct):
     content: list[dict[str, Any]] | None = None
 
 
-class _Choice(msgspec.Struct):
+class Choice(msgspec.Struct):
+    """What is read of one choice of a chunk: a piece of it, or the whole message."""
+
     index: int = 0
     delta: _Delta | None = None
     message: _Delta | None = None
     logprobs: _Logprobs | None = None
     finish_reason: str | None = None
+    stop_reason: Any = None  # vLLM's name for the stop string that was met
+    matched_stop: Any = None  # SGLang's
 
 
 class Chunk(msgspec.Struct):
     """What is read of one chunk of a chat completion, or of a whole one."""
 
-    choices: list[_Choice] = []
+    choices: list[Choice] = []
     usage: dict[str, Any] | None = None
     error: Any = None
 
@@ -180,7 +186,7 @@ class ResponseStream:
 
     # -- one delta
 
-    def _choose(self, choice: _Choice, events: list[Event]) -> None:
+    def _choose(self, choice: Choice, events: list[Event]) -> None:
         delta = choice.delta or choice.message
         if delta is not None:
             if thought := (delta.reasoning_content or delta.reasoning):
@@ -249,7 +255,7 @@ class ResponseStream:
         self._part_index = len(self._item["content"])
         events.append(self._part_event("response.content_part.added", _part(kind, "", [])))
 
-    def _extend_call(self, delta: _CallDelta, position: int, events: list[Event]) -> None:
+    def _extend_call(self, delta: CallDelta, position: int, events: list[Event]) -> None:
         index = position if delta.index is None else delta.index
         call = self._calls.get(index)
         function = delta.function or _Function()

@@ -65,6 +65,15 @@ def openai_error(error: SessileError) -> dict[str, Any]:
     }
 
 
+def anthropic_error(error: SessileError, request_id: str) -> dict[str, Any]:
+    """The body that Anthropic's clients read; `request_id` is the turn's, where there was one."""
+    told: dict[str, Any] = {"type": wire_of(error).anthropic_type, "message": error.message}
+    if error.param == "thread":
+        # The word on which Anthropic's client sends whole conversations instead.
+        told["details"] = {"error_code": "thread_unsupported_request"}
+    return {"type": "error", "error": told, "request_id": request_id}
+
+
 def retry_headers(error: SessileError) -> list[tuple[bytes, bytes]]:
     """`Retry-After` where the error knows when to come back."""
     if error.retry_after_s is None:

@@ -44,6 +44,10 @@ def bench(
         typer.Option(min=1, help="How many; FILE is repeated.", show_default="all of FILE, or 16"),
     ] = None,
     rate: Annotated[float, typer.Option(min=0.001, help="Sessions that start a second.")] = 0.2,
+    at_once: Annotated[
+        int | None,
+        typer.Option(min=1, help="Closed loop: so many sessions at once, instead of --rate."),
+    ] = None,
     think: Annotated[float, typer.Option(min=0, help="Mean pause before a turn, in s.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a reply.")] = 16,
     context: Annotated[int, typer.Option(min=256, help="The model's context, in tokens.")] = 8192,
@@ -67,12 +71,13 @@ def bench(
     api_key: Annotated[str | None, typer.Option(help="The key for --url.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Replay multi-turn agent sessions, open loop, and show hit rate and latency by policy.
+    """Replay multi-turn agent sessions and show hit rate and latency by policy.
 
     sessile bench
     sessile bench runs.jsonl --policies session,round_robin,least_loaded
     sessile bench --replica sglang=http://gpu1:30000 --replica sglang=http://gpu2:30000
     sessile bench --url http://localhost:8000 --sessions 50 --rate 2
+    sessile bench --url http://localhost:8000 --sessions 48 --at-once 32
     sessile bench --cost
 
     The ceiling is the hit rate that one replica with an endless cache would have on the same
@@ -111,7 +116,7 @@ def bench(
                 _run(
                     _pass(
                         name, trajectories, options, salt, url, replica, replicas, model, lineage,
-                        api_key, console,
+                        api_key, at_once, console,
                     )
                 )
             )  # fmt: skip
@@ -125,7 +130,7 @@ def bench(
 async def _pass(
     name: str, trajectories: Any, options: dict[str, Any], salt: str, url: str | None,
     replica: list[str] | None, replicas: int, model: str | None, lineage: bool,
-    key: str | None, console: Console,
+    key: str | None, at_once: int | None, console: Console,
 ) -> Any:  # fmt: skip
     """One policy: its own router (and with embedded replicas, its own replicas), one replay."""
     from sessile.lab.bench import replay, report
@@ -143,7 +148,7 @@ async def _pass(
             began = time.monotonic()
             samples = await replay(
                 [target], served, sessions, max_tokens=options["max_tokens"], lineage=lineage,
-                key=key, done=lambda: bar.advance(task),
+                key=key, done=lambda: bar.advance(task), at_once=at_once,
             )  # fmt: skip
             return report(name, samples, time.monotonic() - began)
 
@@ -243,6 +248,8 @@ def _table(reports: list[Any]) -> Table:
             r.later_ttft_p50, r.later_ttft_p90, r.later_ttft_p99
         ),
         "TPOT p50/p90, s": lambda r: _spread(r.tpot_p50, r.tpot_p90),
+        "session time (mean), s": lambda r: _spread(r.session_s),
+        "output tokens/s": lambda r: f"{r.output_tokens_per_s:.1f}",
         "turns per replica": lambda r: ", ".join(f"{k}: {n}" for k, n in r.per_replica.items()),
         "wall, s": lambda r: f"{r.wall_s:.1f}",
     }

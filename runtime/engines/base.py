@@ -13,9 +13,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sessile.errors import InvalidRequest, ReplicaRefused, ReplicaUnreachable
-from sessile.router.replica import Call, Engine, FeedSource, Identity, Load, Reply, Usage
+from sessile.router.replica import Call, Engine, FeedSource, Identity, Load, Reply, Steps, Usage
 
 _ABSENT = (404, 405, 501)  # how engines answer a path that they lack or have switched off
+_PROMPT = (
+    "model", "messages", "tools", "tool_choice", "chat_template_kwargs", "continue_final_message",
+    "add_generation_prompt",
+)  # fmt: skip
 _TCP = re.compile(r"tcp://(.+):(\d+)")
 _WILDCARDS = ("*", "0.0.0.0", "::", "[::]")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -66,12 +70,36 @@ class OpenAIShaped:
     def fields(self, *, turn: str, session: str | None, salt: str | None) -> Mapping[str, Any]:
         return {}
 
+    def order(self, priority: int, identity: Identity) -> Mapping[str, Any]:
+        return {}
+
+    def release_call(self, session: str, identity: Identity) -> Call | None:
+        return None
+
+    def carry(
+        self, path: str, document: Mapping[str, Any], file: str
+    ) -> tuple[Steps, Steps] | None:
+        return None
+
     def read_usage(self, usage: Mapping[str, Any], body: Mapping[str, Any]) -> Usage:
         details = usage.get("prompt_tokens_details")
         cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
         return Usage(
             count(usage.get("prompt_tokens")), count(usage.get("completion_tokens")), count(cached)
         )
+
+    def count_call(self, document: Mapping[str, Any]) -> Call | None:
+        return None
+
+    def read_count(self, reply: Reply) -> int | None:
+        """SGLang and vLLM say `count`, llama.cpp `input_tokens`."""
+        if absent(reply):
+            return None
+        told = document(reply, "count of tokens")
+        counted = count(told.get("count", told.get("input_tokens")))
+        if counted is None:
+            raise ReplicaRefused("its count of tokens is not a number")
+        return counted
 
     def abort_call(self, turn: str) -> Call | None:
         return None
@@ -95,6 +123,19 @@ def engines() -> Mapping[str, Engine]:
     from sessile.engines.vllm import VLLM
 
     return {e.kind: e for e in (SGLang(), VLLM(), LlamaCpp(), OpenAI())}
+
+
+def tokenize_call(document: Mapping[str, Any]) -> Call | None:
+    """SGLang's and vLLM's `/tokenize` of a chat request, which is rendered as a completion would
+    be. Images, and a reasoning effort that a template may render, are counted only by a turn."""
+    if document.get("reasoning_effort") is not None:
+        return None
+    for message in document["messages"]:
+        content = message.get("content")
+        if isinstance(content, list) and any(part.get("type") != "text" for part in content):
+            return None
+    fields = {name: document[name] for name in _PROMPT if document.get(name) is not None}
+    return Call("POST", "/tokenize", msgspec.json.encode(fields))
 
 
 def page(reply: Reply, path: str) -> Any:

@@ -4,8 +4,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sessile.engines.base import OpenAIShaped, Samples, absent, array, count, document
-from sessile.router.replica import Call, Identity, Load, Reply, Usage
+import msgspec
+
+from sessile.engines.base import OpenAIShaped, Samples, absent, array, count
+from sessile.engines.base import document as document_of
+from sessile.errors import ReplicaRefused
+from sessile.router.replica import Call, Identity, Load, Reply, Steps, Usage
 
 _PROCESSING = "llamacpp:requests_processing"
 _DEFERRED = "llamacpp:requests_deferred"
@@ -28,7 +32,7 @@ class LlamaCpp(OpenAIShaped):
 
     def read_identity(self, replies: tuple[Reply, ...]) -> Identity:
         models = super().read_identity(replies[:1]).models
-        props = document(replies[1], "/props")
+        props = document_of(replies[1], "/props")
         settings = props.get("default_generation_settings")
         build = props.get("build_info")
         return Identity(
@@ -58,12 +62,58 @@ class LlamaCpp(OpenAIShaped):
             waiting = count(metrics.total(_DEFERRED))
         return Load(at=now, running=running, waiting=waiting, slots=slots)
 
+    def carry(
+        self, path: str, document: Mapping[str, Any], file: str
+    ) -> tuple[Steps, Steps] | None:
+        return _save(path, document, file), _restore(file)
+
     def read_usage(self, usage: Mapping[str, Any], body: Mapping[str, Any]) -> Usage:
         read = super().read_usage(usage, body)
         timings = body.get("timings")
         if read.cached_tokens is None and isinstance(timings, Mapping):
             return Usage(read.prompt_tokens, read.completion_tokens, count(timings.get("cache_n")))
         return read
+
+    def count_call(self, document: Mapping[str, Any]) -> Call | None:
+        """Renders and counts exactly as a completion would, images too."""
+        return Call("POST", "/v1/chat/completions/input_tokens", msgspec.json.encode(document))
+
+
+def _save(path: str, document: Mapping[str, Any], file: str) -> Steps:
+    """The prompt is run once more, for no token: that takes it out of the host cache into a slot,
+    and tells which."""
+    prompt = document.get("prompt")
+    if path == "/v1/chat/completions":
+        reply = yield Call("POST", "/apply-template", _json(document))
+        prompt = document_of(reply, "/apply-template").get("prompt")
+    if not isinstance(prompt, str):
+        raise ReplicaRefused("the prompt is not one text")
+    slot = _slot((yield _run(prompt)))
+    reply = yield Call("POST", f"/slots/{slot}?action=save", _json({"filename": file}))
+    document_of(reply, "/slots")
+
+
+def _restore(file: str) -> Steps:
+    """A prompt of one word takes the slot that was used the longest ago, whose session goes to the
+    host cache; restoring into it at once would lose that."""
+    slot = _slot((yield _run("-")))
+    reply = yield Call("POST", f"/slots/{slot}?action=restore", _json({"filename": file}))
+    document_of(reply, "/slots")
+
+
+def _run(prompt: str) -> Call:
+    return Call("POST", "/completion", _json({"prompt": prompt, "n_predict": 0}))
+
+
+def _slot(reply: Reply) -> int:
+    slot = document_of(reply, "/completion").get("id_slot")
+    if not isinstance(slot, int):
+        raise ReplicaRefused("its /completion names no slot")
+    return slot
+
+
+def _json(body: Mapping[str, Any]) -> bytes:
+    return msgspec.json.encode(body)
 
 
 def _incarnation(props: Mapping[str, Any]) -> str | None:

@@ -7,11 +7,11 @@ tells the truth in both. `/server_info` waits for the scheduler, so a long prefi
 
 from collections.abc import Mapping
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from sessile.engines.base import OpenAIShaped, absent, count, document, reachable
+from sessile.engines.base import OpenAIShaped, absent, count, document, reachable, tokenize_call
 from sessile.errors import ReplicaRefused
 from sessile.router.replica import Call, FeedSource, Identity, Load, Reply
 
@@ -33,6 +33,8 @@ class SGLang(OpenAIShaped):
             version=_text(info.get("version")),
             incarnation=_incarnation(info),
             host_ratio=_host_ratio(info),
+            holds_sessions=info.get("enable_session_radix_cache") is True,
+            orders=_orders(info),
         )
 
     def health_call(self) -> Call:
@@ -103,6 +105,22 @@ class SGLang(OpenAIShaped):
             fields["cache_salt"] = salt
         return fields
 
+    def count_call(self, document: Mapping[str, Any]) -> Call | None:
+        return tokenize_call(document)
+
+    def order(self, priority: int, identity: Identity) -> Mapping[str, Any]:
+        """NOTE: while it orders, a request without a priority comes after all that have one."""
+        if identity.orders is None:
+            return {}
+        return {"priority": priority if identity.orders == "low_first" else -priority}
+
+    def release_call(self, session: str, identity: Identity) -> Call | None:
+        """With `--enable-session-radix-cache` the prefixes of a `session_id` are evicted last, from
+        the end of its first request on until it is closed here; a later request opens it anew."""
+        if not identity.holds_sessions:
+            return None
+        return Call("POST", "/close_session", msgspec.json.encode({"session_id": session}))
+
     def abort_call(self, turn: str) -> Call | None:
         """Takes 0.2 s; closing the connection alone takes 2 s for an answer that is not streamed.
 
@@ -127,6 +145,13 @@ def _host_ratio(info: Mapping[str, Any]) -> float:
     if info.get("enable_hierarchical_cache") is not True or info.get("hicache_size"):
         return 0.0
     return float(ratio) if isinstance(ratio, int | float) else 0.0
+
+
+def _orders(info: Mapping[str, Any]) -> Literal["low_first", "high_first"] | None:
+    if info.get("enable_priority_scheduling") is not True:
+        return None
+    low = info.get("schedule_low_priority_values_first") is True
+    return "low_first" if low else "high_first"
 
 
 def _text(value: object) -> str | None:

@@ -138,7 +138,7 @@ class Supervisor:
             self.specs.append(
                 ReplicaSpec(
                     id=plan.id, engine="llamacpp", url=f"http://127.0.0.1:{port}",
-                    model=plan.alias, incarnation="starting",
+                    model=plan.alias, incarnation="starting", folder=str(folder),
                 )
             )  # fmt: skip
             command = _command(plan, port, folder)

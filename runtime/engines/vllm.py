@@ -6,7 +6,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from sessile.engines.base import OpenAIShaped, Samples, absent, count, document, page, reachable
+from sessile.engines.base import (
+    OpenAIShaped,
+    Samples,
+    absent,
+    count,
+    document,
+    page,
+    reachable,
+    tokenize_call,
+)
 from sessile.errors import ReplicaRefused
 from sessile.router.replica import Call, FeedSource, Identity, Load, Reply
 
@@ -95,6 +104,9 @@ class VLLM(OpenAIShaped):
         if salt is not None:
             fields["cache_salt"] = salt
         return fields
+
+    def count_call(self, document: Mapping[str, Any]) -> Call | None:
+        return tokenize_call(document)
 
 
 def _capacity(labels: Mapping[str, str]) -> int | None:

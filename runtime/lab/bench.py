@@ -1,9 +1,11 @@
-"""Replays agent sessions against a running router, open loop, and says what they met."""
+"""Replays agent sessions against a running router, open loop or so many at once, and says what they
+met."""
 
 import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any
 
 import msgspec
@@ -23,6 +25,7 @@ class Sample(msgspec.Struct):
     first: bool
     began: float
     prompt: str
+    ended: float = 0.0
     replica: str | None = None
     reason: str | None = None
     ttft_s: float | None = None
@@ -36,7 +39,9 @@ class Sample(msgspec.Struct):
 class Report(msgspec.Struct):
     """One pass, summed up. Rates are shares of 1, times are seconds; what nobody reported is None.
 
-    `hit_rate` is of prompt tokens, as the engines count them; `ceiling` is of prompt characters.
+    `hit_rate` is of prompt tokens, as the engines count them (where one leaves the count out, it is
+    zero, if others are told); `ceiling` is of prompt characters. `session_s` is the mean time from
+    a session's first request to its last answer.
     """
 
     name: str
@@ -53,6 +58,8 @@ class Report(msgspec.Struct):
     later_ttft_p99: float | None
     tpot_p50: float | None
     tpot_p90: float | None
+    session_s: float | None
+    output_tokens_per_s: float
     wall_s: float
     per_replica: dict[str, int]
     first_error: str | None = None
@@ -67,8 +74,10 @@ async def replay(
     lineage: bool,
     key: str | None,
     done: Callable[[], None],
+    at_once: int | None = None,
 ) -> list[Sample]:
-    """Run every session at its time, whatever the others are at; one sample a turn.
+    """Run every session at its time, whatever the others are at, or `at_once` of them, the next one
+    when one has ended; one sample a turn.
 
     The turns of a session go to the servers at `urls` in turn. `lineage` names no session, so that
     the router has to tell by the messages. `done` is called after each turn.
@@ -76,9 +85,15 @@ async def replay(
     upstreams = [Upstream(url, _TIMEOUTS) for url in urls]
     began = time.monotonic()
     samples: list[Sample] = []
+    places = asyncio.Semaphore(at_once or len(sessions) or 1)
 
     async def one(session: PlannedSession, start: int) -> None:
-        await asyncio.sleep(max(0.0, began + session.start_s - time.monotonic()))
+        if at_once is None:
+            await asyncio.sleep(max(0.0, began + session.start_s - time.monotonic()))
+        async with places:
+            await turns_of(session, start)
+
+    async def turns_of(session: PlannedSession, start: int) -> None:
         for number, turn in enumerate(session.turns):
             await asyncio.sleep(turn.think_s)
             sample = Sample(session.id, number == 0, time.monotonic() - began, turn.text)
@@ -86,6 +101,7 @@ async def replay(
             name = None if lineage else session.id
             upstream = upstreams[(start + number) % len(upstreams)]
             await _ask(upstream, model, turn, name, max_tokens, key, sample)
+            sample.ended = time.monotonic() - began
             done()
 
     try:
@@ -153,10 +169,14 @@ def report(name: str, samples: Sequence[Sample], wall_s: float) -> Report:
     good = [sample for sample in samples if sample.error is None]
     prompts = [s.prompt for s in sorted(samples, key=lambda s: s.began)]
     top = ceiling(prompts)
-    told = [s for s in good if s.cached_tokens is not None]
-    prompt_tokens = sum(s.prompt_tokens for s in told)
-    cached_tokens = sum(s.cached_tokens or 0 for s in told)
-    hit = cached_tokens / prompt_tokens if prompt_tokens else None
+    told = any(s.cached_tokens is not None for s in good)
+    prompt_tokens = sum(s.prompt_tokens for s in good)
+    cached_tokens = sum(s.cached_tokens or 0 for s in good)
+    hit = cached_tokens / prompt_tokens if prompt_tokens and told else None
+    spans: dict[str, tuple[float, float]] = {}
+    for s in samples:
+        first, _ = spans.get(s.session, (s.began, 0.0))
+        spans[s.session] = (min(first, s.began), s.ended)
     ttft = [s.ttft_s for s in good if s.ttft_s is not None]
     later = [s.ttft_s for s in good if s.ttft_s is not None and not s.first]
     tpot = [s.tpot_s for s in good if s.tpot_s is not None]
@@ -175,6 +195,8 @@ def report(name: str, samples: Sequence[Sample], wall_s: float) -> Report:
         later_ttft_p99=quantile(later, 0.99),
         tpot_p50=quantile(tpot, 0.5),
         tpot_p90=quantile(tpot, 0.9),
+        session_s=fmean(end - start for start, end in spans.values()) if spans else None,
+        output_tokens_per_s=sum(s.completion_tokens for s in good) / wall_s,
         wall_s=wall_s,
         per_replica=dict(sorted(Counter(s.replica or "?" for s in samples).items())),
         first_error=next((s.error for s in samples if s.error), None),

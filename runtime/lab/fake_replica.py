@@ -63,14 +63,17 @@ class Seen(msgspec.Struct):
 
 class FakeReplica:
     """The application and its handle. `always` is the fault of each request for which `fail` has
-    queued none; `context_tokens` is where prompts are refused. `url` is known once it is served.
+    queued none; `context_tokens` is where prompts are refused. A prefill of `tokens_per_s`, None
+    for none, is in the cache once it is done. `url` is known once it is served.
     """
 
     def __init__(
-        self, *, model: str = MODEL, context_tokens: int = 1_000_000, always: Fault | None = None
-    ) -> None:
+        self, *, model: str = MODEL, context_tokens: int = 1_000_000, always: Fault | None = None,
+        tokens_per_s: float | None = None,
+    ) -> None:  # fmt: skip
         self.model = model
         self.context_tokens = context_tokens
+        self.tokens_per_s = tokens_per_s
         self.always = always or Fault()
         self.healthy = True
         self.url = ""
@@ -165,6 +168,8 @@ class FakeReplica:
         if seen.path == "/v1/embeddings":
             await _send(send, 200, self._embeddings(body, seen))
             return
+        if self.tokens_per_s is not None:
+            await asyncio.sleep((seen.prompt_tokens - seen.cached_tokens) / self.tokens_per_s)
         delta, finish = _reply(body)
         self._insert([*prompt, _text({"role": "assistant", **delta})])
         chat = seen.path == "/v1/chat/completions"

@@ -1,7 +1,7 @@
 """The router in this process, served on loopback, before an engine that plays a script."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from sessile.app import App, create_app
 from sessile.router.replica import ReplicaSpec
 from sessile.settings import Settings
 
-NAMES = ("one", "two", "three")
+NAMES = ("one", "two", "three", "four")
 
 
 class Cut(Exception):
@@ -127,7 +127,7 @@ class Router:
 
     cut = Cut
 
-    def __init__(self, app: App, engines: list[ScriptedEngine], url: str) -> None:
+    def __init__(self, app: App, engines: list[Any], url: str) -> None:
         self.app = app
         self.engines = dict(zip(NAMES, engines, strict=False))
         self.engine = engines[0]
@@ -149,19 +149,27 @@ Start = Callable[..., Awaitable[Router]]
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
     """Starts routers with settings of the test's, before engines of their own or, `beside`
-    another, before that one's; fails a test that leaves a task behind."""
+    another, before that one's; `engines` may be applications too. Fails a test that leaves a task
+    behind."""
     before = asyncio.all_tasks()
     async with AsyncExitStack() as stack:
 
-        async def start(engines: int = 1, beside: Router | None = None, **settings: Any) -> Router:
-            scripted = [ScriptedEngine() for _ in range(engines)]
+        async def start(
+            engines: int | Sequence[Any] = 1, beside: Router | None = None, kind: str = "openai",
+            **settings: Any,
+        ) -> Router:  # fmt: skip
+            scripted = (
+                [ScriptedEngine() for _ in range(engines)]
+                if isinstance(engines, int)
+                else list(engines)
+            )
             specs = (
                 [replica.spec for replica in beside.app.pool]
                 if beside
                 else [
                     ReplicaSpec(
                         id=name,
-                        engine="openai",
+                        engine=kind,
                         url=await stack.enter_async_context(_served(engine)),
                     )
                     for name, engine in zip(NAMES, scripted, strict=False)

@@ -173,7 +173,8 @@ async def test_a_draining_replica_takes_nothing_more_and_its_sessions_move(start
     await http.post(f"{router.url}/sessile/v1/replicas/{home}/drain")
     second = await http.post(router.url + CHAT, json=ask("hi"), headers=headers)
     assert second.headers["x-sessile-replica"] != home
-    assert second.headers["x-sessile-reason"] == "replica_gone"
+    # Whether it was moved before its turn, or by it.
+    assert second.headers["x-sessile-reason"] in ("moved", "replica_gone")
     await http.post(f"{router.url}/sessile/v1/replicas/{home}/resume")
     third = await http.post(router.url + CHAT, json=ask("hi"), headers=headers)
     assert third.headers["x-sessile-reason"] == "bound"

@@ -15,11 +15,13 @@ def sessions(count: int) -> list[PlannedSession]:
     )  # fmt: skip
 
 
-async def replayed(replica: FakeReplica, count: int = 1, lineage: bool = False) -> list[Sample]:
+async def replayed(
+    replica: FakeReplica, count: int = 1, lineage: bool = False, at_once: int | None = None
+) -> list[Sample]:
     """What the turns of `count` sessions met at `replica`."""
     return await replay(
         [replica.url], "fake", sessions(count), max_tokens=4, lineage=lineage, key="secret",
-        done=lambda: None,
+        done=lambda: None, at_once=at_once,
     )  # fmt: skip
 
 
@@ -43,6 +45,20 @@ async def test_one_endless_cache_comes_close_to_the_ceiling() -> None:
         summed = report("x", await replayed(replica, 3), wall_s=1.0)
     assert summed.errors == 0
     assert summed.hit_rate == pytest.approx(summed.ceiling, abs=0.05)
+
+
+async def test_so_many_sessions_run_at_once() -> None:
+    """The next one begins when one has ended."""
+    async with serve_fake(always=Fault(pause_s=0.001)) as replica:
+        samples = await replayed(replica, 4, at_once=2)
+    spans = [
+        (min(s.began for s in mine), max(s.ended for s in mine))
+        for session in sessions(4)
+        if (mine := [s for s in samples if s.session == session.id])
+    ]
+    assert len(spans) == 4
+    for start, _ in spans:
+        assert sum(began <= start < ended for began, ended in spans) <= 2
 
 
 async def test_lineage_names_no_session() -> None:

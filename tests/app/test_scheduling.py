@@ -121,6 +121,9 @@ async def test_a_turn_waits_for_memory_and_its_receipt_says_how_long(router, htt
     queue = router.app.flow.scheduler.queue
     await router.until(lambda: len(queue) == 1)
     assert len(router.engine.asked) == 1
+    assert "sessile_queued_turns 1.0" in (await http.get(router.url + "/metrics")).text
+    (place,) = (await http.get(f"{router.url}/sessile/v1/policy")).json()["queue"]
+    assert (place["place"], place["session"]) == (1, "second") and place["waited_s"] >= 0
     await asyncio.sleep(0.02)
     hold.set()
     await running
@@ -130,6 +133,17 @@ async def test_a_turn_waits_for_memory_and_its_receipt_says_how_long(router, htt
     id = reply.headers["x-sessile-turn"]
     receipt = (await http.get(f"{router.url}/sessile/v1/turns/{id}/receipt")).json()
     assert receipt["queue_s"] >= 0.02
+    page = (await http.get(router.url + "/metrics")).text
+    assert 'sessile_queue_seconds_count{replica="one"} 1.0' in page
+    assert "sessile_queued_turns 0.0" in page
+
+
+async def test_what_was_foreseen_is_measured_against_what_came(router, http):
+    """From the second streamed turn on: before it, nothing is known to foresee."""
+    await turn(router, http, stream=True)
+    await turn(router, http, "other", stream=True)
+    page = (await http.get(router.url + "/metrics")).text
+    assert 'sessile_ttft_error_ratio_count{replica="one"} 1.0' in page
 
 
 async def test_a_queued_turn_whose_client_hangs_up_leaves_the_queue(router, http):

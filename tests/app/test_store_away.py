@@ -147,7 +147,7 @@ async def test_sessions_bind_again_when_the_store_comes_back_empty(
 
 async def test_a_long_turn_keeps_its_binding(start, http, store):
     """A turn that outlasts the binding's lifetime renews it: the session is still bound after."""
-    router = await start(engines=2, store=store, sessions={"binding_ttl_s": 0.6, "confirm_s": 0})
+    router = await start(engines=2, store=store, sessions={"binding_ttl_s": 2.0, "confirm_s": 0})
     home = (await turn(http, router)).headers["x-sessile-replica"]
     gate = asyncio.Event()
     router.engines[home].plays("slow", gate)
@@ -155,7 +155,7 @@ async def test_a_long_turn_keeps_its_binding(start, http, store):
         http.post(router.url + CHAT, json={**ASK, "stream": True}, headers={"x-session-id": "s"})
     )
     await router.until(lambda: router.engines[home].running == 1)
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(3.0)
     other = await start(beside=router, store=store)
     reply = await turn(http, other)
     gate.set()

@@ -6,6 +6,7 @@ lists are cut to what an adapter could want to read, and paths of the machine ar
 
 `--only identity_restarted` records the identity of another start of the same replica, which is
 what shows that its incarnation differs. Run it first, restart the replica, then record the rest.
+`--only count` records a prompt's tokens as the adapter has them counted, and a turn of it.
 `--only kv_events` records what a replica that has just started publishes over two turns.
 """
 
@@ -138,6 +139,8 @@ def _trimmed(body: Any) -> Any:
     if "internal_states" in body:
         body = {key: body[key] for key in _KEPT_INFO if key in body}
     body = {key: value for key, value in body.items() if key not in ("chat_template", "model_path")}
+    if isinstance(tokens := body.get("tokens"), list):
+        body["tokens"] = tokens[:4]
     if isinstance(settings := body.get("default_generation_settings"), dict):
         settings.pop("params", None)
     for model in body.get("data") or () if isinstance(body.get("data"), list) else ():
@@ -189,6 +192,8 @@ def record(r: Recorder) -> None:
              "max_tokens": 60, **streamed}  # fmt: skip
     r.save("tool_call_stream", r.post(chat, tools))
 
+    record_count(r)
+
     flood = [{"role": "user", "content": "word " * 9000}]
     long_prompt = r.post(chat, {"messages": flood, **short})
     long_prompt["sent"]["messages"][0]["content"] = "word word ..."
@@ -211,6 +216,16 @@ def record(r: Recorder) -> None:
         cut = [*lines[:4], *lines[-6:], ""]  # the start, and how it ends
         r.save("abort", aborted, _exchange("POST", chat, body, reply, "\n".join(cut)))
     r.save("load_after_hangup", *r.load_when(lambda load: load.running == 0))
+
+
+def record_count(r: Recorder) -> None:
+    """A count of a prompt's tokens, where the engine has one, and a turn of the same prompt."""
+    tools = [_TOOL]
+    asked = {"model": "smollm2", "messages": conversation(r.nonce[::2]), "tools": tools}
+    call = r.engine.count_call(asked)
+    if call is not None:
+        turn = r.post("/v1/chat/completions", {**asked, "max_tokens": 1})
+        r.save("count", r.ask(call), turn)
 
 
 def record_kv_events(r: Recorder) -> None:
@@ -251,7 +266,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("replica", metavar="KIND=URL")
     parser.add_argument("--version", help="where the engine does not tell its own")
-    parser.add_argument("--only", choices=["identity_restarted", "kv_events"])
+    parser.add_argument("--only", choices=["identity_restarted", "count", "kv_events"])
     options = parser.parse_args()
     kind, _, url = options.replica.partition("=")
     r = Recorder(kind, url.rstrip("/"), options.version)
@@ -261,6 +276,8 @@ def main() -> None:
     r.version = options.version or identity.version
     if options.only == "kv_events":
         record_kv_events(r)
+    elif options.only == "count":
+        record_count(r)
     elif options.only:
         r.save("identity_restarted", *told)
     else:

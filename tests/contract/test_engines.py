@@ -1,12 +1,17 @@
 """Every adapter, on what real engines answered; `record.py` says what, and records it anew."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from anthropic.types import Message, RawMessageStreamEvent
+from pydantic import TypeAdapter
 
+from sessile.api.messages_body import Asked
+from sessile.api.messages_events import MessageStream
 from sessile.api.wire import engine_error
 from sessile.engines.base import engine, engines
 from sessile.errors import (
@@ -20,10 +25,12 @@ from sessile.errors import (
 from sessile.relay import UsageRelay, events, read_reply
 from sessile.router.blocks import BlockTree
 from sessile.router.kv_events import Feed, read_batch
-from sessile.router.replica import Call, Engine, FeedSource, Reply, Usage
+from sessile.router.replica import Call, Engine, FeedSource, Reply, Steps, Usage
 
 RECORDED = Path(__file__).with_name("recorded")
 KINDS = ["sglang", "vllm", "llamacpp", "openai"]
+COUNTING = ["sglang", "llamacpp"]  # those whose counts were recorded
+EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
 NOW = 1000.0
 GARBAGE = [
     Reply(500, b'{"error": "no"}'),
@@ -229,6 +236,58 @@ def test_a_stream_adds_up_to_a_message(kind: str) -> None:
         assert [c["function"]["name"] for c in message["tool_calls"]] == ["read_file"]
 
 
+def test_a_real_stream_becomes_a_message(kind: str) -> None:
+    """Anthropic's types take every event, and the whole; the usage adds up to the prompt."""
+    for case in ("stream", "stream_second_turn", "tool_call_stream"):
+        ((_, reply),) = exchanges(kind, case)
+        stream = MessageStream("msg_1", Asked(model="m", stream=True, document={}))
+        told = stream.start()
+        stream.feed(reply.body, told)
+        told += stream.finish()
+        for event in told:
+            if event.type != "ping":
+                EVENT.validate_json(event.body)
+        Message.model_validate_json(json.dumps(stream.message), strict=True)
+        body = [e for e in events(reply.body) if e.get("usage")][-1]
+        usage = stream.message["usage"]
+        parts = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+        assert sum(usage[part] or 0 for part in parts) == body["usage"]["prompt_tokens"]
+        if case == "stream_second_turn":
+            assert usage["cache_read_input_tokens"] > 100
+        if case == "tool_call_stream" and kind in ("sglang", "vllm"):
+            (block,) = stream.message["content"]
+            assert block["type"] == "tool_use" and block["name"] == "read_file"
+
+
+@pytest.mark.parametrize("kind", COUNTING)
+def test_a_count_is_what_a_turn_takes(kind: str) -> None:
+    """The adapter's call was answered with the very number that a completion then reported."""
+    (counted, turn) = exchanges(kind, "count")
+    call = engine(kind).count_call(counted.sent)
+    assert call is not None and json.loads(call.body) == counted.sent
+    used = json.loads(turn.reply.body)["usage"]["prompt_tokens"]
+    assert engine(kind).read_count(counted.reply) == used > 200
+
+
+def test_what_a_tokenizer_would_not_count_exactly_is_not_asked_of_it(kind: str) -> None:
+    """Images, and an effort that a template may render, are counted by a turn; llama.cpp renders
+    both. A replica without the call, or one that answers nonsense, gives no count."""
+    adapter = engine(kind)
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    hello = {"role": "user", "content": "Say hello."}
+    for asked in (
+        {"messages": [{"role": "user", "content": [image]}]},
+        {"messages": [hello], "reasoning_effort": "low"},
+    ):
+        assert (adapter.count_call({"model": "m", **asked}) is None) is (kind != "llamacpp")
+    call = adapter.count_call({"model": "m", "messages": [hello], "max_tokens": 9})
+    assert (call is None) is (kind == "openai")
+    assert adapter.read_count(Reply(404, b"")) is None
+    assert adapter.read_count(Reply(200, b'{"count": 7}')) == 7
+    with pytest.raises(ReplicaRefused):
+        adapter.read_count(Reply(200, b'{"count": "many"}'))
+
+
 def test_the_fields_that_are_added_were_taken(kind: str) -> None:
     """Chat, completions, several choices and tool calls were answered with the fields in them."""
     adapter = engine(kind)
@@ -381,3 +440,79 @@ def test_the_feed_of_a_real_sglang_tells_what_a_session_holds() -> None:
     for turn in document["turns"]:
         told = held[turn["messages"] - 1]
         assert told is not None and 0 < turn["tokens"] - told <= 16
+
+
+def test_only_an_sglang_that_was_started_to_hold_sessions_is_told_to_release_them(
+    kind: str,
+) -> None:
+    """Its own page says whether it does; by default no engine does."""
+    adapter = engine(kind)
+    identity = adapter.read_identity(replies(kind, "identity"))
+    assert not identity.holds_sessions and adapter.release_call("s", identity) is None
+    if kind == "sglang":
+        holding = adapter.read_identity(started_with(enable_session_radix_cache=True))
+        call = adapter.release_call("team/s", holding)
+        assert call is not None and call.path == "/close_session"
+        assert json.loads(call.body) == {"session_id": "team/s"}
+
+
+@pytest.mark.parametrize(("low_first", "sent"), [(False, -3), (True, 3)])
+def test_a_priority_is_sent_where_it_orders(kind: str, low_first: bool, sent: int) -> None:
+    """0 is the most urgent whichever way the replica counts; nobody else is sent one."""
+    adapter = engine(kind)
+    assert not adapter.order(3, adapter.read_identity(replies(kind, "identity")))
+    if kind == "sglang":
+        ordering = adapter.read_identity(
+            started_with(
+                enable_priority_scheduling=True, schedule_low_priority_values_first=low_first
+            )
+        )
+        assert adapter.order(3, ordering) == {"priority": sent}
+
+
+def started_with(**arguments: object) -> tuple[Reply, ...]:
+    """The pages of the recorded SGLang, as if it had been started with these arguments."""
+    models, info = replies("sglang", "identity")
+    return models, Reply(200, json.dumps({**json.loads(info.body), **arguments}).encode())
+
+
+def test_llama_cpp_carries_a_prompt_from_slot_to_slot() -> None:
+    """It is saved from the slot that it is found in, and restored where nothing is lost by it."""
+    chat = {"messages": [{"role": "user", "content": "hi"}]}
+    steps = engine("llamacpp").carry("/v1/chat/completions", chat, "s.kv")
+    assert steps is not None
+    save, restore = (
+        walk(each, {"/apply-template": {"prompt": "<hi>"}, "/completion": {"id_slot": 1}})
+        for each in steps
+    )
+    assert save == [
+        ("/apply-template", chat),
+        ("/completion", {"prompt": "<hi>", "n_predict": 0}),
+        ("/slots/1?action=save", {"filename": "s.kv"}),
+    ]
+    assert [path for path, _ in restore] == ["/completion", "/slots/1?action=restore"]
+    assert restore[-1][1] == {"filename": "s.kv"}
+    for others in set(KINDS) - {"llamacpp"}:
+        assert engine(others).carry("/v1/chat/completions", chat, "s.kv") is None
+
+
+@pytest.mark.parametrize(
+    "told", [{"/apply-template": {}}, {"/apply-template": {"prompt": "p"}, "/completion": {}}]
+)
+def test_what_llama_cpp_does_not_say_ends_the_carrying(told: dict[str, Any]) -> None:
+    """No prompt, or no slot: there is nothing to save."""
+    steps = engine("llamacpp").carry("/v1/chat/completions", {"messages": []}, "s.kv")
+    assert steps is not None
+    with pytest.raises(ReplicaRefused):
+        walk(steps[0], told)
+
+
+def walk(steps: Steps, told: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The calls, each answered by what is told of its path."""
+    made = []
+    with contextlib.suppress(StopIteration):
+        call = next(steps)
+        while True:
+            made.append((call.path, json.loads(call.body)))
+            call = steps.send(Reply(200, json.dumps(told.get(call.path, {})).encode()))
+    return made

@@ -12,6 +12,7 @@ from sessile import Client
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SAYS = {
     "quickstart.py": ("1> ", "2> ", "prompt tokens came from the cache", "fork 2> "),
+    "anthropic_client.py": ("counted> ", "first on local-", "second on local-", "usage> "),
     "openai_client.py": ("chat on local-", "stream> ", "responses> ", "usage> "),
     "websocket_chat.py": ("> Hello! What is your name?", "> What did I just ask you?"),
     "agent_loop.py": ("> How warm is it in Oslo?", "> And in Rome?"),

@@ -92,7 +92,8 @@ def test_it_serves_heals_and_leaves_nothing_after_ctrl_c():
         reply = httpx2.post(
             f"{up.url}/v1/chat/completions", json=body, headers={"x-session-id": "s"}, timeout=60
         )
-        assert reply.headers["x-sessile-reason"] == "restarted"
+        # Its session went elsewhere meanwhile, unless it has been bound to the new start itself.
+        assert reply.headers["x-sessile-reason"] in ("moved", "restarted")
 
         children = up.children()
         assert len(children) >= 3

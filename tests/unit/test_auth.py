@@ -24,6 +24,13 @@ def test_a_key_names_its_tenant():
     assert KEYS.salt(own) != KEYS.salt("team")
 
 
+def test_a_key_may_come_in_a_header_of_its_own():
+    """Where the protocol has one; a bearer's key goes first."""
+    assert KEYS.tenant(None, api_key="two") == KEYS.tenant("Bearer two", api_key="x") == "team"
+    with pytest.raises(Unauthorized):
+        KEYS.tenant(None, api_key="wrong")
+
+
 def test_a_browser_gives_its_key_as_a_sub_protocol():
     """It cannot set headers on a WebSocket."""
     assert KEYS.tenant(None, ("realtime", "openai-insecure-api-key.two")) == "team"

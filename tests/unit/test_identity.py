@@ -33,6 +33,22 @@ def test_headers_count_before_the_body_and_its_fields_in_order():
     assert read_claims([], body).explicit == "0b71b8c2-91a5-4f6e-9d1c-0123456789ab"
 
 
+@pytest.mark.parametrize(
+    ("user", "session"),
+    [
+        ('{"device_id":"d","account_uuid":"","session_id":"s"}', "s"),
+        ('{"session_id":""}', None),
+        ('{"session_id":7}', None),
+        ('{"device_id":"d"}', None),
+        ("{not json", None),
+        ("u_session_short", None),
+    ],
+)
+def test_claude_code_packs_its_session_in_json_too(user, session):
+    """Its newer form; a user id that only looks like it names nobody."""
+    assert read_claims([], {"metadata": {"user_id": user}}).explicit == session
+
+
 def test_weak_hints_group_but_name_nobody():
     """A prompt cache key or a user is no conversation."""
     claims = read_claims([], {"prompt_cache_key": "k", "user": "u"}, [])

@@ -15,18 +15,20 @@ def test_hit_rate_is_of_prompt_tokens() -> None:
     summed = report(
         "session",
         [
-            sample("a", "ab", 0, replica="r1", ttft_s=1.0, prompt_tokens=100, cached_tokens=0),
-            sample("a", "abcd", 1, replica="r1", ttft_s=0.2, prompt_tokens=300, cached_tokens=100),
-            sample("b", "x", 2, replica="r2", error="503"),
+            sample("a", "ab", 0, replica="r1", ttft_s=1.0, prompt_tokens=100, ended=0.5),
+            sample("a", "abcd", 1, replica="r1", ttft_s=0.2, prompt_tokens=300, cached_tokens=100,
+                   completion_tokens=6, ended=2),
+            sample("b", "x", 2, replica="r2", error="503", ended=3),
         ],
         wall_s=3.0,
-    )
+    )  # fmt: skip
     assert summed.hit_rate == 0.25
     assert summed.ceiling == pytest.approx(2 / 7)
     assert summed.hit_of_ceiling == pytest.approx(0.25 * 7 / 2)
     assert (summed.turns, summed.errors, summed.first_error) == (3, 1, "503")
     assert summed.per_replica == {"r1": 2, "r2": 1}
     assert (summed.ttft_p50, summed.later_ttft_p50) == (1.0, 0.2)
+    assert (summed.session_s, summed.output_tokens_per_s) == (1.5, 2.0)
 
 
 def test_unreported_hits_are_unknown_and_not_zero() -> None:

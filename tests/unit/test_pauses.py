@@ -81,3 +81,16 @@ def test_a_program_s_pauses_are_found_by_the_session_that_began_it():
     assert pauses.of("root") == ["child"] and pauses.of("child") == []
     pauses.drop("child")
     assert pauses.of("root") == [] and not pauses._programs
+
+
+def test_a_pause_that_moves_is_found_where_it_went():
+    """Where memory is short it may be let go of there, and no longer where it was."""
+    pauses = Pauses()
+    pauses.begin("s", "r1", "bash", 0.0)
+    pauses.move("s", "r2")
+    pauses.move("nobody", "r2")
+    assert pauses.poorest("r1", 1e9, 1.0) == [] and pauses.poorest("r2", 1e9, 1.0) == ["s"]
+    assert pauses.get("s").since == 0.0
+    pauses.hold("s", 1.0, 60.0)
+    pauses.move("s", "r1")
+    assert pauses.poorest("r1", 1e9, 1.0) == [] and pauses.get("s").replica == "r1"

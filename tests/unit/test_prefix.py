@@ -42,6 +42,17 @@ def test_what_clients_do_to_a_reply_does_not_hide_it():
     assert Lineage([USER]).after(said) == Lineage([USER]).after(sent)
 
 
+def test_escapes_in_arguments_do_not_hide_a_reply():
+    """A client that has read a call's arguments writes letters for escapes; what is no JSON is
+    taken as it is."""
+    for sent, written in (('{"a":"Z\\u00fcrich"}', '{"a": "Zürich"}'), ("{\\u00", "{\\u00")):
+        one, two = (
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": text}}]}
+            for text in (sent, written)
+        )
+        assert Lineage([USER]).after(one) == Lineage([USER]).after(two)
+
+
 def test_content_of_other_kinds_counts():
     """Two images are two conversations."""
     image = [{"type": "image_url", "image_url": {"url": "data:1"}}]

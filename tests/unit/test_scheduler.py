@@ -1,5 +1,6 @@
 """The routing brain: each case of the decision, the queue, pauses and leases, and the peers."""
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -456,3 +457,114 @@ def test_nothing_is_remembered_of_a_session_whose_only_turn_left_the_queue():
     scheduler.end("t2", 1.0)
     assert not scheduler.queue
     assert "second" not in scheduler._born
+
+
+# -- children that share a prefix, moves, and what is released
+
+
+def wide(session, tail, **fields):
+    """A turn of 40 shared blocks and one of its own."""
+    return ask(session, 41 * BLOCK, blocks=(*range(40), tail), **fields)
+
+
+def test_a_turn_waits_for_the_one_that_computes_what_they_share():
+    """From when that is sent until its first token; a turn that shares little waits for nobody."""
+    brain, pool = scheduler(), [replica()]
+    for session, tail in (("one", 101), ("two", 102)):
+        brain.submit(wide(session, tail), pool, 0.0)
+    brain.submit(ask("three", 1000, blocks=(201, 202)), pool, 0.0)
+    assert brain.leader("turn of one") is None and brain.leader("turn of three") is None
+    leader, until = brain.leader("turn of two")
+    assert leader == "turn of one" and until > pool[0].rates.prefill_s(40 * BLOCK)
+    brain.first_token("turn of one", 1.0)
+    assert brain.leader("turn of two") is None
+    assert set(pool[0].computing.values()) == {"turn of two", "turn of three"}
+    for session in ("two", "three"):
+        end(brain, session, 2.0)
+    assert not pool[0].computing
+
+
+def test_of_those_who_waited_for_one_that_failed_the_first_takes_over():
+    """And the others wait for it."""
+    brain, pool = scheduler(), [replica()]
+    for session, tail in (("one", 101), ("two", 102), ("three", 103)):
+        brain.submit(wide(session, tail), pool, 0.0)
+    brain.end("turn of one", 1.0)
+    for session in ("two", "three"):
+        brain.take_over(f"turn of {session}")
+    assert brain.leader("turn of two") is None
+    assert brain.leader("turn of three")[0] == "turn of two"
+
+
+def move(brain, pool, now):
+    """Moves the pausing session "s" to whichever replica of the pool takes it."""
+    asked = msgspec.structs.replace(ask(at="a"), turn="warm")
+    decision = brain.decide(asked, pool, now)
+    brain.move(asked, decision, pool, now)
+    return decision
+
+
+def test_a_session_that_moves_pauses_on_where_it_goes():
+    """Booked there as work at first, then as a pause, as old as it is; the old home is released."""
+    brain, (a, b) = scheduler(), (replica("a"), replica("b"))
+    brain.submit(ask(at="a"), [a, b], 0.0)
+    end(brain, "s", 1.0, pause="bash")
+    assert a.paused == {"s"} and brain.return_rate("s", 1.5) == brain.returns.rate("bash", 0.5)
+    decision = move(brain, [b], 2.0)
+    assert (decision.replica, decision.binding) == ("b", "rebind")
+    assert not a.paused and list(brain.released) == [("s", "a")]
+    assert b.pending_work > 0 and b.in_flight == 1
+    brain.moved("warm", 3.0, prompt_tokens=1000, cached_tokens=0)
+    assert b.paused == {"s"} and not b.in_flight and not b.pending_work
+    assert brain.return_rate("s", 4.0) == brain.returns.rate("bash", 3.0)
+    assert b.holdings.held("s", ()) == 1100
+    assert brain.is_home("s", "b") and not brain.is_home("s", "a")
+
+
+def test_the_other_routers_are_told_of_a_move():
+    """First that the session runs where it goes, then that it pauses there."""
+    brain, (a, b) = Scheduler(Limits(), peers=True), (replica("a"), replica("b"))
+    brain.submit(ask(at="a"), [a, b], 0.0)
+    end(brain, "s", 1.0, pause="bash")
+    brain.news.clear()
+    move(brain, [b], 2.0)
+    brain.moved("warm", 3.0, prompt_tokens=1000, cached_tokens=0)
+    told = [(news.state, news.replica, news.kind) for news in brain.news]
+    assert told == [("runs", "b", ""), ("pauses", "b", "bash")]
+
+
+def test_a_session_that_is_back_while_it_is_moved_runs_where_it_went():
+    """The end of the move changes nothing of its turn, nor of its next pause."""
+    brain, (a, b) = scheduler(), (replica("a"), replica("b"))
+    brain.submit(ask(at="a"), [a, b], 0.0)
+    end(brain, "s", 1.0, pause="bash")
+    move(brain, [b], 2.0)
+    brain.submit(ask(at="b"), [b], 2.5)
+    brain.moved("warm", 3.0)
+    assert list(b.runs) == ["turn of s"] and not b.paused
+    end(brain, "s", 4.0, pause="")
+    assert b.paused == {"s"} and brain.return_rate("s", 4.0) is not None
+
+
+def test_a_session_that_nobody_holds_is_let_go_of_when_it_has_moved():
+    """Its time had passed: it is prewarmed, but burdens nobody."""
+    brain, (a, b) = scheduler(), (replica("a"), replica("b"))
+    brain.submit(ask(at="a"), [a, b], 0.0)
+    end(brain, "s", 1.0, pause="")
+    brain.lease("s", 1.0, 0.0)
+    brain.expire(1.0)
+    move(brain, [b], 2.0)
+    brain.moved("warm", 3.0, prompt_tokens=1000, cached_tokens=0)
+    assert not b.paused and not b.holdings.live_tokens
+    assert b.holdings.held("s", ()) == 1100
+
+
+def test_what_ends_for_good_is_released():
+    """A turn without a pause, a lease of nothing, a closed session; not one that pauses."""
+    brain, pool = scheduler(), [replica()]
+    for session, pause in (("once", None), ("leased", ""), ("closed", ""), ("kept", "")):
+        brain.submit(ask(session), pool, 0.0)
+        end(brain, session, 1.0, pause=pause)
+    brain.lease("leased", 1.0, 0.0)
+    brain.close("closed")
+    assert list(brain.released) == [("once", "a"), ("leased", "a"), ("closed", "a")]

@@ -1,0 +1,99 @@
+"""How a session that pauses gets its cache to another replica: carried there through a folder
+that both share, or computed there ahead of its next turn."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sessile.errors import ReplicaError, ReplicaRefused
+from sessile.relay import events
+from sessile.router.policy import Ask
+from sessile.router.pool import Replica
+from sessile.router.replica import Steps, Usage
+from sessile.sessions.record import SessionKey
+
+_STEP_TIMEOUT_S = 10.0
+_LAST = 10  # a priority behind those of all turns
+# What would make more of a request than a prefill, or contradict its one token.
+_DROPPED = ("max_completion_tokens", "min_tokens", "n", "best_of", "logprobs", "top_logprobs")
+
+
+class Kept(msgspec.Struct):
+    """The last turn of a session that pauses: `ask` as its next one would be placed, and what went
+    upstream, as bytes or, where the router wrote it itself, as a document."""
+
+    key: SessionKey
+    ask: Ask
+    path: str
+    body: bytes | dict[str, Any]
+    size: int
+
+    @property
+    def home(self) -> tuple[str, str]:
+        """The replica and incarnation that it is bound to."""
+        assert self.ask.bound is not None
+        return self.ask.bound.replica, self.ask.bound.incarnation
+
+    def document(self) -> dict[str, Any]:
+        """What went upstream."""
+        if isinstance(self.body, bytes):
+            return msgspec.json.decode(self.body, type=dict[str, Any])
+        return self.body
+
+
+async def carry(
+    path: str, document: Mapping[str, Any], old: Replica, new: Replica, file: str
+) -> None:
+    """Take the KV memory of a prompt along, in `file` of the folder that both replicas share, where
+    there is one and the old one can run a prompt soon. What does not come along is computed anew.
+    """
+    folder = old.spec.folder
+    if folder is None or folder != new.spec.folder or not _is_at_leisure(old):
+        return
+    steps = old.engine.carry(path, document, file)
+    if steps is None:
+        return
+    with suppress(ReplicaError):
+        try:
+            await _take(steps[0], old)
+            await _take(steps[1], new)
+        finally:
+            Path(folder, file).unlink(missing_ok=True)  # noqa: ASYNC240 - a moment
+
+
+async def prewarm(kept: Kept, replica: Replica, turn: str, salt: str | None) -> Usage:
+    """Run the prompt for one token; raises `ReplicaError`. Streamed, since that is how engines
+    notice a hang-up."""
+    engine = replica.engine
+    body = {name: value for name, value in kept.document().items() if name not in _DROPPED}
+    body |= {"max_tokens": 1, "stream": True, "stream_options": {"include_usage": True}}
+    body |= engine.fields(turn=turn, session=kept.key.attribution, salt=salt)
+    if replica.identity is not None:
+        body |= engine.order(_LAST, replica.identity)
+    async with await replica.upstream.open("POST", kept.path, msgspec.json.encode(body)) as answer:
+        said = b"".join([chunk async for chunk in answer])
+    if answer.status >= 400:
+        raise ReplicaRefused(f"replica {replica.id} answered {answer.status}")
+    for event in events(said):
+        if isinstance(event.get("usage"), Mapping):
+            return engine.read_usage(event["usage"], event)
+    return Usage()
+
+
+def _is_at_leisure(replica: Replica) -> bool:
+    """Whether the replica has a slot for one prompt more, or will have, since it drains."""
+    slots = replica.outlook.slots
+    if replica.state == "ready":
+        return slots is None or replica.in_flight < slots
+    return replica.state == "draining"
+
+
+async def _take(steps: Steps, replica: Replica) -> None:
+    """Make the calls, one after the other."""
+    with suppress(StopIteration):
+        call = next(steps)
+        while True:
+            call = steps.send(await replica.upstream.call(call, _STEP_TIMEOUT_S))
