@@ -257,18 +257,27 @@ class Outlook:
     def learn(
         self, run: Run, prompt_tokens: int, cached_tokens: int | None, output_tokens: int,
         tpot_s: float | None, model: Rates,
-    ) -> None:  # fmt: skip
+    ) -> tuple[float, float] | None:  # fmt: skip
         """What came of a turn: rates from its times, its replica's and its model's; the memory's
-        model from its cached tokens."""
+        model from its cached tokens. The work and the seconds of its first token, if they tell
+        something."""
+        first = None
         if cached_tokens is not None:
             self.holdings.correct(run.cached_tokens, cached_tokens, run.age)
             if run.first_at is not None and not self.queued:
                 amount = run.ahead + work(cached_tokens, prompt_tokens - cached_tokens)
-                for rates in (self.rates, model):
-                    rates.observe_first_token(amount, run.first_at - run.began_at)
-                self.rates.lean_on(model)
+                first = (amount, run.first_at - run.began_at)
+                self.observe(*first, model)
         if tpot_s is not None and output_tokens > 4:
             self.rates.observe_decode(tpot_s)
+        return first
+
+    def observe(self, amount: float, seconds: float, model: Rates) -> None:
+        """A first token has come here, after so much work: the replica's rates learn from it, and
+        those of its model anywhere."""
+        for rates in (self.rates, model):
+            rates.observe_first_token(amount, seconds)
+        self.rates.lean_on(model)
 
 
 def totals(

@@ -11,12 +11,21 @@ from typing import Literal
 import msgspec
 
 
+class FirstToken(msgspec.Struct, frozen=True, array_like=True):
+    """A first token of `model` came `seconds` after `amount` of work was begun: what rates are
+    learned from."""
+
+    model: str
+    amount: float
+    seconds: float
+
+
 class News(msgspec.Struct, frozen=True, array_like=True):
     """What became of a session at a replica.
 
     runs     a turn begins: its blocks, and the tokens that it will need
     pauses   it has ended, `tokens` are held, `kind` is what the session waits for, and `program`
-             the session that began its program, if that is another
+             session that began its program, if that is another; `first` may be learned from
     idle     nothing is held for the session any longer
     closed   it is over
     leased   its memory is to be held for so many `seconds` from now
@@ -32,3 +41,4 @@ class News(msgspec.Struct, frozen=True, array_like=True):
     kind: str = ""
     seconds: float = 0.0
     program: str = ""
+    first: FirstToken | None = None

@@ -20,7 +20,7 @@ from sessile.router.decide import Decision, nobody
 from sessile.router.holdings import Index
 from sessile.router.outlook import Outlook, totals
 from sessile.router.pauses import Pauses
-from sessile.router.peers import News
+from sessile.router.peers import FirstToken, News
 from sessile.router.policy import Ask, rendezvous
 from sessile.router.price import Price, Rates, work
 
@@ -311,11 +311,12 @@ class Scheduler:
         if run is None:
             return
         block_tokens = ask.block_tokens
+        first = None
         if prompt_tokens is not None:
             if ask.bound is not None and cached_tokens is not None:
                 added = prompt_tokens - cached_tokens - self._added_tokens
                 self._added_tokens += _ADDED_WEIGHT * added
-            outlook.learn(
+            first = outlook.learn(
                 run, prompt_tokens, cached_tokens, output_tokens or 0, tpot_s,
                 self._rates[ask.model],
             )  # fmt: skip
@@ -340,7 +341,8 @@ class Scheduler:
                 program = ask.program if ask.program != ask.session else ""
                 self.news.append(
                     News("pauses", ask.session, outlook.id, outlook.incarnation, tokens,
-                         block_tokens=block_tokens, kind=pause, program=program)
+                         block_tokens=block_tokens, kind=pause, program=program,
+                         first=FirstToken(ask.model, *first) if first is not None else None)
                 )  # fmt: skip
         else:
             self._let_go(ask.session)
@@ -557,6 +559,9 @@ class Scheduler:
             holdings.use(session, told.blocks, told.block_tokens, told.tokens)
             self._pauses.away(session, outlook.id, now, router)
             return
+        first = told.first
+        if first is not None:
+            outlook.observe(first.amount, first.seconds, self._rates[first.model])
         holdings.resume(session, told.tokens, told.block_tokens)
         if not self._runs(session, outlook):
             self._pause(session, outlook, told.kind, now, told.program)

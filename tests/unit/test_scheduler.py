@@ -343,6 +343,21 @@ def test_schedulers_that_exchange_news_agree():
     assert not yours.holdings.live_tokens
 
 
+def test_what_one_router_learns_of_a_replica_all_learn():
+    """First tokens are told: routers that see a part of the turns each know as much as one."""
+    here, there = (Scheduler(Limits(), peers=True) for _ in range(2))
+    mine, yours = replica(), replica()
+    for number in range(20):
+        now = 10.0 * number
+        here.submit(ask(), [mine], now)
+        here.first_token("turn of s", now + 0.1)
+        end(here, "s", now + 1.0, pause="ls")
+        there.hear(list(here.news), [yours], now + 1.0)
+        here.news.clear()
+    assert yours.rates.turns == mine.rates.turns == 20
+    assert (yours.rates.base_s, yours.rates.slope_s) == (mine.rates.base_s, mine.rates.slope_s)
+
+
 def test_closing_a_program_lets_go_of_what_it_has_at_other_routers():
     """A sub-agent whose last turn was elsewhere is let go of with it, at every router."""
     here, there = (Scheduler(Limits(), peers=True) for _ in range(2))
