@@ -24,8 +24,8 @@ class News(msgspec.Struct, frozen=True, array_like=True):
     """What became of a session at a replica.
 
     runs     a turn begins: its blocks, and the tokens that it will need
-    pauses   it has ended, `tokens` are held, `kind` is what the session waits for, and `program`
-             session that began its program, if that is another; `first` may be learned from
+    pauses   it has ended, `tokens` are held, `kind` is what the session waits for, `program`
+             the session that began its program, if that is another; `first` teaches rates
     idle     nothing is held for the session any longer
     closed   it is over
     leased   its memory is to be held for so many `seconds` from now
