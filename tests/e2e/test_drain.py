@@ -1,6 +1,7 @@
 """A drain of a real replica under load: its sessions' KV memory goes with them."""
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -20,7 +21,8 @@ class Agent:
 
     def __init__(self, http: httpx2.Client, number: int) -> None:
         self._http = http
-        self._session = {"x-session-id": f"drained {number}"}
+        self.name = f"drained-{number}"
+        self._session = {"x-session-id": self.name}
         task = " ".join(f"Step {step} of agent {number}: read the file." for step in range(30))
         self._messages = [{"role": "system", "content": task}]
 
@@ -40,11 +42,11 @@ class Agent:
         )
 
 
-def has_settled(http: httpx2.Client, drained: str) -> bool:
-    """Whether no session is at the replica any more, and none is being moved."""
+def has_settled(http: httpx2.Client, drained: str, agents: Sequence[Agent]) -> bool:
+    """Whether none of the sessions is at the replica any more, and none is being moved."""
     replicas = http.get("/sessile/v1/replicas").json()["replicas"]
-    left = next(replica["sessions"] for replica in replicas if replica["id"] == drained)
-    return not left and not any(replica["in_flight"] for replica in replicas)
+    homes = {http.get(f"/sessile/v1/sessions/{agent.name}").json()["replica"] for agent in agents}
+    return drained not in homes and not any(replica["in_flight"] for replica in replicas)
 
 
 def test_a_drain_under_load_fails_nothing_and_its_sessions_are_hits_elsewhere(
@@ -64,7 +66,7 @@ def test_a_drain_under_load_fails_nothing_and_its_sessions_are_hits_elsewhere(
         try:
             for turn in running:
                 turn.result()
-            while not has_settled(http, drained):
+            while not has_settled(http, drained, agents):
                 time.sleep(0.1)
             after = list(threads.map(Agent.turn, agents))
         finally:

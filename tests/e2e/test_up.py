@@ -121,8 +121,9 @@ def test_ctrl_c_while_a_model_is_pulled_ends_the_pull(tmp_path):
         }  # fmt: skip
         for number in (signal.SIGINT, signal.SIGKILL):
             process = subprocess.Popen(
-                [SESSILE, "up", "--port", "0"], env=environment, stderr=subprocess.PIPE, text=True
-            )
+                [SESSILE, "up", "--port", "0"], env=environment, stderr=subprocess.PIPE, text=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as a shell would
+            )  # fmt: skip
             up = Up(process, "")
             until(lambda up=up: any("download" in command for command in up.children().values()))
             children = up.children()
