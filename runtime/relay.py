@@ -74,6 +74,16 @@ def events(stream: bytes) -> Iterator[dict[str, Any]]:
             yield body
 
 
+def payloads(stream: bytes) -> Iterator[bytes]:
+    """The `data:` fields of a stretch of whole server-sent events, one line each as engines send
+    them, garbage too; `[DONE]` left out."""
+    for line in stream.split(b"\n"):
+        if line.startswith(b"data:"):
+            payload = line[5:].strip()
+            if payload and payload != b"[DONE]":
+                yield payload
+
+
 def _data(event: bytes) -> dict[str, Any] | None:
     """The event's `data:` lines as a JSON object; None for `[DONE]`, comments and garbage."""
     lines = [line[5:] for line in event.splitlines() if line.startswith(b"data:")]

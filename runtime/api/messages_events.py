@@ -13,6 +13,7 @@ from sessile.api.messages_body import Asked
 from sessile.api.responses_events import CallDelta, Choice, Chunk, Event
 from sessile.api.wire import anthropic_error
 from sessile.errors import ReplicaRefused, SessileError, StreamBroken
+from sessile.relay import payloads
 
 _decode_chunk = msgspec.json.Decoder(Chunk).decode
 _decode = msgspec.json.decode
@@ -63,11 +64,8 @@ class MessageStream:
         Raises `ReplicaRefused` for an error that the engine tells in its stream, for what is no
         chunk at all, and for pieces of calls that are mixed up; the caller hands it to `fail`.
         """
-        for line in data.split(b"\n"):
-            if line.startswith(b"data:"):
-                payload = line[5:].strip()
-                if payload and payload != b"[DONE]":
-                    self.feed_chunk(payload, events)
+        for payload in payloads(data):
+            self.feed_chunk(payload, events)
 
     def feed_chunk(self, payload: bytes, events: list[Event]) -> None:
         """As `feed`, for the JSON of one chunk or of one whole completion."""

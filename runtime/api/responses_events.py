@@ -11,6 +11,7 @@ import msgspec
 
 from sessile import errors
 from sessile.errors import ReplicaRefused, SessileError, StreamBroken
+from sessile.relay import payloads
 from sessile.sessions.transcript import item_id
 
 
@@ -130,11 +131,8 @@ class ResponseStream:
         Raises `ReplicaRefused` for an error that the engine tells in its stream, and for what is
         no chunk at all; the caller hands it to `fail`.
         """
-        for line in data.split(b"\n"):
-            if line.startswith(b"data:"):
-                payload = line[5:].strip()
-                if payload and payload != b"[DONE]":
-                    self.feed_chunk(payload, events)
+        for payload in payloads(data):
+            self.feed_chunk(payload, events)
 
     def feed_chunk(self, payload: bytes, events: list[Event]) -> None:
         """As `feed`, for the JSON of one chunk or of one whole completion."""
