@@ -129,7 +129,7 @@ class Flow:
             self._running.add(turn)
             await self._open(turn, decision)
             yield turn
-        except BaseException as error:
+        except BaseException as error:  # a hang-up is an outcome too
             turn.receipt.outcome = outcome_of(error)
             raise
         finally:
@@ -221,10 +221,10 @@ class Flow:
                 if response.status in _NOT_NOW:
                     raise ReplicaRefused(f"replica {replica.id} answered {response.status}")
                 first = await response.read()
-            except BaseException:
+            except BaseException:  # cancelled too: the replica is to stop
                 response.close()
                 raise
-        except BaseException as error:
+        except BaseException as error:  # as above, and it is not under way there any more
             replica.in_flight -= 1
             if isinstance(error, ReplicaError):
                 replica.failures += 1

@@ -231,7 +231,7 @@ class _Handler(logging.StreamHandler[TextIO]):
                 self.flush()
             elif len(self._lines) == 1:
                 self._flush_soon()
-        except Exception:
+        except Exception:  # a line that cannot be written never fails what it tells of
             self.handleError(record)
 
     def flush(self) -> None:

@@ -217,8 +217,7 @@ class _Connection:
             await self._refuse(error, stream_id)
         except OSError:
             raise
-        except Exception:
-            # A fault of ours in one turn: the connection and the turns behind it live on.
+        except Exception:  # a fault of ours in one turn: the connection and those behind it live on
             log.exception("response failed tenant=%s", self._tenant)
             await self._refuse(SessileError("the router failed; its log says why"), stream_id)
 
