@@ -61,6 +61,10 @@ def simulate(
     ] = None,
     rate: Annotated[float, typer.Option(min=0.0001, help="Agents that start a second.")] = 0.4,
     arrival: Annotated[str, typer.Option(help="poisson, even or bursts (of 8).")] = "poisson",
+    at_once: Annotated[
+        int | None,
+        typer.Option(min=1, help="Closed loop: so many sessions at once, instead of --rate."),
+    ] = None,
     fan_out: Annotated[
         float, typer.Option(min=0, max=1, help="Share of agents that spawn 4 to 16 others.")
     ] = 0.08,
@@ -111,7 +115,7 @@ def simulate(
         kv_share=kv_share, host_tokens=host_tokens, prefill_rate=prefill_rate,
         transfer_rate=transfer_rate, decode_ms=decode_ms, slots=slots, routers=routers,
         sessions=sessions, rate=rate, arrival=arrival,  # type: ignore[arg-type]
-        fan_out=fan_out, context_tokens=context, speed=speed,
+        at_once=at_once, fan_out=fan_out, context_tokens=context, speed=speed,
         faults=tuple(lab.parse_fault(text) for text in fault or ()),
     )  # fmt: skip
     swept = lab.parse_sweep(sweep) if sweep else None

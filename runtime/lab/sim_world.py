@@ -40,7 +40,9 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class World:
-    """Runs once. `progress` is called with the number of sessions of the load that have ended.
+    """Runs once. With `at_once` so many sessions run, the next one starts when one has ended,
+    whenever the load has it start. `progress` is called with the number of sessions of the load
+    that have ended.
 
     Invariant: a turn that was asked is in `_open` until it ends, or waits to be sent again.
     """
@@ -48,7 +50,7 @@ class World:
     def __init__(
         self, policy: str, load: Load, hardware: Hardware, replicas: int, *, routers: int = 1,
         seed: int = 1, limits: Limits | None = None, faults: Sequence[Fault] = (),
-        progress: Callable[[int], None] | None = None,
+        at_once: int | None = None, progress: Callable[[int], None] | None = None,
     ) -> None:  # fmt: skip
         self.now = 0.0
         self.engines = [
@@ -72,7 +74,9 @@ class World:
         self._score = Score()
         self._arriving = load.sessions()
         self._left = load.count
-        self._arrive()
+        self._at_once = at_once
+        for _ in range(at_once or 1):
+            self._arrive()
         for fault in faults:
             self.at(fault.at, partial(self._break, fault))
         if self._peers:
@@ -88,14 +92,16 @@ class World:
     # -- sessions
 
     def _arrive(self) -> None:
-        """The next session of the load waits for its time."""
+        """The next session of the load waits for its time, or for its place."""
         session = next(self._arriving, None)
         if session is not None:
             self._score.expected += session.count()
-            self.at(session.start_s, partial(self._start, session))
+            when = session.start_s if self._at_once is None else self.now
+            self.at(when, partial(self._start, session))
 
     def _start(self, session: SimSession) -> None:
-        self._arrive()
+        if self._at_once is None:
+            self._arrive()
         Agent(self, session).start()
 
     def over(self, session: SimSession, seconds: float) -> None:
@@ -106,6 +112,8 @@ class World:
         if session.parent is None:
             self._score.session_s.append(seconds)
             self._left -= 1
+            if self._at_once is not None:
+                self._arrive()
             if self._progress is not None:
                 self._progress(1)
 

@@ -44,6 +44,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     sessions: int | None = None
     rate: float = 0.4
     arrival: Arrival = "poisson"
+    at_once: int | None = None
     fan_out: float = 0.08
     context_tokens: int = 32_000
     speed: float = 1.0
@@ -74,9 +75,9 @@ class Sweep(msgspec.Struct, frozen=True):
 _SWEPT: dict[str, type[int] | type[float]] = {
     "replicas": int, "kv_tokens": int, "kv_share": float, "host_tokens": int,
     "prefill_rate": float, "decode_ms": float, "routers": int, "sessions": int, "rate": float,
-    "fan_out": float, "speed": float,
+    "at_once": int, "fan_out": float, "speed": float,
 }  # fmt: skip
-_BURDENS = ("decode_ms", "sessions", "rate", "fan_out", "speed")
+_BURDENS = ("decode_ms", "sessions", "rate", "at_once", "fan_out", "speed")
 _STEP_OF_ONE = ("replicas", "routers")
 
 
@@ -205,7 +206,7 @@ def run_one(
     )  # fmt: skip
     world = World(
         policy, load, hardware, setup.replicas, routers=setup.routers, seed=seed,
-        faults=setup.faults, progress=progress,
+        faults=setup.faults, at_once=setup.at_once, progress=progress,
     )  # fmt: skip
     return world.run()
 

@@ -57,6 +57,17 @@ def test_routers_agree(kv_tokens: int) -> None:
     assert three.hit_rate > one.hit_rate - 0.06
 
 
+def test_a_closed_loop_starts_a_session_when_another_ends() -> None:
+    """So many run at once, whenever the load would have them start: one alone takes as long as all
+    of them together, and three take less."""
+    late = Shape(sessions=12, rate=0.001, fan_out=0.0)
+    alone = run("session", late, at_once=1)
+    assert alone.failed == 0
+    assert alone.makespan_s == pytest.approx(12 * alone.session_time_mean_s, rel=0.01)
+    three = run("session", late, at_once=3)
+    assert alone.makespan_s / 3 < three.makespan_s < alone.makespan_s / 2
+
+
 FAULTS = {
     "replica": [Fault("replica", at=20.0, number=1)],
     "every replica": [Fault("replica", at=20.0, number=n, for_s=5.0) for n in range(4)],
