@@ -25,6 +25,7 @@ from sessile.router.policy import Ask, rendezvous
 from sessile.router.price import Price, Rates, work
 
 _BYPASS = 8  # how many behind the first in the queue may go before it, if it does not fit
+_ADDED_TOKENS = 1000.0  # before any was seen: tool output, and what the user says
 _ADDED_WEIGHT = 0.02
 _AS_GOOD = 1.02  # prices that differ by less are as good
 _HORIZON = 8.0  # turns of a new session that are foreseen, beside its first
@@ -73,7 +74,7 @@ class Scheduler:
         self.queue = Queue(limits.most_queued, weights)
         self._pauses = Pauses()
         self.returns = self._pauses.returns
-        self._added_tokens = 500.0  # that a turn of a bound session computes, of late
+        self._added_tokens = _ADDED_TOKENS  # that a turn of a bound session computes, of late
         self._rates: defaultdict[str, Rates] = defaultdict(Rates.prior)  # of a model, anywhere
         self._index = Index()
         self._outlooks: dict[str, Outlook] = {}
