@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from sessile.errors import SettingsError, StoreUnavailable, TurnLockLost
-from sessile.sessions.memory_store import MemoryStore
 from sessile.sessions.conversation import ConversationRecord
+from sessile.sessions.memory_store import MemoryStore
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
 from sessile.sessions.redis_store import RedisStore
 from sessile.sessions.store import Store, StoredResult, StoreLimits, TurnEnd
