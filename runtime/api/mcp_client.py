@@ -7,8 +7,9 @@ a client whose transport breaks cancels the task that holds it.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
+from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
@@ -51,8 +52,10 @@ class McpServers:
                 )  # fmt: skip
         self._timeout_s = settings.mcp.timeout_s
         self._held = {server["server_label"]: _Held(server, self._timeout_s) for server in servers}
-        if servers:
-            _client_class()
+        if servers and find_spec("mcp") is None:
+            raise NotSupported(
+                "MCP tools need the package mcp: pip install 'sessile[mcp]'", param="tools"
+            )
 
     async def __aenter__(self) -> Self:
         return self
@@ -140,18 +143,17 @@ class _Held:
         await asyncio.wait([self._task])
 
     async def _hold(self, ready: "asyncio.Future[Client]") -> None:
-        from mcp.client.streamable_http import streamable_http_client
-
         headers = dict(self._server.get("headers") or {})
         if token := self._server.get("authorization"):
             headers["Authorization"] = f"Bearer {token}"
         try:
+            make_client, make_transport = await asyncio.to_thread(_modules)
             async with AsyncExitStack() as stack:
                 http = await stack.enter_async_context(
                     httpx2.AsyncClient(headers=headers, timeout=httpx2.Timeout(self._timeout_s))
                 )
-                transport = streamable_http_client(self._server["server_url"], http_client=http)
-                client = await stack.enter_async_context(_client_class()(transport))
+                transport = make_transport(self._server["server_url"], http_client=http)
+                client = await stack.enter_async_context(make_client(transport))
                 ready.set_result(client)
                 await self._over.wait()
         except (
@@ -172,14 +174,12 @@ def failed(message: str, code: int | None = None) -> Item:
     return {"output": None, "error": error}
 
 
-def _client_class() -> "type[Client]":
-    try:
-        from mcp import Client
-    except ImportError as error:
-        raise NotSupported(
-            "MCP tools need the package mcp: pip install 'sessile[mcp]'", param="tools"
-        ) from error
-    return Client
+def _modules() -> "tuple[type[Client], Callable[..., Any]]":
+    """What is used of the client; importing it takes a second, and so is not for the loop."""
+    from mcp import Client
+    from mcp.client.streamable_http import streamable_http_client
+
+    return Client, streamable_http_client
 
 
 def _listed(tool: Any) -> Item:

@@ -217,3 +217,27 @@ async def test_tenants_do_not_see_each_others_conversations(start):
             with pytest.raises(openai.NotFoundError):
                 await call
         assert (await mine.conversations.retrieve(made.id)).id == made.id
+
+
+async def test_a_conversation_is_the_same_at_every_router(start, redis_server):
+    """With one store, what one router adds the next is given, and a deletion is everybody's."""
+    store = {"url": redis_server.url, "timeout_s": 5.0}
+    one = await start(store=store)
+    other = await start(beside=one, store=store)
+    async with (
+        AsyncOpenAI(base_url=one.url + "/v1", api_key="-", max_retries=0) as here,
+        AsyncOpenAI(base_url=other.url + "/v1", api_key="-", max_retries=0) as there,
+    ):
+        made = await here.conversations.create()
+        first = await here.responses.create(model="m", input="Hi", conversation=made.id)
+        second = await there.responses.create(model="m", input="And?", conversation=made.id)
+        assert len(one.engine.asked[1]["messages"]) == 3
+        listed = (await there.conversations.items.list(made.id, order="asc")).data
+        assert [listed[1].id, listed[3].id] == [first.output[0].id, second.output[0].id]
+        assert (await there.responses.retrieve(first.id)) == first
+        await there.conversations.delete(made.id)
+        with pytest.raises(openai.NotFoundError):
+            await here.responses.create(model="m", input="x", conversation=made.id)
+        await there.responses.delete(first.id)
+        with pytest.raises(openai.NotFoundError):
+            await here.responses.retrieve(first.id)
