@@ -27,7 +27,7 @@ log = logging.getLogger("sessile.api")
 _MOST_TOOLS = 256
 _MOST_PAGES = 16
 _MOST_OUTPUT_BYTES = 1 << 20
-_CLOSE_TIMEOUT_S = 2.0
+_CLOSE_TIMEOUT_S = 0.5  # the client of a whole response waits for it
 
 Item = dict[str, Any]
 

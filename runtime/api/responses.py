@@ -96,6 +96,9 @@ class Responses:
         Raises a `SessileError` while nothing has been told; after that a failure is an event like
         others. The last event is told when the turn has been stored, so that its successor may
         come at once, at any router. Cancelling stops the engine, and stores nothing.
+
+        An engine is called once, and again after each reply that called MCP tools: each call is a
+        turn of the flow, under the one id of the response.
         """
         asked = read_request(body)
         id = new_response_id()
@@ -170,7 +173,7 @@ class Responses:
                     if asked.store:
                         await self._keep_failed(turn, asked, stream.response, error)
             await self._contexts.append(tenant, asked, stream.response)
-        await audience.tell(events)
+            await audience.tell(events)
         return Made(stream.response, failure)
 
     @property

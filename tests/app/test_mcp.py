@@ -224,6 +224,23 @@ async def test_a_server_that_is_not_there_lists_nothing(router, client):
     assert made.output_text == "Alone." and "tools" not in router.engine.asked[0]
 
 
+async def test_a_server_that_says_nothing_lists_nothing(start):
+    """One that takes the connection and is then silent costs its time, and no more."""
+    router = await start(mcp={"timeout_s": 0.5})
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    silent = await asyncio.start_server(listen, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}/mcp"
+    server = {"type": "mcp", "server_label": "calc", "server_url": url}
+    router.engine.says("Alone.")
+    async with silent, AsyncOpenAI(base_url=router.url + "/v1", api_key="none") as client:
+        made = await client.responses.create(model="m", input="Go", tools=[server])
+    assert "did not answer" in made.output[0].error and made.output_text == "Alone."
+
+
 async def test_calls_beyond_the_limit_are_not_run(router, client, calculator):
     """With `max_tool_calls` used up no tool may be called any more."""
     router.engine.calls(ADD, '{"a":1,"b":1}')
