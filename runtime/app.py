@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from sessile.api.admin import health_routes, native_routes
 from sessile.api.auth import Authenticator, check_exposure
 from sessile.api.chat import FastLane
+from sessile.api.conversations import conversation_routes
 from sessile.api.messages import Messages
 from sessile.api.models import model_routes
 from sessile.api.responses import responses_routes
@@ -149,7 +150,10 @@ class App:
         api.add_exception_handler(HTTPException, _on_http)  # type: ignore[arg-type]
         api.include_router(health_routes(self.pool, self.store, self.telemetry))
         api.include_router(model_routes(self.pool, self.auth))
-        api.include_router(responses_routes(self.flow, self.store, self.auth, self.settings))
+        api.include_router(
+            responses_routes(self.flow, self.pool, self.store, self.auth, self.settings)
+        )
+        api.include_router(conversation_routes(self.store, self.auth, self.settings))
         api.include_router(
             native_routes(
                 self.pool, self.store, self.standings, self.flow, self.telemetry, self.auth

@@ -8,6 +8,7 @@
     │   ├── ModelNotFound          no replica of the pool serves that model
     │   ├── SessionNotFound        no such session for this tenant
     │   ├── ResponseNotFound       no such response for this tenant
+    │   ├── ConversationNotFound   no such conversation, or item of it, for this tenant
     │   ├── TurnNotFound           no such turn for this tenant
     │   ├── ReplicaNotFound        no such replica in the pool
     │   ├── SessionBusy            another turn of the session is running
@@ -90,6 +91,12 @@ class ResponseNotFound(RequestError):
     """The response does not exist for this tenant."""
 
     code = "previous_response_not_found"
+
+
+class ConversationNotFound(RequestError):
+    """The conversation, or the item of it, does not exist for this tenant."""
+
+    code = "conversation_not_found"
 
 
 class TurnNotFound(RequestError):

@@ -143,6 +143,16 @@ class WebSocketSettings(_Slice):
     )
 
 
+class McpSettings(_Slice):
+    """The MCP servers that clients may have the router call."""
+
+    hosts: tuple[str, ...] = Field(
+        (),
+        description="Their host names, * for any; none: any on an open loopback router, else none.",
+    )
+    timeout_s: float = Field(60.0, gt=0, description="Longest list of tools, and longest call.")
+
+
 class LogSettings(_Slice):
     """What is written to standard error."""
 
@@ -199,6 +209,7 @@ class Settings(BaseSettings):
     sessions: SessionSettings = SessionSettings()
     router: RouterSettings = RouterSettings()
     websocket: WebSocketSettings = WebSocketSettings()
+    mcp: McpSettings = McpSettings()
     log: LogSettings = LogSettings()
     pool: tuple[PoolSettings, ...] = ()
     replica: Annotated[tuple[str, ...], AfterValidator(_unique)] = Field(

@@ -11,7 +11,7 @@ import msgspec
 
 from sessile.errors import InvalidRequest
 
-_TIERS = {"priority": 0, "auto": 1, "default": 1, "standard": 1, "flex": 2}
+_TIERS = {"priority": 0, "fast": 0, "auto": 1, "default": 1, "standard": 1, "flex": 2}
 _MOST_PRIORITY = 9
 
 

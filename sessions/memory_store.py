@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from sessile.errors import TurnLockLost
+from sessile.sessions.memory_conversations import MemoryConversations
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
 from sessile.sessions.store import (
     NEWS_AT_ONCE,
@@ -93,6 +94,7 @@ class MemoryStore:
         self._once: _Expiring[tuple[str, str], StoredResult | str] = _Expiring(
             limits.idempotency_ttl_s, clock, most_entries
         )
+        self.conversations = MemoryConversations(limits.ttl_s, clock, most_entries)
 
     async def open(self) -> None:
         """Nothing to connect."""
@@ -195,6 +197,11 @@ class MemoryStore:
 
     async def get_turn(self, tenant: str, turn: str) -> TurnRecord | None:
         return self._turns.get((tenant, turn))
+
+    async def delete_turn(self, tenant: str, turn: str) -> bool:
+        found = self._turns.get((tenant, turn)) is not None
+        self._turns.drop((tenant, turn))
+        return found
 
     async def create_session(self, record: SessionRecord) -> bool:
         key = SessionKey(record.tenant, record.model, record.session)

@@ -18,6 +18,7 @@ import msgspec
 from sessile.errors import StoreUnavailable, TurnLockLost
 from sessile.sessions import scripts
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
+from sessile.sessions.redis_conversations import CONVERSATION_SCRIPTS, RedisConversations
 from sessile.sessions.redis_link import Command, RedisLink, Script
 from sessile.sessions.store import (
     NEWS_AT_ONCE,
@@ -48,6 +49,7 @@ _RECENT = Script(scripts.RECENT)
 _EXCHANGE = Script(scripts.EXCHANGE)
 _SCRIPTS = (
     _CLAIM, _REFRESH, _REBIND, _ACQUIRE, _RELEASE, _CREATE, _CLOSE, _END, _RECENT, _EXCHANGE,
+    *CONVERSATION_SCRIPTS,
 )  # fmt: skip
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -85,6 +87,12 @@ class Keys:
         return "sessile:{reports}:seen", "sessile:{reports}:told", "sessile:{reports}:news"
 
     @staticmethod
+    def conversation(tenant: str, conversation: str) -> tuple[str, str, str]:
+        tag = _known_digest(tenant, conversation)
+        end = f"{{{tag}}}"
+        return f"sessile:conv:{end}", f"sessile:conv-order:{end}", f"sessile:conv-items:{end}"
+
+    @staticmethod
     def once(tenant: str, key: str) -> str:
         return f"sessile:once:{_digest(tenant, key)}"
 
@@ -110,6 +118,7 @@ class RedisStore:
         self._binding_ttl_ms = _ms(limits.binding_ttl_s)
         self._turn_ttl_ms = _ms(limits.turn_ttl_s)
         self._once_ttl_ms = _ms(limits.idempotency_ttl_s)
+        self.conversations = RedisConversations(self._link, Keys.conversation, self._ttl_ms)
 
     async def open(self) -> None:
         await self._link.open()
@@ -247,6 +256,9 @@ class RedisStore:
         data = await self._link.run(("GET", Keys.turn(tenant, turn)))
         found = _turn(data) if data is not None else None
         return found if found is not None and found.tenant == tenant else None
+
+    async def delete_turn(self, tenant: str, turn: str) -> bool:
+        return bool(await self._link.run(("DEL", Keys.turn(tenant, turn))))
 
     async def create_session(self, record: SessionRecord) -> bool:
         keys = Keys(record.tenant, record.session, record.model)

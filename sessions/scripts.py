@@ -196,3 +196,85 @@ if newest and newest[1] ~= last then
 end
 return {others, news, last}
 """
+
+_ADD_ITEMS = """
+local function add(first)
+  for n = first, #ARGV, 2 do
+    if redis.call('HEXISTS', KEYS[3], ARGV[n]) == 0 then
+      redis.call('ZADD', KEYS[2], redis.call('HINCRBY', KEYS[1], 'last', 1), ARGV[n])
+    end
+    redis.call('HSET', KEYS[3], ARGV[n], ARGV[n + 1])
+  end
+end
+"""
+
+_KEEP = """
+for n = 1, 3 do
+  redis.call('PEXPIRE', KEYS[n], ARGV[1])
+end
+"""
+
+CONVERSATION_CREATE = f"""
+-- KEYS facts order items   ARGV ttl_ms created_at metadata, and for each item: id body
+{_ADD_ITEMS}
+redis.call('HSET', KEYS[1], 'created_at', ARGV[2], 'metadata', ARGV[3])
+add(4)
+{_KEEP}
+return 1
+"""
+
+CONVERSATION_APPEND = f"""
+-- KEYS facts order items   ARGV ttl_ms, and for each item: id body
+-- 0 if there is no such conversation: one that was deleted meanwhile does not come back.
+{_ADD_ITEMS}
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  return 0
+end
+add(2)
+{_KEEP}
+return 1
+"""
+
+CONVERSATION_UPDATE = """
+-- KEYS facts   ARGV metadata
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  redis.call('HSET', KEYS[1], 'metadata', ARGV[1])
+end
+return 1
+"""
+
+CONVERSATION_GET = f"""
+-- KEYS facts order items   ARGV ttl_ms   {{created_at, metadata, size}}, or nil
+local facts = redis.call('HMGET', KEYS[1], 'created_at', 'metadata')
+if not facts[1] then
+  return nil
+end
+{_KEEP}
+return {{facts[1], facts[2], redis.call('ZCARD', KEYS[2])}}
+"""
+
+CONVERSATION_PAGE = f"""
+-- KEYS facts order items   ARGV ttl_ms after limit rev   The bodies behind `after`, or nil.
+if redis.call('EXISTS', KEYS[1]) == 0 then
+  return nil
+end
+{_KEEP}
+local rev = ARGV[4] == 'REV'
+local from, to = '-inf', '+inf'
+if rev then
+  from, to = to, from
+end
+if ARGV[2] ~= '' then
+  local score = redis.call('ZSCORE', KEYS[2], ARGV[2])
+  if not score then
+    return {{}}
+  end
+  from = '(' .. score
+end
+local call = rev and 'ZREVRANGEBYSCORE' or 'ZRANGEBYSCORE'
+local ids = redis.call(call, KEYS[2], from, to, 'LIMIT', 0, ARGV[3])
+if #ids == 0 then
+  return {{}}
+end
+return redis.call('HMGET', KEYS[3], unpack(ids))
+"""

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from sessile.sessions.conversation import Conversations
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
 
 NEWS_LIVE = 10
@@ -100,6 +101,10 @@ class Store(Protocol):
         """When it last came to be available, on the monotonic clock: what it confirmed before may
         be gone, since it may have been restarted empty."""
 
+    @property
+    def conversations(self) -> Conversations:
+        """The conversations of the Responses API, kept beside the sessions."""
+
     # -- the binding: three atomic steps, nothing else ever writes it
 
     async def claim(self, key: SessionKey, replica: str, incarnation: str) -> Claim:
@@ -153,6 +158,9 @@ class Store(Protocol):
 
     async def get_turn(self, tenant: str, turn: str) -> TurnRecord | None:
         """The stored turn, None if it expired or belongs to another tenant."""
+
+    async def delete_turn(self, tenant: str, turn: str) -> bool:
+        """Drop a stored turn with all that it added; False if there is none."""
 
     async def create_session(self, record: SessionRecord) -> bool:
         """Store a new session; False if one of that tenant, model and id is there already."""

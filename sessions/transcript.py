@@ -19,13 +19,15 @@ _CONTINUABLE = ("completed", "incomplete")
 
 
 class Link(msgspec.Struct, frozen=True, array_like=True):
-    """One turn of a conversation: the items it brought and those it made, and its parent turn."""
+    """One turn of a conversation: the items it brought and those it made, and its parent turn.
+    `conversation` is the one by name that it belongs to, whose items are kept there."""
 
     session: str | None
     model: str
     parent: str | None
     input_items: list[dict[str, Any]]
     output_items: list[dict[str, Any]]
+    conversation: str | None = None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -95,9 +97,11 @@ class Transcripts:
                 f"response {turn!r} failed and cannot be continued; continue from its parent",
                 param="previous_response_id",
             )
+        named = record.response.get("conversation") or {}
         link = Link(
-            record.session, record.model, record.parent, record.input_items, record.output_items
-        )
+            record.session, record.model, record.parent, record.input_items, record.output_items,
+            named.get("id"),
+        )  # fmt: skip
         self.remember(tenant, turn, link)
         return link
 

@@ -15,25 +15,35 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from starlette.types import Receive, Scope, Send
 
+from sessile.accounts import written
 from sessile.api.auth import Authenticator
 from sessile.api.chat import decode_object, header, idempotency_key, read_body, send_error
 from sessile.api.hang_up import HangUp
-from sessile.api.responses_body import Asked, chat_body, read_request
+from sessile.api.mcp_client import McpServers
+from sessile.api.responses_body import Asked, read_request
+from sessile.api.responses_context import Contexts, read_turn
 from sessile.api.responses_events import Event, ResponseStream
+from sessile.api.responses_steps import Steps
+from sessile.api.responses_stored import Surface, stored_routes
 from sessile.api.responses_ws import Sockets
 from sessile.api.wire import engine_error
-from sessile.errors import InvalidRequest, NotSupported, ResponseNotFound, SessileError
+from sessile.errors import (
+    InvalidRequest,
+    NotSupported,
+    PromptTooLong,
+    ResponseNotFound,
+    SessileError,
+    StoreError,
+)
 from sessile.flow import Flow
-from sessile.sessions.hints import read_hints
-from sessile.sessions.identity import SessionClaims, read_claims
+from sessile.router.pool import Pool
 from sessile.sessions.store import Store
 from sessile.sessions.transcript import Link, Transcripts, new_response_id
 from sessile.settings import Settings
-from sessile.turn import Transcript, Turn, TurnRequest
+from sessile.turn import Transcript, Turn
 
 log = logging.getLogger("sessile.api")
 
-_CHAT = "/v1/chat/completions"
 _SSE_HEADERS = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -59,11 +69,17 @@ class Made(msgspec.Struct, frozen=True):
 class Responses:
     """Makes responses. One a router, made by `responses_routes`."""
 
-    def __init__(self, flow: Flow, store: Store, clock: Callable[[], float] = time) -> None:
+    def __init__(
+        self, flow: Flow, pool: Pool, store: Store, settings: Settings,
+        clock: Callable[[], float] = time,
+    ) -> None:  # fmt: skip
         self._flow = flow
+        self._pool = pool
         self._store = store
+        self._settings = settings
         self._clock = clock
         self._transcripts = Transcripts(store)
+        self._contexts = Contexts(store, self._transcripts, settings.sessions)
 
     async def make(
         self,
@@ -80,47 +96,90 @@ class Responses:
         Raises a `SessileError` while nothing has been told; after that a failure is an event like
         others. The last event is told when the turn has been stored, so that its successor may
         come at once, at any router. Cancelling stops the engine, and stores nothing.
+
+        An engine is called once, and again after each reply that called MCP tools: each call is a
+        turn of the flow, under the one id of the response.
         """
         asked = read_request(body)
-        request = await self._request(tenant, headers, body, asked)
-        request.idempotency_key = once
+        id = new_response_id()
+        stream: ResponseStream | None = None
         failure: SessileError | None = None
-        async with self._flow.serve_turn(request) as turn:
-            if turn.status >= 400:
-                raise engine_error(turn.status, await _rest(turn, b""))
-            stream = ResponseStream(
-                {
-                    **asked.response,
-                    "id": turn.id,
-                    "created_at": int(self._clock()),
-                    "model": request.model,
-                },
-                stream_id,
-            )
-            events = stream.start()
-            chunk = await turn.read()
-            if turn.content_type.startswith(b"text/event-stream"):
-                stream.feed(chunk, events)
-            else:
-                stream.feed_chunk(await _rest(turn, chunk), events)
-            await audience.open(turn)
-            await audience.tell(events)
-            events = []
-            try:
-                while chunk := await turn.read():
-                    stream.feed(chunk, events)
-                    if events:
+        session: str | None = None
+        told = False
+        async with (
+            self._contexts.writing(tenant, asked, id),
+            McpServers(asked.toolset.servers, self._settings) as servers,
+        ):
+            asked, context = await self._contexts.find(tenant, asked)
+            request = read_turn(tenant, headers, body, asked, context, id)
+            steps = Steps(self._flow, self._pool, servers, asked, context, request)
+            await steps.begin()
+            while stream is None or not stream.ended:
+                output = steps.made if stream is None else stream.response["output"]
+                request = steps.next(output, session)
+                request.idempotency_key = None if told else once
+                try:
+                    async with self._flow.serve_turn(request) as turn:
+                        if turn.status >= 400:
+                            raise engine_error(turn.status, await _rest(turn, b""))
+                        events: list[Event] = []
+                        if stream is None:
+                            session = turn.session
+                            stream = self._stream(asked, turn, steps, stream_id)
+                            events = stream.start()
+                            for item in steps.made:
+                                stream.place(item, events)
+                        chunk = await turn.read()
+                        if turn.content_type.startswith(b"text/event-stream"):
+                            stream.feed(chunk, events)
+                        else:
+                            stream.feed_chunk(await _rest(turn, chunk), events)
+                        if not told:
+                            await audience.open(turn)
+                            told = True
                         await audience.tell(events)
                         events = []
-                events = stream.finish(self._clock())
-            except SessileError as error:
-                turn.receipt.outcome = error.code
-                failure = error
-                events += stream.fail(error, self._clock())
-            if asked.store:
-                self._keep(turn, asked, stream.response)
-        await audience.tell(events)
+                        try:
+                            while chunk := await turn.read():
+                                stream.feed(chunk, events)
+                                if events:
+                                    await audience.tell(events)
+                                    events = []
+                            calls = stream.pause(events)
+                            if calls and stream.waits:
+                                await _run(steps, calls, stream, events, audience)
+                                events = []
+                            if not calls or stream.waits:
+                                events += stream.finish(self._clock())
+                        except SessileError as error:
+                            turn.receipt.outcome = error.code
+                            failure = error
+                            events += stream.fail(error, self._clock())
+                        if stream.ended and asked.store:
+                            self._keep(turn, asked, stream.response)
+                    if not stream.ended:
+                        await _run(steps, calls, stream, events, audience)
+                        events = []
+                        stream.go_on()
+                except SessileError as error:
+                    if not told:
+                        if isinstance(error, PromptTooLong) and steps.shorten():
+                            continue
+                        raise
+                    # A call after the first could not even begin, or was refused.
+                    assert stream is not None
+                    failure = error
+                    events = stream.fail(error, self._clock())
+                    if asked.store:
+                        await self._keep_failed(turn, asked, stream.response, error)
+            await self._contexts.append(tenant, asked, stream.response)
+            await audience.tell(events)
         return Made(stream.response, failure)
+
+    @property
+    def surface(self) -> Surface:
+        """What else there is to be done with responses than to make them."""
+        return Surface(self._flow, self._pool, self._store, self._transcripts, self._contexts)
 
     async def find(self, tenant: str, response: str) -> dict[str, Any]:
         """A stored response; raises `ResponseNotFound`."""
@@ -129,33 +188,16 @@ class Responses:
             raise ResponseNotFound(f"there is no stored response {response!r}", param="response_id")
         return record.response
 
-    async def _request(
-        self, tenant: str, headers: Headers, body: dict[str, Any], asked: Asked
-    ) -> TurnRequest:
-        past: list[list[dict[str, Any]]] = []
-        model = asked.model
-        session: str | None = None
-        if asked.previous is not None:
-            links = await self._transcripts.walk(tenant, asked.previous)
-            for link in links:
-                past += (link.input_items, link.output_items)
-            session = links[-1].session
-            model = model or links[-1].model
-        if model is None:
-            raise InvalidRequest("model must be a non-empty string", param="model")
-        document = chat_body(asked, model, past)
-        return TurnRequest(
-            tenant=tenant,
-            path=_CHAT,
-            model=model,
-            claims=_claims(headers, body, document, asked.previous is not None, session),
-            hints=read_hints(headers, {**body, "max_tokens": body.get("max_output_tokens")}),
-            document=document,
-            stream=True,
-            relay_usage=True,
-            stateful=asked.previous is not None,
-            turn=new_response_id(),
-        )
+    def _stream(
+        self, asked: Asked, turn: Turn, steps: Steps, stream_id: str | None
+    ) -> ResponseStream:
+        response = {
+            **asked.response,
+            "id": turn.id,
+            "created_at": int(self._clock()),
+            "model": turn.request.model,
+        }
+        return ResponseStream(response, stream_id, steps.called, seals=asked.seals_reasoning)
 
     def _keep(self, turn: Turn, asked: Asked, response: dict[str, Any]) -> None:
         """Have the turn stored with what it adds to its conversation."""
@@ -168,16 +210,36 @@ class Responses:
             response=response,
         )
         if response["status"] != "failed":
-            link = Link(turn.session, turn.receipt.model, asked.previous, asked.items, output)
+            link = Link(
+                turn.session, turn.receipt.model, asked.previous, asked.items, output,
+                asked.conversation,
+            )  # fmt: skip
             self._transcripts.remember(turn.request.tenant, turn.id, link)
+
+    async def _keep_failed(
+        self, turn: Turn, asked: Asked, response: dict[str, Any], error: SessileError
+    ) -> None:
+        """Store a response whose last call of an engine never became a turn; `turn` is the one
+        before it, which has been recorded."""
+        self._keep(turn, asked, response)
+        turn.receipt.outcome = error.code
+        end, record = written(turn, None)
+        end = msgspec.structs.replace(
+            end, fence=None, prompt_tokens=None, cached_tokens=None, completion_tokens=None
+        )
+        try:
+            await self._store.commit_turn(end, record)
+        except StoreError as lost:
+            log.warning("response was not stored turn=%s why=%r", turn.id, lost.message)
 
 
 def responses_routes(
-    flow: Flow, store: Store, auth: Authenticator, settings: Settings
+    flow: Flow, pool: Pool, store: Store, auth: Authenticator, settings: Settings
 ) -> APIRouter:
     """`/v1/responses` over HTTP and as a WebSocket."""
     routes = APIRouter(tags=["responses"])
-    responses = Responses(flow, store)
+    responses = Responses(flow, pool, store, settings)
+    routes.include_router(stored_routes(responses.surface, auth, settings))
     longest = settings.server.max_body_bytes
 
     @routes.post("/v1/responses")
@@ -273,22 +335,20 @@ class _Streaming(_Waiting):
         await self._send({"type": "http.response.body", "body": b"".join(told), "more_body": True})
 
 
-def _claims(
-    headers: Headers,
-    body: dict[str, Any],
-    document: dict[str, Any],
-    continues: bool,
-    session: str | None,
-) -> SessionClaims:
-    """The session that the request names, else that of the response it follows, else, for a
-    request that carries its whole history, what its messages tell. One that names a session and
-    follows a response of another is a fork of that other."""
-    claims = read_claims(headers, body, None if continues else document["messages"])
-    if session is None or claims.explicit == session:
-        return claims
-    if claims.explicit is None:
-        return msgspec.structs.replace(claims, explicit=session)
-    return msgspec.structs.replace(claims, parent=claims.parent or session)
+async def _run(
+    steps: Steps,
+    calls: list[dict[str, Any]],
+    stream: ResponseStream,
+    events: list[Event],
+    audience: Audience,
+) -> None:
+    """Tell of the MCP calls that the model has made, run them, and tell what came of them."""
+    await audience.tell(events)
+    await steps.run(calls)
+    settled: list[Event] = []
+    for call in calls:
+        stream.settle(call, settled)
+    await audience.tell(settled)
 
 
 async def _rest(turn: Turn, start: bytes) -> bytes:

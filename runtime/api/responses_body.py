@@ -5,11 +5,13 @@ engine as it is: what an engine can do beyond the API, a client can ask for.
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
 from sessile.api.responses_items import Item, to_messages
+from sessile.api.responses_tools import Listed, Toolset, read_tools
 from sessile.errors import InvalidRequest, NotSupported
 
 _KNOWN = frozenset(
@@ -25,23 +27,28 @@ _KNOWN = frozenset(
     )
 )  # fmt: skip
 _LOGPROBS = "message.output_text.logprobs"
-_INCLUDES = (
-    _LOGPROBS,
-    "reasoning.encrypted_content",  # reasoning is given as text: nothing is left to encrypt
-    "message.input_image.image_url",
+_SEALED = "reasoning.encrypted_content"
+_INCLUDES = (_LOGPROBS, _SEALED, "message.input_image.image_url")
+_HOSTED_INCLUDES = (  # of tools that need a provider
     "file_search_call.results",
     "web_search_call.results",
     "web_search_call.action.sources",
     "computer_call_output.output.image_url",
     "code_interpreter_call.outputs",
 )
+_TIERS = {
+    "auto": "default", "default": "default", "standard": "default", "flex": "flex",
+    "priority": "priority", "fast": "priority",
+}  # fmt: skip
+_MOST_METADATA, _LONGEST_KEY, _LONGEST_VALUE = 16, 64, 512
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """What one request asks for, checked.
 
-    `items` is its input as items, `chat` the upstream body without model and messages, `response`
-    the answer's object with all that the request decides.
+    `items` is its input as items, `chat` the upstream body without model, messages and tools,
+    `response` the answer's object with all that the request decides. `truncate`: what is oldest is
+    left out if the prompt does not fit. `compact_tokens`: a prompt of more is summed up first.
     """
 
     model: str | None
@@ -52,6 +59,12 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     items: list[dict[str, Any]]
     chat: dict[str, Any]
     response: dict[str, Any]
+    toolset: Toolset = Toolset()
+    conversation: str | None = None
+    truncate: bool = False
+    compact_tokens: int | None = None
+    most_tool_calls: int | None = None
+    seals_reasoning: bool = False
 
 
 def read_request(body: Mapping[str, Any]) -> Asked:
@@ -59,8 +72,16 @@ def read_request(body: Mapping[str, Any]) -> Asked:
     _refuse(body)
     items = _items(body)
     previous = _string(body, "previous_response_id")
-    if previous is None and not items:
+    conversation = _conversation(body)
+    if previous is not None and conversation is not None:
+        raise InvalidRequest(
+            "a response follows either previous_response_id or conversation, not both",
+            param="previous_response_id",
+        )
+    if previous is None and conversation is None and not items:
         raise InvalidRequest("input must be a string or a list of items", param="input")
+    include = _includes(body)
+    toolset = read_tools(body, _flag(body, "parallel_tool_calls", True))
     chat: dict[str, Any] = {name: value for name, value in body.items() if name not in _KNOWN}
     for foreign in ("messages", "n"):
         if foreign in chat:
@@ -72,31 +93,33 @@ def read_request(body: Mapping[str, Any]) -> Asked:
         "status": "in_progress",
         "background": False,
         "completed_at": None,
+        "conversation": None if conversation is None else {"id": conversation},
         "error": None,
         "incomplete_details": None,
         "instructions": _string(body, "instructions"),
         "max_output_tokens": _number(body, "max_output_tokens", whole=True, least=1),
-        "metadata": _metadata(body),
+        "max_tool_calls": _number(body, "max_tool_calls", whole=True, least=1),
+        "metadata": read_metadata(body),
         "model": _string(body, "model"),
         "output": [],
-        "parallel_tool_calls": _flag(body, "parallel_tool_calls", True),
+        "parallel_tool_calls": toolset.parallel,
         "previous_response_id": previous,
         "prompt_cache_key": _string(body, "prompt_cache_key"),
         "reasoning": _reasoning(body),
         "safety_identifier": _string(body, "safety_identifier"),
-        "service_tier": "default",
+        "service_tier": _tier(body),
         "store": _flag(body, "store", True),
         "temperature": _number(body, "temperature", least=0),
         "text": _text(body),
-        "tool_choice": _tool_choice(body),
-        "tools": _tools(body),
-        "top_logprobs": _number(body, "top_logprobs", whole=True, least=0),
+        "tool_choice": toolset.choice,
+        "tools": toolset.told,
+        "top_logprobs": _number(body, "top_logprobs", whole=True, least=0, most=20),
         "top_p": _number(body, "top_p", least=0),
-        "truncation": "disabled",
+        "truncation": _truncation(body),
         "usage": None,
         "user": _string(body, "user"),
     }
-    _translate(response, _includes(body), chat)
+    _translate(response, include, chat)
     return Asked(
         model=response["model"] or None,
         stream=_flag(body, "stream", False),
@@ -106,13 +129,33 @@ def read_request(body: Mapping[str, Any]) -> Asked:
         items=items,
         chat=chat,
         response=response,
+        toolset=toolset,
+        conversation=conversation,
+        truncate=response["truncation"] == "auto",
+        compact_tokens=_compact_tokens(body),
+        most_tool_calls=response["max_tool_calls"],
+        seals_reasoning=_SEALED in include,
     )
 
 
-def chat_body(asked: Asked, model: str, past: Sequence[Sequence[Item]]) -> dict[str, Any]:
-    """The upstream body: always a stream, so that a hang-up stops the engine soonest."""
+def chat_body(
+    asked: Asked,
+    model: str,
+    past: Sequence[Sequence[Item]],
+    listed: Listed = MappingProxyType({}),
+    *,
+    closed: bool = False,
+) -> dict[str, Any]:
+    """The upstream body: always a stream, so that a hang-up stops the engine soonest. `listed` are
+    the tools of its MCP servers; `closed`: no tool may be called any more."""
     messages = to_messages(asked.instructions, past, asked.items)
-    return {"model": model, "messages": messages, **asked.chat, "stream": True}
+    return {
+        "model": model,
+        "messages": messages,
+        **asked.chat,
+        **asked.toolset.chat(listed, closed=closed),
+        "stream": True,
+    }
 
 
 def _translate(response: Mapping[str, Any], include: list[str], chat: dict[str, Any]) -> None:
@@ -123,8 +166,15 @@ def _translate(response: Mapping[str, Any], include: list[str], chat: dict[str, 
     if response["max_output_tokens"] is not None:
         # NOTE: every engine reads max_tokens; not every one reads max_completion_tokens.
         chat["max_tokens"] = response["max_output_tokens"]
-    if response["reasoning"]["effort"] is not None:
-        chat["reasoning_effort"] = response["reasoning"]["effort"]
+    effort = response["reasoning"]["effort"]
+    if effort is not None:
+        # NOTE: templates of thinking models read either word; engines hand reasoning_effort to
+        # those that read that.
+        thinks = effort != "none"
+        told = {"enable_thinking": thinks, "thinking": thinks}
+        chat["chat_template_kwargs"] = {**told, **_object(chat, "chat_template_kwargs")}
+        if thinks:
+            chat["reasoning_effort"] = effort
     if response["top_logprobs"] is not None or _LOGPROBS in include:
         chat["logprobs"] = True
         chat["top_logprobs"] = response["top_logprobs"] or 0
@@ -134,21 +184,6 @@ def _translate(response: Mapping[str, Any], include: list[str], chat: dict[str, 
     elif form["type"] == "json_schema":
         schema = {name: value for name, value in form.items() if name != "type"}
         chat["response_format"] = {"type": "json_schema", "json_schema": schema}
-    if response["tools"]:
-        chat["tools"] = [_chat_tool(tool) for tool in response["tools"]]
-        chat["parallel_tool_calls"] = response["parallel_tool_calls"]
-        choice = response["tool_choice"]
-        if isinstance(choice, dict):
-            choice = {"type": "function", "function": {"name": choice["name"]}}
-        chat["tool_choice"] = choice
-
-
-def _chat_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("name", "description", "parameters", "strict")
-    return {
-        "type": "function",
-        "function": {name: tool[name] for name in names if tool.get(name) is not None},
-    }
 
 
 # -- what is refused
@@ -161,19 +196,13 @@ def _refuse(body: Mapping[str, Any]) -> None:
         ("generate", (True,)),
         ("prompt_cache_retention", ("in_memory",)),
         ("prompt_cache_options", ({}, {"mode": "implicit"})),
-        ("service_tier", ("auto", "default")),
         ("stream_options", ({}, {"include_obfuscation": False})),
-        ("truncation", ("disabled",)),
-        ("context_management", ([],)),
     )
     for name, allowed in defaults:
         value = body.get(name)
         if value is not None and value not in allowed:
             raise NotSupported(f"{name}={_shown(value)} is not supported", param=name)
-    for name in (
-        "access_programs", "background_options", "conversation", "image", "max_tool_calls",
-        "moderation", "prompt",
-    ):  # fmt: skip
+    for name in ("access_programs", "background_options", "image", "moderation", "prompt"):
         if body.get(name) is not None:
             raise NotSupported(f"{name} is not supported", param=name)
 
@@ -193,12 +222,73 @@ def _items(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     return given
 
 
-def _metadata(body: Mapping[str, Any]) -> dict[str, str]:
+def _conversation(body: Mapping[str, Any]) -> str | None:
+    """The conversation's id, given as such or in an object."""
+    given = body.get("conversation")
+    if given is None:
+        return None
+    if isinstance(given, dict):
+        return _string(given, "id", "conversation.id", needed=True)
+    return _string(body, "conversation", needed=True)
+
+
+def _tier(body: Mapping[str, Any]) -> str:
+    """The tier the turn is served in; `sessions.hints` makes its priority of the same field."""
+    tier = body.get("service_tier")
+    if tier is None:
+        return "default"
+    if not isinstance(tier, str):
+        raise InvalidRequest("service_tier must be a string", param="service_tier")
+    if tier not in _TIERS:
+        raise NotSupported(f"service_tier={_shown(tier)} is not supported", param="service_tier")
+    return _TIERS[tier]
+
+
+def _truncation(body: Mapping[str, Any]) -> str:
+    given = body.get("truncation")
+    if given not in (None, "auto", "disabled"):
+        raise InvalidRequest("truncation must be auto or disabled", param="truncation")
+    return given or "disabled"
+
+
+def _compact_tokens(body: Mapping[str, Any]) -> int | None:
+    """The prompt size over which the context is to be compacted, None for never."""
+    given = body.get("context_management")
+    if given is None:
+        return None
+    if not isinstance(given, list):
+        raise InvalidRequest("context_management must be a list", param="context_management")
+    least: int | None = None
+    for index, entry in enumerate(given):
+        where = f"context_management[{index}]"
+        if not isinstance(entry, dict):
+            raise InvalidRequest(f"{where} must be an object", param=where)
+        if entry.get("type") != "compaction":
+            shown = _shown(entry.get("type"))
+            raise NotSupported(f"{where}.type={shown} is not supported; there is compaction",
+                               param=f"{where}.type")  # fmt: skip
+        at = f"{where}.compact_threshold"
+        tokens = _number(entry, "compact_threshold", whole=True, least=1, where=at)
+        if tokens is None:
+            raise InvalidRequest(f"{at} must be a whole number", param=at)
+        least = int(tokens)
+    return least
+
+
+def read_metadata(body: Mapping[str, Any]) -> dict[str, str]:
+    """At most 16 pairs of strings, of at most 64 and 512 characters."""
     value = body.get("metadata")
     if value is None:
         return {}
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
         raise InvalidRequest("metadata must be an object of strings", param="metadata")
+    if len(value) > _MOST_METADATA or any(
+        len(key) > _LONGEST_KEY or len(text) > _LONGEST_VALUE for key, text in value.items()
+    ):
+        raise InvalidRequest(
+            f"metadata holds at most {_MOST_METADATA} pairs, of {_LONGEST_KEY} and "
+            f"{_LONGEST_VALUE} characters", param="metadata",
+        )  # fmt: skip
     return value
 
 
@@ -242,73 +332,6 @@ def _text(body: Mapping[str, Any]) -> dict[str, Any]:
     return {"format": {name: form[name] for name in names if form.get(name) is not None}}
 
 
-def _tools(body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    given = body.get("tools")
-    if given is None:
-        return []
-    if not isinstance(given, list):
-        raise InvalidRequest("tools must be a list", param="tools")
-    return [_tool(tool, f"tools[{index}]") for index, tool in enumerate(given)]
-
-
-def _tool(tool: Any, where: str) -> dict[str, Any]:
-    if not isinstance(tool, dict):
-        raise InvalidRequest(f"{where} must be an object", param=where)
-    kind = tool.get("type")
-    if kind != "function":
-        if not isinstance(kind, str):
-            raise InvalidRequest(f"{where}.type must be a string", param=f"{where}.type")
-        raise NotSupported(
-            f"{where}: tools of type {_shown(kind)} are not supported; there are function tools",
-            param=f"{where}.type",
-        )
-    _string(tool, "name", f"{where}.name", needed=True)
-    _string(tool, "description", f"{where}.description")
-    if not isinstance(tool.get("parameters"), dict | None):
-        raise InvalidRequest(
-            f"{where}.parameters must be a JSON schema", param=f"{where}.parameters"
-        )
-    for name, allowed in (
-        ("async", (False,)),
-        ("defer_loading", (False,)),
-        ("allowed_callers", (["direct"],)),
-    ):
-        if tool.get(name) is not None and tool[name] not in allowed:
-            raise NotSupported(f"{where}.{name} is not supported", param=f"{where}.{name}")
-    return {"strict": None, "parameters": None, **tool}
-
-
-def _tool_choice(body: Mapping[str, Any]) -> str | dict[str, Any]:
-    choice = body.get("tool_choice")
-    if choice is None:
-        return "auto"
-    named = isinstance(choice, dict)
-    kind = choice.get("type") if named else choice
-    if not named and kind in ("auto", "none", "required"):
-        if kind == "required" and not body.get("tools"):
-            raise InvalidRequest(
-                "tool_choice is required, and there are no tools", param="tool_choice"
-            )
-        return str(kind)
-    if not named or not isinstance(kind, str):
-        raise InvalidRequest(
-            f"tool_choice must be auto, none, required or an object, not {_shown(choice)}",
-            param="tool_choice",
-        )
-    if kind != "function":
-        raise NotSupported(f"tool_choice of type {_shown(kind)} is not supported",
-                           param="tool_choice.type")  # fmt: skip
-    name = _string(choice, "name", "tool_choice.name", needed=True)
-    tools = body.get("tools")
-    known = [tool.get("name") for tool in tools if isinstance(tool, dict)] if tools else []
-    if name not in known:
-        raise InvalidRequest(
-            f"tool_choice names {_shown(name)}, which is none of the tools",
-            param="tool_choice.name",
-        )
-    return {"type": "function", "name": name}
-
-
 def _includes(body: Mapping[str, Any]) -> list[str]:
     given = body.get("include")
     if given is None:
@@ -316,8 +339,13 @@ def _includes(body: Mapping[str, Any]) -> list[str]:
     if not isinstance(given, list):
         raise InvalidRequest("include must be a list", param="include")
     for index, name in enumerate(given):
+        where = f"include[{index}]"
+        if name in _HOSTED_INCLUDES:
+            raise NotSupported(
+                f"{where}: {name} is of a tool that needs a provider, and there is none here",
+                param=where,
+            )
         if name not in _INCLUDES:
-            where = f"include[{index}]"
             raise InvalidRequest(f"{where}: {_shown(name)} cannot be included", param=where)
     return given
 
@@ -347,15 +375,22 @@ def _flag(body: Mapping[str, Any], name: str, default: bool) -> bool:
 
 
 def _number(
-    body: Mapping[str, Any], name: str, *, least: float, whole: bool = False
+    body: Mapping[str, Any],
+    name: str,
+    *,
+    least: float,
+    most: float = float("inf"),
+    whole: bool = False,
+    where: str | None = None,
 ) -> float | int | None:
     value = body.get(name)
     if value is None:
         return None
     kinds = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or value < least:
+    if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:
         kind = "a whole number" if whole else "a number"
-        raise InvalidRequest(f"{name} must be {kind}, at least {least:g}", param=name)
+        bounds = f"at least {least:g}" if most == float("inf") else f"from {least:g} to {most:g}"
+        raise InvalidRequest(f"{where or name} must be {kind}, {bounds}", param=where or name)
     return value
 
 

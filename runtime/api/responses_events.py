@@ -5,13 +5,18 @@ event carries. It does no I/O, makes nothing up (a stream that ends without a fi
 failed), and says exactly one last word: completed, incomplete or failed.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgspec
 
 from sessile import errors
+from sessile.api.responses_calls import Call, open_call
+from sessile.api.responses_tools import Called
 from sessile.errors import ReplicaRefused, SessileError, StreamBroken
 from sessile.relay import payloads
+from sessile.sealed import seal
 from sessile.sessions.transcript import item_id
 
 
@@ -67,18 +72,6 @@ class Chunk(msgspec.Struct):
     error: Any = None
 
 
-class _Call:
-    """A function call under way. Calls stay open to the end, so that none can lose a piece."""
-
-    __slots__ = ("arguments", "index", "item", "upstream_id")
-
-    def __init__(self, index: int, item: dict[str, Any], upstream_id: str | None) -> None:
-        self.index = index
-        self.item = item
-        self.upstream_id = upstream_id
-        self.arguments: list[str] = []
-
-
 _decode_chunk = msgspec.json.Decoder(Chunk).decode
 _encode = msgspec.json.Encoder().encode
 _SPOKEN = {"output_text": "text", "refusal": "refusal", "reasoning_text": "text"}
@@ -95,12 +88,25 @@ class ResponseStream:
     once `ended`.
 
     `response` is a skeleton as `read_request` makes it, with id, model and time filled in.
-    `stream_id` is echoed in every event.
+    `stream_id` is echoed in every event. `called` says what the names stand for that an engine may
+    call; `seals`: reasoning items also carry what they say sealed. An engine may be called several
+    times for one response: `pause` ends one call, what it fed next begins another.
     """
 
-    def __init__(self, response: dict[str, Any], stream_id: str | None = None) -> None:
+    def __init__(
+        self,
+        response: dict[str, Any],
+        stream_id: str | None = None,
+        called: Mapping[str, Called] = MappingProxyType({}),
+        *,
+        seals: bool = False,
+    ) -> None:
         self.response = response
         self.ended = False
+        self._called = called
+        self._seals = seals
+        self._waiting: list[tuple[int, dict[str, Any]]] = []  # MCP calls that are to be run
+        self._spent: dict[str, Any] | None = None  # the usage of the engine calls before this one
         self._id: str = response["id"]
         self._extra = {} if stream_id is None else {"stream_id": stream_id}
         self._sequence = 0
@@ -111,7 +117,7 @@ class ResponseStream:
         self._part_index = 0
         self._text: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, Call] = {}
         self._finish_reason: str | None = None
         self._usage: dict[str, Any] | None = None
 
@@ -148,6 +154,57 @@ class ResponseStream:
             if choice.index == 0 and not self.ended:
                 self._choose(choice, events)
 
+    def pause(self, events: list[Event]) -> list[dict[str, Any]]:
+        """The engine's stream has ended: the MCP calls it made, which are to be run, each to be
+        given to `settle`. None: there is no more to do than to `finish`."""
+        if self.ended or self._finish_reason not in ("stop", "tool_calls", "function_call"):
+            return []
+        if not any(call.called.kind == "mcp" and not call.called.asks
+                   for call in self._calls.values()):  # fmt: skip
+            return []
+        self._close(events, "completed")
+        return [item for _, item in self._waiting]
+
+    @property
+    def waits(self) -> bool:
+        """Whether the client has to act before the model can go on: to run a call of its own, or to
+        approve one."""
+        kinds = ("function_call", "custom_tool_call", "mcp_approval_request")
+        return any(item["type"] in kinds for item in self._output)
+
+    def go_on(self) -> None:
+        """Another engine call follows for the same response."""
+        self._finish_reason = None
+        if self._usage is not None:
+            self._spent = _sum(self._spent, _read_usage(self._usage))
+            self._usage = None
+
+    def settle(self, item: dict[str, Any], events: list[Event]) -> None:
+        """An MCP call has been run: `item` holds its output, or its error."""
+        place = next(place for place, waiting in self._waiting if waiting is item)
+        self._waiting.remove((place, item))
+        failed = item["error"] is not None
+        kind = "response.mcp_call.failed" if failed else "response.mcp_call.completed"
+        events.append(self._event(kind, item_id=item["id"], output_index=place))
+        events.append(self._event("response.output_item.done", output_index=place, item=item))
+
+    def place(self, item: dict[str, Any], events: list[Event]) -> None:
+        """Add an item that no engine made: a list of tools, an approved call, a compaction."""
+        kind = item["type"]
+        place = self._add(item, events)
+        where = {"item_id": item["id"], "output_index": place}
+        if kind == "compaction":
+            events.append(self._event("response.compaction.compacting", **where))
+        else:
+            failed = item.get("error") is not None
+            events.append(self._event(f"response.{kind}.in_progress", **where))
+            if kind == "mcp_call":
+                done = f"response.{kind}_arguments.done"
+                events.append(self._event(done, arguments=item["arguments"], **where))
+            ended = "failed" if failed else "completed"
+            events.append(self._event(f"response.{kind}.{ended}", **where))
+        events.append(self._event("response.output_item.done", output_index=place, item=item))
+
     def finish(self, now: float) -> list[Event]:
         """The stream has ended: close what is open and say how it went."""
         if self.ended:
@@ -173,6 +230,8 @@ class ResponseStream:
         # NOTE: no event closes what failed: a client must not run a call that is not whole.
         said = self._sequence
         self._close([], "incomplete")
+        for _, item in self._waiting:
+            item["status"] = "incomplete"
         self._sequence = said
         self.response["status"] = "failed"
         self.response["error"] = {
@@ -265,28 +324,17 @@ class ResponseStream:
             self._close_part(events)
             if self._item is not None:
                 self._close_item(events, "completed")
-            place = len(self._output)
-            item = {
-                "type": "function_call",
-                "id": item_id("fc", self._id, place),
-                "call_id": delta.id or item_id("call", self._id, place),
-                "name": function.name or "",
-                "arguments": "",
-                "status": "in_progress",
-            }
-            call = self._calls[index] = _Call(self._add(item, events), item, delta.id)
+            name = function.name or ""
+            called = self._called.get(name) or Called("function", name)
+            call = open_call(called, self._id, len(self._output), delta.id)
+            self._calls[index] = call
+            self._add(call.item, events)
+            events += [self._event(kind, **fields) for kind, fields in call.opened()]
         elif function.name and not call.item["name"]:
             call.item["name"] = function.name
         if function.arguments:
-            call.arguments.append(function.arguments)
-            events.append(
-                self._event(
-                    "response.function_call_arguments.delta",
-                    item_id=call.item["id"],
-                    output_index=call.index,
-                    delta=function.arguments,
-                )
-            )
+            told = call.extend(function.arguments)
+            events += [self._event(kind, **fields) for kind, fields in told]
 
     # -- closing
 
@@ -297,20 +345,16 @@ class ResponseStream:
         if self._item is not None:
             self._close_item(events, status if self._item_index == last else "completed")
         for call in self._calls.values():
-            item = call.item
-            item["arguments"] = "".join(call.arguments)
-            item["status"] = status if call.index == last else "completed"
-            events.append(
-                self._event(
-                    "response.function_call_arguments.done",
-                    item_id=item["id"],
-                    output_index=call.index,
-                    arguments=item["arguments"],
+            told = call.close(status if call.index == last else "completed")
+            events += [self._event(kind, **fields) for kind, fields in told]
+            if call.runs:
+                self._waiting.append((call.index, call.item))
+            else:
+                events.append(
+                    self._event(
+                        "response.output_item.done", output_index=call.index, item=call.item
+                    )
                 )
-            )
-            events.append(
-                self._event("response.output_item.done", output_index=call.index, item=item)
-            )
         self._calls = {}
 
     def _close_part(self, events: list[Event]) -> None:
@@ -340,6 +384,10 @@ class ResponseStream:
         assert self._item is not None
         item, self._item = self._item, None
         item["status"] = status
+        if self._seals and item["type"] == "reasoning":
+            item["encrypted_content"] = seal(
+                "reasoning", [part["text"] for part in item["content"]]
+            )
         events.append(
             self._event("response.output_item.done", output_index=self._item_index, item=item)
         )
@@ -348,8 +396,8 @@ class ResponseStream:
         self.ended = True
         if self.response["status"] == "completed":
             self.response["completed_at"] = int(now)
-        if self._usage is not None:
-            self.response["usage"] = _read_usage(self._usage)
+        spent = None if self._usage is None else _read_usage(self._usage)
+        self.response["usage"] = _sum(self._spent, spent)
         return self._event(kind, response=self.response)
 
     # -- making events
@@ -398,6 +446,12 @@ def _with_bytes(entry: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def usage_in(answer: bytes) -> dict[str, Any] | None:
+    """The usage of a whole chat completion, under its Responses names."""
+    usage = _decode_chunk(answer).usage
+    return None if usage is None else _read_usage(usage)
+
+
 def _read_usage(usage: dict[str, Any]) -> dict[str, Any]:
     """Token counts under their Responses names.
 
@@ -418,6 +472,16 @@ def _read_usage(usage: dict[str, Any]) -> dict[str, Any]:
         "output_tokens": completion,
         "output_tokens_details": {"reasoning_tokens": reasoning},
         "total_tokens": prompt + completion,
+    }
+
+
+def _sum(one: dict[str, Any] | None, other: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Two usages as one, with the details that they hold."""
+    if one is None or other is None:
+        return one or other
+    return {
+        name: _sum(value, other[name]) if isinstance(value, dict) else value + other[name]
+        for name, value in one.items()
     }
 
 

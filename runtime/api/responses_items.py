@@ -8,13 +8,20 @@ byte, which is what an engine's prefix cache needs.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sessile.errors import InvalidRequest, NotSupported
+import msgspec
+
+from sessile.api.mcp_tools import upstream_name
+from sessile.errors import InvalidRequest, NotSupported, RequestError
+from sessile.sealed import is_sealed, unseal
 
 Item = Mapping[str, Any]
 Message = dict[str, Any]
 
 _ROLES = ("user", "assistant", "system", "developer")
 _TEXT_PARTS = ("input_text", "output_text", "text")
+_CALLS = ("function_call", "custom_tool_call", "mcp_approval_request")
+_DENIED = "The user did not approve this call"
+_SUMMARY = "The conversation so far, summed up:\n\n"
 
 
 def to_messages(
@@ -29,17 +36,45 @@ def to_messages(
     messages: list[Message] = []
     if instructions:
         messages.append({"role": "system", "content": instructions})
+    rules = len(messages)
     unanswered: set[str] = set()
-    for stretch in past:
-        _append(messages, stretch, unanswered)
-    _append(messages, new, unanswered)
+    for stretch in (*past, new):
+        _append(messages, rules, stretch, unanswered)
+    # NOTE: a message with neither text nor calls is one whose text is empty; null content is
+    # refused by some engines unless calls stand beside it.
+    for message in messages:
+        if message["content"] is None and "tool_calls" not in message:
+            message["content"] = ""
     return messages
 
 
-def _append(messages: list[Message], items: Sequence[Item], unanswered: set[str]) -> None:
-    """Add one stretch. What the model said in a row (reasoning, text, calls) is one message."""
+def check_items(items: Sequence[Item]) -> None:
+    """Whether a turn could be given the items, whatever stands before them. Raises `InvalidRequest`
+    or `NotSupported`, naming the place in `items`."""
+    for index, item in enumerate(items):
+        try:
+            _append([], 0, [item], _Anything())
+        except RequestError as error:
+            place = f"items[{index}]"
+            raise type(error)(
+                error.message.replace("input[0]", place),
+                param=(error.param or place).replace("input[0]", place),
+            ) from error
+
+
+class _Anything(set[str]):
+    """Calls that all wait for an answer."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+def _append(
+    messages: list[Message], rules: int, items: Sequence[Item], unanswered: set[str]
+) -> None:
+    """Add one stretch. What the model said in a row (reasoning, text, calls) is one message. A
+    compaction stands for all before it but the `rules` at the beginning."""
     said: Message | None = None
-    start = len(messages)
     for index, item in enumerate(items):
         where = f"input[{index}]"
         if not isinstance(item, Mapping):
@@ -63,23 +98,43 @@ def _append(messages: list[Message], items: Sequence[Item], unanswered: set[str]
             if text:
                 said = {"role": "assistant", "content": None, "reasoning_content": text}
                 messages.append(said)
-        elif kind == "function_call":
-            if said is None:
-                said = {"role": "assistant", "content": None}
-                messages.append(said)
-            call = _call(item, where)
-            said.setdefault("tool_calls", []).append(call)
+        elif kind in _CALLS:
+            call = _call(kind, item, where)
+            said = _say_call(messages, said, call)
             unanswered.add(call["id"])
-        elif kind == "function_call_output":
+        elif kind in ("function_call_output", "custom_tool_call_output"):
             messages.append(_output(item, where, unanswered))
             said = None
+        elif kind == "mcp_call":
+            asked = item.get("approval_request_id")
+            if asked is None:
+                call = _call(kind, item, where)
+                _say_call(messages, said, call)
+                asked = call["id"]
+            else:
+                _answer(asked, unanswered, f"{where}.approval_request_id")
+            messages.append({"role": "tool", "tool_call_id": asked, "content": _result(item)})
+            said = None
+        elif kind == "mcp_approval_response":
+            asked = _string(item, "approval_request_id", where)
+            if asked not in unanswered:
+                raise _unknown(asked, f"{where}.approval_request_id")
+            if item.get("approve") is not True:
+                unanswered.discard(asked)
+                content = _DENIED + (f": {item['reason']}" if item.get("reason") else ".")
+                messages.append({"role": "tool", "tool_call_id": asked, "content": content})
+            said = None
+        elif kind == "mcp_list_tools":
+            continue
+        elif kind == "compaction":
+            del messages[rules:]
+            unanswered.clear()
+            said = None
+            summary, kept = open_compaction(item, where)
+            messages.append({"role": "user", "content": _SUMMARY + summary})
+            _append(messages, rules, kept, unanswered)
         else:
             raise _refused(kind, where)
-    # NOTE: a message with neither text nor calls is one whose text is empty; null content is
-    # refused by some engines unless calls stand beside it.
-    for message in messages[start:]:
-        if message["content"] is None and "tool_calls" not in message:
-            message["content"] = ""
 
 
 def _say(messages: list[Message], said: Message | None, text: str) -> Message:
@@ -90,6 +145,15 @@ def _say(messages: list[Message], said: Message | None, text: str) -> Message:
         return said
     said = {"role": "assistant", "content": text}
     messages.append(said)
+    return said
+
+
+def _say_call(messages: list[Message], said: Message | None, call: dict[str, Any]) -> Message:
+    """A call of the model: of the message under way if there is one."""
+    if said is None:
+        said = {"role": "assistant", "content": None}
+        messages.append(said)
+    said.setdefault("tool_calls", []).append(call)
     return said
 
 
@@ -164,30 +228,73 @@ def _reasoning(item: Item, where: str) -> str:
     parts = item.get("content") or item.get("summary") or []
     if not isinstance(parts, list) or not all(isinstance(part, Mapping) for part in parts):
         raise InvalidRequest(f"{where}.content must be a list of parts", param=f"{where}.content")
+    sealed = item.get("encrypted_content")
+    if not item.get("content") and is_sealed(sealed):
+        return "".join(unseal("reasoning", str(sealed), f"{where}.encrypted_content"))
     return "".join(_string(part, "text", where) for part in parts)
 
 
-def _call(item: Item, where: str) -> dict[str, Any]:
-    function = {
-        "name": _string(item, "name", where),
-        "arguments": _string(item, "arguments", where),
-    }
-    return {"id": _string(item, "call_id", where), "type": "function", "function": function}
+def _call(kind: str, item: Item, where: str) -> dict[str, Any]:
+    name = _string(item, "name", where)
+    if kind == "custom_tool_call":
+        given = {"input": _string(item, "input", where)}
+        arguments = msgspec.json.encode(given).decode("utf-8", "surrogatepass")
+    else:
+        arguments = _string(item, "arguments", where)
+    if kind.startswith("mcp_"):
+        name = upstream_name(_string(item, "server_label", where), name)
+    id = _string(item, "id" if kind.startswith("mcp_") else "call_id", where)
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _result(item: Item) -> str:
+    """What the model is told of an MCP call that was run."""
+    error = item.get("error")
+    if error is None:
+        return str(item.get("output") or "")
+    if isinstance(error, Mapping):
+        error = error.get("message") or error.get("content") or "it did not say why"
+    return f"The call failed: {_text_of(error)}"
+
+
+def _text_of(value: Any) -> str:
+    """A tool's own words on its error: a string, or content parts with a text."""
+    if isinstance(value, list):
+        return " ".join(str(part.get("text", "")) for part in value if isinstance(part, Mapping))
+    return str(value)
+
+
+def _answer(call: Any, unanswered: set[str], where: str) -> None:
+    if call not in unanswered:
+        raise _unknown(call, where)
+    unanswered.discard(call)
+
+
+def _unknown(call: Any, where: str) -> InvalidRequest:
+    return InvalidRequest(f"{where}: no call {_shown(call)} waits for an answer", param=where)
 
 
 def _output(item: Item, where: str, unanswered: set[str]) -> Message:
     call = _string(item, "call_id", where)
-    if call not in unanswered:
-        raise InvalidRequest(
-            f"{where}: no function call {call!r} waits for an output", param=f"{where}.call_id"
-        )
-    unanswered.discard(call)
+    _answer(call, unanswered, f"{where}.call_id")
     content = _content(item.get("output"), f"{where}.output")
     return {"role": "tool", "tool_call_id": call, "content": content}
 
 
+def open_compaction(item: Item, where: str) -> tuple[str, list[dict[str, Any]]]:
+    """The summary in a compaction item, and the items that it kept word for word."""
+    at = f"{where}.encrypted_content"
+    opened = unseal("compaction", _string(item, "encrypted_content", where), at)
+    match opened:
+        case [str(summary), list(kept)] if all(
+            isinstance(each, dict) and each.get("type") != "compaction" for each in kept
+        ):
+            return summary, kept
+    raise InvalidRequest(f"{at} was not made by this server", param=at)
+
+
 def _refused(kind: Any, where: str) -> InvalidRequest | NotSupported:
-    known = "message, reasoning, function_call, function_call_output"
+    known = "messages, reasoning, compactions, and calls of functions, custom tools and MCP servers"
     if not isinstance(kind, str):
         return InvalidRequest(f"{where}.type must be one of {known}", param=f"{where}.type")
     return NotSupported(

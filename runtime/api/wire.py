@@ -28,6 +28,7 @@ WIRE: Mapping[type[SessileError], Wire] = {
     errors.ModelNotFound: Wire(404, _INVALID, "not_found_error", 1008),
     errors.SessionNotFound: Wire(404, _INVALID, "not_found_error", 1008),
     errors.ResponseNotFound: Wire(404, _INVALID, "not_found_error", 1008),
+    errors.ConversationNotFound: Wire(404, _INVALID, "not_found_error", 1008),
     errors.TurnNotFound: Wire(404, _INVALID, "not_found_error", 1008),
     errors.ReplicaNotFound: Wire(404, _INVALID, "not_found_error", 1008),
     errors.SessionBusy: Wire(409, "conflict_error", _INVALID, 1013),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from sessile.errors import SettingsError, StoreUnavailable, TurnLockLost
+from sessile.sessions.conversation import ConversationRecord
 from sessile.sessions.memory_store import MemoryStore
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
 from sessile.sessions.redis_store import RedisStore
@@ -256,9 +257,12 @@ async def test_every_key_has_an_expiry(open_store: OpenStore, redis_server: Any)
     await store.end_once("acme", "k", StoredResult("t1", 200, "text/plain", b"x"))
     await store.close_session(KEY)
     await store.exchange("one", b"report", 2.0, news=b"news")
+    conversation = ConversationRecord(tenant="acme", id="conv_1", created_at=1)
+    await store.conversations.create(conversation, [{"id": "a"}])
+    await store.conversations.append("acme", "conv_1", [{"id": "b"}])
     async with Redis.from_url(redis_server.url) as client:
         keys = [key async for key in client.scan_iter()]
-        assert len(keys) >= 10
+        assert len(keys) >= 13
         for key in keys:
             assert key.startswith(b"sessile:")
             assert await client.pttl(key) > 0, key

@@ -1,5 +1,7 @@
 """The state machine from chat chunks to Responses events, checked against OpenAI's own models."""
 
+import json
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -8,8 +10,11 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from sessile.api.responses_body import read_request
+from sessile.api.responses_calls import mcp_call
 from sessile.api.responses_events import Event, ResponseStream
+from sessile.api.responses_tools import Called
 from sessile.errors import Overloaded, PromptTooLong, ReplicaRefused, StreamBroken
+from sessile.sealed import unseal
 
 _EVENT = TypeAdapter(ResponseStreamEvent)
 _TERMINAL = {"response.completed", "response.incomplete", "response.failed"}
@@ -293,3 +298,138 @@ def test_no_text_is_lost_whatever_the_order(pieces, finish):
         sent = "".join(text for name, text in pieces if name == index)
         (item,) = [item for item in output if item.get("call_id") == f"c{index}"]
         assert item["arguments"] == sent
+
+
+MCP = Called("mcp", "add", "calc")
+
+
+def called(stream: ResponseStream, **names: Called) -> ResponseStream:
+    return ResponseStream(stream.response, None, names)
+
+
+@given(st.text(), st.integers(1, 7), st.booleans())
+def test_a_custom_tools_input_is_told_as_it_comes(text, size, ascii_only):
+    """The deltas of the one string in its arguments add up to the input, wherever they are cut."""
+    arguments = json.dumps({"input": text}, ensure_ascii=ascii_only)
+    pieces = [arguments[n : n + size] for n in range(0, len(arguments), size)]
+    told = run(
+        called(machine(), sh=Called("custom", "sh")),
+        delta(tool_calls=[call(0, id="c", name="sh", arguments="")]),
+        *(delta(tool_calls=[call(0, arguments=piece)]) for piece in pieces),
+        delta("tool_calls"),
+    )
+    (item,) = told[-1]["response"]["output"]
+    assert (item["type"], item["call_id"], item["input"]) == ("custom_tool_call", "c", text)
+    kinds = types(told)
+    deltas = [b["delta"] for b in told if b["type"] == "response.custom_tool_call_input.delta"]
+    assert "".join(deltas) == text
+    assert kinds[-3:] == ["custom_tool_call_input.done", "output_item.done", "completed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "input"),
+    [
+        ("ls -l", "ls -l"),
+        ('"ls"', "ls"),
+        ('{"cmd": 1}', '{"cmd": 1}'),
+        ('{"input": "a', '{"input": "a'),
+    ],
+)
+def test_arguments_that_are_no_input_are_the_input(arguments, input):
+    """What a model wrote in another form is given to the client as it stands."""
+    told = run(
+        called(machine(), sh=Called("custom", "sh")),
+        delta(tool_calls=[call(0, id="c", name="sh", arguments=arguments)]), delta("tool_calls"),
+    )  # fmt: skip
+    assert told[-1]["response"]["output"][0]["input"] == input
+
+
+def test_an_mcp_call_is_run_and_the_engine_called_again():
+    """Its events go on with its result, and those of the next engine call; the usage is of both."""
+    stream = called(machine(), calc__add=MCP)
+    events = stream.start()
+    stream.feed(
+        sse(delta(tool_calls=[call(0, id="x", name="calc__add", arguments='{"a":1}')]),
+            delta("tool_calls"), USAGE), events,
+    )  # fmt: skip
+    (item,) = stream.pause(events)
+    assert (item["server_label"], item["name"], item["status"]) == ("calc", "add", "calling")
+    assert not stream.waits
+    item |= {"output": "1", "error": None, "status": "completed"}
+    stream.settle(item, events)
+    stream.go_on()
+    stream.feed(sse(delta(content="One."), delta("stop"), USAGE), events)
+    assert stream.pause(events) == []
+    told = checked(events + stream.finish(9.5))
+    assert types(told)[2:8] == [
+        "output_item.added", "mcp_call.in_progress", "mcp_call_arguments.delta",
+        "mcp_call_arguments.done", "mcp_call.completed", "output_item.done",
+    ]  # fmt: skip
+    response = told[-1]["response"]
+    assert [item["type"] for item in response["output"]] == ["mcp_call", "message"]
+    assert response["usage"]["total_tokens"] == 32
+    assert response["usage"]["input_tokens_details"]["cached_tokens"] == 16
+
+
+def test_a_call_to_be_approved_ends_the_response():
+    """It is an approval request, with its arguments, and there is nothing to run."""
+    stream = called(machine(), calc__add=Called("mcp", "add", "calc", asks=True))
+    events = stream.start()
+    stream.feed(
+        sse(delta(tool_calls=[call(0, id="x", name="calc__add", arguments="{}")]),
+            delta("tool_calls")), events,
+    )  # fmt: skip
+    assert stream.pause(events) == [] and stream.waits
+    told = checked(events + stream.finish(9.5))
+    (item,) = told[-1]["response"]["output"]
+    assert (item["type"], item["arguments"]) == ("mcp_approval_request", "{}")
+    assert types(told)[2:] == ["output_item.added", "output_item.done", "completed"]
+
+
+def test_a_cut_call_is_not_run():
+    """A call whose arguments reached the limit is incomplete, and so is the response."""
+    stream = called(machine(), calc__add=MCP)
+    events = stream.start()
+    stream.feed(
+        sse(delta(tool_calls=[call(0, id="x", name="calc__add", arguments='{"a')]),
+            delta("length")), events,
+    )  # fmt: skip
+    assert stream.pause(events) == []
+    told = checked(events + stream.finish(9.5))
+    assert told[-1]["response"]["status"] == "incomplete"
+    assert told[-1]["response"]["output"][0]["status"] == "incomplete"
+
+
+def test_items_of_the_routers_own_are_told_whole():
+    """A list of tools, a failed one, an approved call and a compaction each have their events."""
+    stream = machine()
+    events = stream.start()
+    listing = {"type": "mcp_list_tools", "server_label": "calc", "tools": []}
+    approved = {**mcp_call("mcp_1", "calc", "add", "{}"), "status": "completed", "output": "3"}
+    for item in (
+        {**listing, "id": "mcpl_1", "error": None},
+        {**listing, "id": "mcpl_2", "error": "gone"},
+        {**approved, "approval_request_id": "mcpr_1"},
+        {"type": "compaction", "id": "cmp_1", "encrypted_content": "x"},
+    ):
+        stream.place(item, events)
+    stream.feed(sse(delta(content="Hi"), delta("stop")), events)
+    told = checked(events + stream.finish(9.5))
+    kinds = types(told)
+    assert "mcp_list_tools.completed" in kinds and "mcp_list_tools.failed" in kinds
+    assert "mcp_call.completed" in kinds and "compaction.compacting" in kinds
+    assert [item["type"] for item in told[-1]["response"]["output"]] == [
+        "mcp_list_tools", "mcp_list_tools", "mcp_call", "compaction", "message",
+    ]  # fmt: skip
+
+
+def test_reasoning_is_sealed_where_it_is_asked_for():
+    """What was thought comes out as text, and sealed."""
+    asked = machine()
+    told = run(
+        ResponseStream(asked.response, seals=True),
+        delta(reasoning_content="h"), delta(reasoning_content="m"), delta(content="1"),
+        delta("stop"),
+    )  # fmt: skip
+    item = told[-1]["response"]["output"][0]
+    assert unseal("reasoning", item["encrypted_content"], "x") == ["hm"]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sessile.api.responses_body import chat_body, read_request
 from sessile.api.responses_items import to_messages
 from sessile.errors import InvalidRequest, NotSupported
+from sessile.sealed import seal
 
 CALL = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
 OUTPUT = {"type": "function_call_output", "call_id": "c1", "output": "3"}
@@ -74,7 +75,7 @@ def test_every_field_has_its_chat_name():
         ],
         "tool_choice": {"type": "function", "function": {"name": "f"}},
         "parallel_tool_calls": False,
-        "chat_template_kwargs": {"enable_thinking": False},
+        "chat_template_kwargs": {"enable_thinking": False, "thinking": True},
         "top_k": 3,
     }
 
@@ -171,6 +172,35 @@ def test_text_after_a_call_stays_with_it():
         ({"text": "short"}, "text"),
         ({"include": ["everything"]}, "include[0]"),
         ({"previous_response_id": 3}, "previous_response_id"),
+        ({"conversation": 3}, "conversation"),
+        ({"conversation": {}}, "conversation.id"),
+        ({"conversation": "c", "previous_response_id": "r"}, "previous_response_id"),
+        ({"truncation": "some"}, "truncation"),
+        ({"service_tier": 3}, "service_tier"),
+        ({"max_tool_calls": 0}, "max_tool_calls"),
+        ({"top_logprobs": 21}, "top_logprobs"),
+        ({"metadata": {str(n): "" for n in range(17)}}, "metadata"),
+        ({"metadata": {"k": "v" * 513}}, "metadata"),
+        (
+            {"context_management": [{"type": "compaction"}]},
+            "context_management[0].compact_threshold",
+        ),
+        ({"tools": [{"type": "mcp", "server_label": "a b"}]}, "tools[0].server_label"),
+        ({"tools": [{"type": "mcp", "server_label": "a"}]}, "tools[0].server_url"),
+        (
+            {"tools": [{"type": "mcp", "server_label": "a", "server_url": "file:///etc"}]},
+            "tools[0].server_url",
+        ),
+        ({"tools": [{"type": "function", "name": "f"}] * 2}, "tools[1]"),
+        ({"input": [{"type": "custom_tool_call", "name": "x"}]}, "input[0].input"),
+        (
+            {"input": [{"type": "compaction", "encrypted_content": "gAAA"}]},
+            "input[0].encrypted_content",
+        ),
+        (
+            {"input": [{"type": "mcp_approval_response", "approval_request_id": "no"}]},
+            "input[0].approval_request_id",
+        ),
         ({"messages": []}, "messages"),
         ({"n": 2}, "n"),
     ],
@@ -186,21 +216,29 @@ def test_what_is_wrong_is_named(fields, param):
     ("fields", "param"),
     [
         ({"background": True}, "background"),
-        ({"conversation": "conv_1"}, "conversation"),
         ({"generate": False}, "generate"),
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"prompt_cache_options": {"prewarm": True}}, "prompt_cache_options"),
-        ({"truncation": "auto"}, "truncation"),
-        ({"service_tier": "priority"}, "service_tier"),
-        ({"max_tool_calls": 3}, "max_tool_calls"),
+        ({"service_tier": "ultrafast"}, "service_tier"),
+        ({"context_management": [{"type": "forgetting"}]}, "context_management[0].type"),
+        ({"include": ["web_search_call.results"]}, "include[0]"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-        ({"tools": [{"type": "custom", "name": "x"}]}, "tools[0].type"),
-        ({"tools": [{"type": "mcp", "server_label": "x"}]}, "tools[0].type"),
-        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.type"),
+        ({"tools": [{"type": "file_search", "vector_store_ids": []}]}, "tools[0].type"),
+        ({"tools": [{"type": "code_interpreter", "container": "c"}]}, "tools[0].type"),
+        ({"tools": [{"type": "computer_use_preview"}]}, "tools[0].type"),
+        ({"tools": [{"type": "image_generation"}]}, "tools[0].type"),
+        (
+            {"tools": [{"type": "custom", "name": "x", "format": {"type": "grammar"}}]},
+            "tools[0].format",
+        ),
+        (
+            {"tools": [{"type": "mcp", "server_label": "x", "connector_id": "c"}]},
+            "tools[0].connector_id",
+        ),
+        ({"tool_choice": {"type": "shell"}}, "tool_choice.type"),
         ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
-        ({"input": [{"type": "custom_tool_call", "name": "x"}]}, "input[0].type"),
+        ({"input": [{"type": "computer_call", "id": "x"}]}, "input[0].type"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "x"}]}]},
             "input[0].content[0].file_id",
@@ -254,3 +292,95 @@ def test_a_turn_extends_the_one_before(past, new):
     before = to_messages("Rules.", past[:-1], past[-1] if past else [])
     after = to_messages("Rules.", past, new)
     assert encode(after).startswith(encode(before)[:-1])
+
+
+def test_no_effort_is_not_to_think():
+    """An effort of none is told to the chat template, which is what decides it."""
+    body = chat(reasoning={"effort": "none"})
+    assert body["chat_template_kwargs"] == {"enable_thinking": False, "thinking": False}
+    assert "reasoning_effort" not in body
+
+
+def test_a_custom_tool_is_a_function_of_one_string():
+    """Its calls and their outputs stand in the prompt as that function's."""
+    tool = {"type": "custom", "name": "sh", "description": "Runs it."}
+    used = {"type": "custom_tool_call", "call_id": "c", "name": "sh", "input": 'echo "é"'}
+    output = {"type": "custom_tool_call_output", "call_id": "c", "output": "é"}
+    body = chat(
+        [[used]], input=[output], tools=[tool], tool_choice={"type": "custom", "name": "sh"}
+    )
+    (function,) = body["tools"]
+    assert function["function"]["parameters"]["required"] == ["input"]
+    assert body["tool_choice"] == {"type": "function", "function": {"name": "sh"}}
+    call, answer = body["messages"]
+    assert call["tool_calls"][0]["function"]["arguments"] == '{"input":"echo \\"é\\""}'
+    assert answer == {"role": "tool", "tool_call_id": "c", "content": "é"}
+
+
+def test_allowed_tools_are_the_only_ones_shown():
+    """The others are tools of the response, but the model does not see them."""
+    tools = [{"type": "function", "name": name} for name in ("f", "g")]
+    wanted = [{"type": "function", "name": "g"}]
+    choice = {"type": "allowed_tools", "mode": "required", "tools": wanted}
+    body = chat(tools=tools, tool_choice=choice)
+    assert [tool["function"]["name"] for tool in body["tools"]] == ["g"]
+    assert body["tool_choice"] == "required"
+
+
+def test_calls_of_mcp_servers_stand_in_the_prompt_with_their_results():
+    """What was run, what failed, what was denied, and what was approved and then run."""
+
+    def run(id, **fields):
+        call = {"type": "mcp_call", "id": id, "server_label": "s", "name": "t", "arguments": "{}"}
+        return {**call, "output": None, "error": None, **fields}
+
+    def ask(id):
+        call = {"server_label": "s", "name": "t", "arguments": "{}"}
+        return {"type": "mcp_approval_request", "id": id, **call}
+
+    def answer(id, approve):
+        return {"type": "mcp_approval_response", "approval_request_id": id, "approve": approve}
+
+    failed = {"type": "mcp_protocol_error", "code": 0, "message": "it broke"}
+    messages = to_messages(
+        None,
+        [
+            [{"type": "mcp_list_tools", "id": "l", "server_label": "s", "tools": []}],
+            [said("Hm."), run("a", output="1"), run("b", error=failed), ask("c"), ask("d")],
+            [answer("c", False), answer("d", True)],
+        ],
+        [run("e", output="2", approval_request_id="d")],
+    )
+    assert [message["role"] for message in messages] == [
+        "assistant", "tool", "assistant", "tool", "assistant", "tool", "tool",
+    ]  # fmt: skip
+    assert messages[0]["content"] == "Hm."
+    assert messages[0]["tool_calls"][0]["function"]["name"] == "s__t"
+    told = {m["tool_call_id"]: m["content"] for m in messages if m["role"] == "tool"}
+    assert told == {
+        "a": "1", "b": "The call failed: it broke",
+        "c": "The user did not approve this call.", "d": "2",
+    }  # fmt: skip
+
+
+def test_an_approval_counts_once():
+    """A second answer to one request is one that nothing waits for."""
+    request = {"type": "mcp_approval_request", "id": "r", "server_label": "s", "name": "t",
+               "arguments": "{}"}  # fmt: skip
+    answer = {"type": "mcp_approval_response", "approval_request_id": "r", "approve": False}
+    with pytest.raises(InvalidRequest) as caught:
+        to_messages(None, [[request]], [answer, answer])
+    assert caught.value.param == "input[1].approval_request_id"
+
+
+def test_sealed_reasoning_is_read_again():
+    """Reasoning that a client carries sealed stands in the prompt as if it had been kept."""
+    item = {"type": "reasoning", "summary": [], "encrypted_content": seal("reasoning", ["h", "m"])}
+    (message,) = to_messages(None, [], [item])
+    assert message["reasoning_content"] == "hm"
+
+
+def test_ten_thousand_items_are_one_prompt():
+    """A long conversation is read in one go, and stays in order."""
+    messages = to_messages(None, [], [{"role": "user", "content": str(n)} for n in range(10_000)])
+    assert [message["content"] for message in messages] == [str(n) for n in range(10_000)]

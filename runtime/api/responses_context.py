@@ -1,0 +1,229 @@
+"""What a response follows: earlier turns or a conversation, found in the store, and references to
+items made whole. Also who may write to a conversation, and when."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+
+from sessile.api.responses_body import Asked, chat_body
+from sessile.api.responses_listing import listed_items, place_of
+from sessile.errors import (
+    ConversationNotFound,
+    InvalidRequest,
+    SessionBusy,
+    StoreError,
+    StoreUnavailable,
+)
+from sessile.sessions.conversation import read_whole
+from sessile.sessions.hints import read_hints
+from sessile.sessions.identity import SessionClaims, read_claims
+from sessile.sessions.record import SessionKey
+from sessile.sessions.store import Store
+from sessile.sessions.transcript import Transcripts
+from sessile.settings import SessionSettings
+from sessile.turn import TurnRequest
+
+log = logging.getLogger("sessile.api")
+
+Headers = Sequence[tuple[bytes, bytes]]
+Item = dict[str, Any]
+
+_CHAT = "/v1/chat/completions"
+
+MOST_ITEMS = 10_000
+"""How many items a conversation may hold before a turn or a client adds to it."""
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands before a response's own input: earlier items, in stretches as they came, and the
+    session and model that they belong to."""
+
+    past: list[list[Item]] = []
+    model: str
+    session: str | None = None
+
+    @property
+    def items(self) -> list[Item]:
+        """The earlier items in a row."""
+        return [item for stretch in self.past for item in stretch]
+
+
+class Contexts:
+    """Finds contexts. One a router, made by `responses_routes`."""
+
+    def __init__(self, store: Store, transcripts: Transcripts, settings: SessionSettings) -> None:
+        self._store = store
+        self._transcripts = transcripts
+        self._settings = settings
+
+    async def find(self, tenant: str, asked: Asked) -> tuple[Asked, Context]:
+        """The context of a request, and the request with its references made whole.
+
+        Raises `ResponseNotFound`, `ConversationNotFound`, `StoreUnavailable`, and `InvalidRequest`
+        for what cannot be followed.
+        """
+        past: list[list[Item]] = []
+        model = asked.model
+        session: str | None = None
+        if asked.previous is not None:
+            links = await self._transcripts.walk(tenant, asked.previous)
+            for link in links:
+                past += (link.input_items, link.output_items)
+            if (conversation := links[-1].conversation) is not None:
+                raise InvalidRequest(
+                    f"response {asked.previous!r} is of conversation {conversation!r}: follow it "
+                    "by conversation", param="previous_response_id",
+                )  # fmt: skip
+            session = links[-1].session
+            model = model or links[-1].model
+        elif asked.conversation is not None:
+            past = [await self._items(tenant, asked.conversation)]
+            session = asked.conversation
+            _check_new(past[0], asked.items)
+        if model is None:
+            raise InvalidRequest("model must be a non-empty string", param="model")
+        context = Context(past=past, model=model, session=session)
+        return await self._made_whole(tenant, asked, context), context
+
+    @asynccontextmanager
+    async def writing(self, tenant: str, asked: Asked, turn: str) -> AsyncIterator[None]:
+        """While a turn reads a conversation, runs and appends to it, no other does: it waits its
+        time and is then told 409, at any router."""
+        if asked.conversation is None:
+            yield
+            return
+        key = SessionKey(tenant, "", asked.conversation)
+        await self._acquire(key, turn)
+        try:
+            yield
+        finally:
+            try:
+                await asyncio.shield(self._store.release(key, turn))
+            except StoreUnavailable:
+                log.warning("conversation was not released turn=%s", turn)
+
+    async def append(self, tenant: str, asked: Asked, response: dict[str, Any]) -> None:
+        """Add a turn's input and output to its conversation. One that was deleted meanwhile stays
+        so: the turn is answered all the same, and its items are in its response only."""
+        if asked.conversation is None or response["status"] == "failed":
+            return
+        items = listed_items(asked.items, response["id"]) + response["output"]
+        try:
+            if not await self._store.conversations.append(tenant, asked.conversation, items):
+                log.info("conversation was gone when its turn ended turn=%s", response["id"])
+        except StoreError as error:
+            log.warning("conversation was not extended turn=%s why=%r",
+                        response["id"], error.message)  # fmt: skip
+
+    async def _items(self, tenant: str, conversation: str) -> list[Item]:
+        items = await read_whole(self._store.conversations, tenant, conversation)
+        if items is None:
+            raise ConversationNotFound(
+                f"there is no conversation {conversation!r}", param="conversation"
+            )
+        return items
+
+    async def _acquire(self, key: SessionKey, turn: str) -> None:
+        began = time.monotonic()
+        pause_s = 0.01
+        while True:
+            try:
+                if await self._store.acquire(key, turn, self._settings.lock_ttl_s) is not None:
+                    return
+            except StoreUnavailable:
+                return  # what is asked next says so
+            if time.monotonic() - began > self._settings.lock_wait_s:
+                raise SessionBusy(
+                    f"another response of conversation {key.session!r} is being made",
+                    retry_after_s=1.0,
+                )
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, 0.25)
+
+    async def _made_whole(self, tenant: str, asked: Asked, context: Context) -> Asked:
+        """The request with each `item_reference` replaced by the item."""
+        if not any(isinstance(item, dict) and item.get("type") == "item_reference"
+                   for item in asked.items):  # fmt: skip
+            return asked
+        known = {item["id"]: item for item in context.items if item.get("id")}
+        items = []
+        for index, item in enumerate(asked.items):
+            if isinstance(item, dict) and item.get("type") == "item_reference":
+                item = await self._referred(tenant, item.get("id"), known, f"input[{index}].id")
+            items.append(item)
+        return msgspec.structs.replace(asked, items=items)
+
+    async def _referred(self, tenant: str, id: Any, known: dict[str, Item], where: str) -> Item:
+        if id in known:
+            raise InvalidRequest(f"{where}: {id!r} is in the conversation already", param=where)
+        place = place_of(id) if isinstance(id, str) else None
+        if place is not None:
+            response, of_input, index = place
+            record = await self._store.get_turn(tenant, response)
+            if record is not None:
+                items = record.input_items if of_input else record.output_items
+                if index < len(items):
+                    return items[index]
+        raise InvalidRequest(f"{where}: there is no stored item {id!r}", param=where)
+
+
+def _check_new(there: Sequence[Item], new: Sequence[Item]) -> None:
+    """What is added to a conversation must fit in it, and must not be in it already."""
+    if len(there) + len(new) > MOST_ITEMS:
+        raise InvalidRequest(
+            f"the conversation would hold over {MOST_ITEMS} items; start a new one, or compact it",
+            param="conversation",
+        )
+    ids = {item["id"] for item in there}
+    for index, item in enumerate(new):
+        if isinstance(item, dict) and item.get("id") in ids:
+            where = f"input[{index}].id"
+            raise InvalidRequest(
+                f"{where}: {item['id']!r} is in the conversation already", param=where
+            )
+
+
+def read_turn(
+    tenant: str,
+    headers: Headers,
+    body: Mapping[str, Any],
+    asked: Asked,
+    context: Context,
+    turn: str | None,
+) -> TurnRequest:
+    """The engine's turn that a request asks for, as far as engines can do it alone."""
+    document = chat_body(asked, context.model, context.past)
+    return TurnRequest(
+        tenant=tenant,
+        path=_CHAT,
+        model=context.model,
+        claims=_claims(headers, body, document, context.session),
+        hints=read_hints(headers, {**body, "max_tokens": body.get("max_output_tokens")}),
+        document=document,
+        stream=True,
+        relay_usage=True,
+        stateful=asked.previous is not None,
+        turn=turn,
+    )
+
+
+def _claims(
+    headers: Headers,
+    body: Mapping[str, Any],
+    document: dict[str, Any],
+    session: str | None,
+) -> SessionClaims:
+    """The session that the request names, else that of the response it follows, else, for a
+    request that carries its whole history, what its messages tell. One that names a session and
+    follows a response of another is a fork of that other."""
+    claims = read_claims(headers, body, document["messages"] if session is None else None)
+    if session is None or claims.explicit == session:
+        return claims
+    if claims.explicit is None:
+        return msgspec.structs.replace(claims, explicit=session)
+    return msgspec.structs.replace(claims, parent=claims.parent or session)
