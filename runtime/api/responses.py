@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from sessile.api.auth import Authenticator
 from sessile.api.chat import decode_object, header, idempotency_key, read_body, send_error
+from sessile.api.comparison import diagnosed, find_compared
 from sessile.api.hang_up import HangUp
 from sessile.api.responses_body import Asked, chat_body, read_request
 from sessile.api.responses_events import Event, ResponseStream
@@ -24,6 +25,7 @@ from sessile.api.responses_ws import Sockets
 from sessile.api.wire import engine_error
 from sessile.errors import InvalidRequest, NotSupported, ResponseNotFound, SessileError
 from sessile.flow import Flow
+from sessile.prewarm import LAST
 from sessile.sessions.hints import read_hints
 from sessile.sessions.identity import SessionClaims, read_claims
 from sessile.sessions.store import Store
@@ -74,16 +76,27 @@ class Responses:
         *,
         once: str | None = None,
         stream_id: str | None = None,
+        stop: Callable[[], bool] | None = None,
+        forks: bool = False,
+        remember: bool = False,
     ) -> Made:
         """Run the turn that `body` asks for, telling `audience` of it to the last event.
 
         Raises a `SessileError` while nothing has been told; after that a failure is an event like
         others. The last event is told when the turn has been stored, so that its successor may
         come at once, at any router. Cancelling stops the engine, and stores nothing.
+
+        Once `stop` says so the response is ended as steered, where that is safe. One that `forks`
+        is a session of its own, started by that of its parent. With `remember` a response that is
+        not stored can be continued at this router, until it is forgotten.
         """
         asked = read_request(body)
-        request = await self._request(tenant, headers, body, asked)
+        request = await self._request(tenant, headers, body, asked, forks)
         request.idempotency_key = once
+        comparison = asked.cache.comparison
+        compared = None
+        if comparison is not None:
+            compared = await find_compared(self._store, self._transcripts, tenant, comparison)
         failure: SessileError | None = None
         async with self._flow.serve_turn(request) as turn:
             if turn.status >= 400:
@@ -96,6 +109,7 @@ class Responses:
                     "model": request.model,
                 },
                 stream_id,
+                silent=not asked.cache.generate,
             )
             events = stream.start()
             chunk = await turn.read()
@@ -112,13 +126,23 @@ class Responses:
                     if events:
                         await audience.tell(events)
                         events = []
-                events = stream.finish(self._clock())
+                    if stop is not None and stop() and stream.may_stop:
+                        turn.receipt.outcome = "steered"
+                        events = stream.stop("steered", self._clock())
+                        break
+                else:
+                    if comparison is not None:
+                        found = diagnosed(turn, stream.response, compared)
+                        stream.response["prompt_cache_diagnostics"] = found
+                    events = stream.finish(self._clock())
             except SessileError as error:
                 turn.receipt.outcome = error.code
                 failure = error
                 events += stream.fail(error, self._clock())
             if asked.store:
                 self._keep(turn, asked, stream.response)
+            elif remember:
+                self._remember(turn, asked, stream.response)
         await audience.tell(events)
         return Made(stream.response, failure)
 
@@ -129,8 +153,12 @@ class Responses:
             raise ResponseNotFound(f"there is no stored response {response!r}", param="response_id")
         return record.response
 
+    def forget(self, tenant: str, response: str) -> None:
+        """A response that was remembered without being stored can be continued no longer."""
+        self._transcripts.forget(tenant, response)
+
     async def _request(
-        self, tenant: str, headers: Headers, body: dict[str, Any], asked: Asked
+        self, tenant: str, headers: Headers, body: dict[str, Any], asked: Asked, forks: bool
     ) -> TurnRequest:
         past: list[list[dict[str, Any]]] = []
         model = asked.model
@@ -144,31 +172,50 @@ class Responses:
         if model is None:
             raise InvalidRequest("model must be a non-empty string", param="model")
         document = chat_body(asked, model, past)
+        claims = _claims(headers, body, document, asked.previous is not None, session)
+        if forks:
+            parent = claims.explicit or claims.parent
+            claims = msgspec.structs.replace(claims, explicit=None, parent=parent)
+        hints = read_hints(headers, {**body, "max_tokens": body.get("max_output_tokens")})
+        generate, hold_s = asked.cache.generate, asked.cache.hold_s
+        if not generate or hold_s is not None:
+            hints = msgspec.structs.replace(
+                hints,
+                hold_s=hints.hold_s if hold_s is None else hold_s,
+                priority=hints.priority if generate else LAST,
+                output_tokens=hints.output_tokens if generate else 1,
+            )
         return TurnRequest(
             tenant=tenant,
             path=_CHAT,
             model=model,
-            claims=_claims(headers, body, document, asked.previous is not None, session),
-            hints=read_hints(headers, {**body, "max_tokens": body.get("max_output_tokens")}),
+            claims=claims,
+            hints=hints,
             document=document,
             stream=True,
             relay_usage=True,
-            stateful=asked.previous is not None,
+            # What only prepares a session is in no turn's way: it takes no lock.
+            stateful=asked.previous is not None and generate,
             turn=new_response_id(),
         )
 
     def _keep(self, turn: Turn, asked: Asked, response: dict[str, Any]) -> None:
         """Have the turn stored with what it adds to its conversation."""
-        output = response["output"]
         turn.transcript = Transcript(
             parent=asked.previous,
             instructions=asked.instructions,
             input_items=asked.items,
-            output_items=output,
+            output_items=response["output"],
             response=response,
         )
+        self._remember(turn, asked, response)
+
+    def _remember(self, turn: Turn, asked: Asked, response: dict[str, Any]) -> None:
+        """Let its successor find it without the store."""
         if response["status"] != "failed":
-            link = Link(turn.session, turn.receipt.model, asked.previous, asked.items, output)
+            link = Link(
+                turn.session, turn.receipt.model, asked.previous, asked.items, response["output"]
+            )
             self._transcripts.remember(turn.request.tenant, turn.id, link)
 
 
@@ -186,8 +233,9 @@ def responses_routes(
         headers: Headers = request.scope["headers"]
         tenant = auth.tenant(header(headers, b"authorization"))
         body = decode_object(await read_body(request.scope, request.receive, longest))
-        if "stream_id" in body:
-            raise InvalidRequest("stream_id belongs to the WebSocket", param="stream_id")
+        for name in ("stream_id", "generate"):
+            if name in body:
+                raise InvalidRequest(f"{name} belongs to the WebSocket", param=name)
         return _Exchange(responses, tenant, headers, body)
 
     @routes.get("/v1/responses/{response_id}")

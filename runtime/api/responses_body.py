@@ -9,8 +9,10 @@ from typing import Any
 
 import msgspec
 
+from sessile.api.cache_options import CacheOptions, read_cache_options
 from sessile.api.responses_items import Item, to_messages
 from sessile.errors import InvalidRequest, NotSupported
+from sessile.prewarm import one_token
 
 _KNOWN = frozenset(
     (
@@ -52,6 +54,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     items: list[dict[str, Any]]
     chat: dict[str, Any]
     response: dict[str, Any]
+    cache: CacheOptions = CacheOptions()
 
 
 def read_request(body: Mapping[str, Any]) -> Asked:
@@ -61,6 +64,7 @@ def read_request(body: Mapping[str, Any]) -> Asked:
     previous = _string(body, "previous_response_id")
     if previous is None and not items:
         raise InvalidRequest("input must be a string or a list of items", param="input")
+    cache = read_cache_options(body)
     chat: dict[str, Any] = {name: value for name, value in body.items() if name not in _KNOWN}
     for foreign in ("messages", "n"):
         if foreign in chat:
@@ -82,6 +86,7 @@ def read_request(body: Mapping[str, Any]) -> Asked:
         "parallel_tool_calls": _flag(body, "parallel_tool_calls", True),
         "previous_response_id": previous,
         "prompt_cache_key": _string(body, "prompt_cache_key"),
+        "prompt_cache_options": cache.told(),
         "reasoning": _reasoning(body),
         "safety_identifier": _string(body, "safety_identifier"),
         "service_tier": "default",
@@ -106,13 +111,15 @@ def read_request(body: Mapping[str, Any]) -> Asked:
         items=items,
         chat=chat,
         response=response,
+        cache=cache,
     )
 
 
 def chat_body(asked: Asked, model: str, past: Sequence[Sequence[Item]]) -> dict[str, Any]:
     """The upstream body: always a stream, so that a hang-up stops the engine soonest."""
     messages = to_messages(asked.instructions, past, asked.items)
-    return {"model": model, "messages": messages, **asked.chat, "stream": True}
+    chat = asked.chat if asked.cache.generate else one_token(asked.chat)
+    return {"model": model, "messages": messages, **chat, "stream": True}
 
 
 def _translate(response: Mapping[str, Any], include: list[str], chat: dict[str, Any]) -> None:
@@ -158,9 +165,7 @@ def _refuse(body: Mapping[str, Any]) -> None:
     """Name what this version cannot do, where a request asks for it and not for the default."""
     defaults: tuple[tuple[str, tuple[Any, ...]], ...] = (
         ("background", (False,)),
-        ("generate", (True,)),
         ("prompt_cache_retention", ("in_memory",)),
-        ("prompt_cache_options", ({}, {"mode": "implicit"})),
         ("service_tier", ("auto", "default")),
         ("stream_options", ({}, {"include_obfuscation": False})),
         ("truncation", ("disabled",)),

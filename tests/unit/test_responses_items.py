@@ -187,9 +187,7 @@ def test_what_is_wrong_is_named(fields, param):
     [
         ({"background": True}, "background"),
         ({"conversation": "conv_1"}, "conversation"),
-        ({"generate": False}, "generate"),
         ({"prompt": {"id": "p"}}, "prompt"),
-        ({"prompt_cache_options": {"prewarm": True}}, "prompt_cache_options"),
         ({"truncation": "auto"}, "truncation"),
         ({"service_tier": "priority"}, "service_tier"),
         ({"max_tool_calls": 3}, "max_tool_calls"),
