@@ -273,10 +273,12 @@ class _Connection:
         for event in events:
             await self._tell(event)
 
-    def opened(self, branch: Branch, lane: Lane, frame: dict[str, Any], turn: "Turn") -> None:
+    def opened(
+        self, branch: Branch, lane: Lane, frame: dict[str, Any], response: str, session: str
+    ) -> None:
         """A response has begun; from now on it can be steered, and followed."""
-        self._branches.opened(branch, turn.id, turn.session)
-        self._steering.began(turn.id, lane, frame)
+        self._branches.opened(branch, response, session)
+        self._steering.began(response, lane, frame)
 
     def stops(self, response: str) -> bool:
         """Whether a response has been steered."""
@@ -369,9 +371,11 @@ class _Hearing:
         return self.response is not None and self._connection.stops(self.response)
 
     async def open(self, turn: "Turn") -> None:
-        """The answer has begun."""
-        self.response = turn.id
-        self._connection.opened(self._branch, self._lane, self._frame, turn)
+        """The answer has begun; its headers tell whose it is."""
+        told = dict(turn.headers())
+        self.response = told[b"x-sessile-turn"].decode()
+        session = told.get(b"x-sessile-session", b"").decode() or self.response
+        self._connection.opened(self._branch, self._lane, self._frame, self.response, session)
 
     async def tell(self, events: list[Event]) -> None:
         """Send the events; waits while the client does not read, and the engine waits too."""
