@@ -1,8 +1,10 @@
 """A slow line to a server, for benchmarks and tests: a TCP proxy that delays, counts and breaks.
 
 Each direction is one line that all connections share: what is sent takes its time by the line's
-rate, behind what was sent before, and arrives half a round trip later. NOTE: connections are there
-at once, and no congestion window has to open: a real line is harder on large requests.
+rate, behind what was sent before, and arrives half a round trip later. With `slow_start` a
+connection begins with ten segments on their way, twice as many a round trip later, and so again
+after a pause, as Linux does by default; without it the line is kinder to large requests than real
+ones are. Connections are there at once, and nothing is ever lost.
 """
 
 import asyncio
@@ -12,6 +14,8 @@ from contextlib import asynccontextmanager, suppress
 
 _CHUNK_BYTES = 4096
 _MOST_CHUNKS = 512  # on their way at once, in one direction of a connection
+_FIRST_WINDOW_BYTES = 10 * 1460
+_LEAST_PAUSE_S = 0.2  # beside the round trip, before a connection begins anew
 
 
 class Link:
@@ -20,7 +24,7 @@ class Link:
 
     def __init__(
         self, target: tuple[str, int], *, round_trip_s: float = 0.0,
-        bits_per_s: float | None = None,
+        bits_per_s: float | None = None, slow_start: bool = False,
     ) -> None:  # fmt: skip
         self.target = target
         self.port = 0
@@ -28,6 +32,7 @@ class Link:
         self.connections = 0
         self._delay_s = round_trip_s / 2
         self._bytes_per_s = None if bits_per_s is None else bits_per_s / 8
+        self._slow_start = slow_start
         self._free_at = {True: 0.0, False: 0.0}  # by direction: when the line has sent all
         self._open: set[asyncio.Task[None]] = set()
 
@@ -71,21 +76,57 @@ class Link:
         loop = asyncio.get_running_loop()
         flying: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_MOST_CHUNKS)
         landing = asyncio.ensure_future(_land(flying, writer))
+        window = _Window(2 * self._delay_s) if self._slow_start else None
         try:
             while data := await reader.read(_CHUNK_BYTES):
                 if up:
                     self.up_bytes += len(data)
                 else:
                     self.down_bytes += len(data)
+                if window is not None:
+                    await window.room(len(data))
                 sent_at = max(loop.time(), self._free_at[up])
                 if self._bytes_per_s is not None:
                     sent_at += len(data) / self._bytes_per_s
                 self._free_at[up] = sent_at
+                if window is not None:
+                    window.sent(len(data), sent_at)
                 await flying.put((sent_at + self._delay_s, data))
             await flying.put((loop.time() + self._delay_s, b""))
             await landing
         finally:
             landing.cancel()
+
+
+class _Window:
+    """How much of one direction of a connection may be on its way."""
+
+    def __init__(self, round_trip_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._round_trip_s = round_trip_s
+        self._bytes = _FIRST_WINDOW_BYTES
+        self._flying = 0
+        self._last_at = 0.0
+        self._heard = asyncio.Event()
+
+    async def room(self, size: int) -> None:
+        """Wait until so much more may be sent."""
+        if self._loop.time() - self._last_at > self._round_trip_s + _LEAST_PAUSE_S:
+            self._bytes = _FIRST_WINDOW_BYTES
+        while self._flying and self._flying + size > self._bytes:
+            self._heard.clear()
+            await self._heard.wait()
+
+    def sent(self, size: int, at: float) -> None:
+        """So much is on its way, and is heard of a round trip later."""
+        self._flying += size
+        self._last_at = at
+        self._loop.call_at(at + self._round_trip_s, self._hear, size)
+
+    def _hear(self, size: int) -> None:
+        self._flying -= size
+        self._bytes += size
+        self._heard.set()
 
 
 async def _land(flying: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
@@ -104,10 +145,11 @@ async def _land(flying: asyncio.Queue[tuple[float, bytes]], writer: asyncio.Stre
 
 @asynccontextmanager
 async def serve_link(
-    target: tuple[str, int], *, round_trip_s: float = 0.0, bits_per_s: float | None = None
-) -> AsyncIterator[Link]:
+    target: tuple[str, int], *, round_trip_s: float = 0.0, bits_per_s: float | None = None,
+    slow_start: bool = False,
+) -> AsyncIterator[Link]:  # fmt: skip
     """Serve a line to `target` on a free loopback port of this loop until the block ends."""
-    link = Link(target, round_trip_s=round_trip_s, bits_per_s=bits_per_s)
+    link = Link(target, round_trip_s=round_trip_s, bits_per_s=bits_per_s, slow_start=slow_start)
     server = await asyncio.start_server(link.serve, "127.0.0.1", 0)
     link.port = server.sockets[0].getsockname()[1]
     try:

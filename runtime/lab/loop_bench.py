@@ -44,7 +44,8 @@ _TOOL = {
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
-    """`result_tokens` is the size of a tool result, in tokens of four characters."""
+    """`result_tokens` is the size of a tool result, in tokens of four characters; `name` tells the
+    conversations of one run from those of all others."""
 
     url: str
     model: str
@@ -56,9 +57,11 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int = 32
     round_trip_ms: float = 0.0
     mbit: float | None = None
+    slow_start: bool = False
     force: bool = False
     pause_s: float = 3.0
     seed: int = 1
+    name: str = "bench"
 
 
 class Said(msgspec.Struct, frozen=True):
@@ -212,7 +215,7 @@ async def compare(setup: Setup) -> list[Sample]:
     async with _line(setup) as link:
         for number in range(setup.rounds):
             for how in ("websocket", "http") if number % 2 == 0 else ("http", "websocket"):
-                samples += await run_loop(how, link, setup, setup.seed * 1_000 + number)
+                samples += await run_loop(how, link, setup, number)
     return samples
 
 
@@ -248,7 +251,7 @@ async def prewarmed(setup: Setup) -> dict[str, float]:
     async with _line(setup) as link:
         for number in range(setup.rounds):
             for how, times in found.items():
-                settings = _settings(setup, f"{how[0]}{setup.seed * 1_000 + number}")
+                settings = _settings(setup, f"{how[0]}{number}")
                 async with _way("websocket", link, setup) as way:
                     task = [_user('call read {"path": "a.py"}')]
                     said = await way.turn(task, settings)
@@ -269,7 +272,7 @@ async def prewarmed(setup: Setup) -> dict[str, float]:
 
 def _settings(setup: Setup, name: str) -> dict[str, Any]:
     """What every turn of an agent sends: its instructions and its tools."""
-    system = f"You are agent {name}. {_text(setup.system_tokens, setup.seed)}"
+    system = f"You are agent {setup.name}-{name}. {_text(setup.system_tokens, setup.seed)}"
     settings = {
         "model": setup.model, "instructions": system, "tools": [_TOOL],
         "max_output_tokens": setup.output_tokens, "temperature": 0,
@@ -310,6 +313,7 @@ async def _line(setup: Setup) -> AsyncIterator[Link]:
         (parts.hostname or "127.0.0.1", parts.port or 80),
         round_trip_s=setup.round_trip_ms / 1_000,
         bits_per_s=None if setup.mbit is None else setup.mbit * 1e6,
+        slow_start=setup.slow_start,
     ) as link:
         yield link
 
@@ -345,6 +349,7 @@ def main() -> None:
     parser.add_argument("--output", type=int, default=fields["output_tokens"])
     parser.add_argument("--round-trip", type=float, default=0.0, help="of the line, in ms")
     parser.add_argument("--mbit", type=float, help="of the line, a second")
+    parser.add_argument("--slow-start", action="store_true", help="the line's TCP starts slowly")
     parser.add_argument("--force", action="store_true", help="the model must call the tool")
     parser.add_argument("--prewarm", action="store_true")
     parser.add_argument("--pause", type=float, default=fields["pause_s"], help="in s")
@@ -358,6 +363,7 @@ def main() -> None:
         result_tokens=given.result or (3_000 if given.prewarm else fields["result_tokens"]),
         system_tokens=given.system, output_tokens=given.output, round_trip_ms=given.round_trip,
         mbit=given.mbit, force=given.force, pause_s=given.pause, seed=given.seed,
+        slow_start=given.slow_start, name=f"{time.time_ns():x}",
     )  # fmt: skip
     if given.prewarm:
         times = asyncio.run(prewarmed(setup))

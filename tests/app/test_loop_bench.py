@@ -42,6 +42,16 @@ async def test_prewarming_is_measured_on_the_same_prompt(served):
     assert warm.cached_tokens > cold.cached_tokens + 400
 
 
+async def test_a_line_that_starts_slowly_passes_all(served):
+    """Large requests wait for what is on its way to be heard of; none is lost."""
+    setup = Setup(
+        url=served.url, model="m", turns=2, rounds=1, system_tokens=30_000, round_trip_ms=1.0,
+        slow_start=True,
+    )  # fmt: skip
+    websocket, http = summed(await compare(setup))
+    assert websocket.last_bytes > 120_000 and http.last_bytes > 120_000
+
+
 async def test_a_line_takes_its_time_and_counts():
     """What is sent arrives whole and in order, no sooner than the line allows; a cut line is
     noticed by both ends."""
