@@ -14,6 +14,8 @@ from pydantic import TypeAdapter
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from sessile.lab.fake_replica import FakeReplica
+
 _EVENT: TypeAdapter[Any] = TypeAdapter(ResponsesServerEvent)
 _LAST = ("response.completed", "response.incomplete", "response.failed", "error")
 _STOP = {"choices": [{"delta": {}, "finish_reason": "stop"}]}
@@ -408,6 +410,24 @@ async def test_a_comparison_tells_where_prompts_part(router, client, lines):
         model="m", input="x", prompt_cache_options={"comparison_response_id": "resp_other"}
     )
     assert made.prompt_cache_diagnostics.type == "comparison_response_not_found"
+
+
+async def test_a_comparison_tells_of_lost_memory(start):
+    """A prompt that goes on from the other one, at an engine that has forgotten it, and that has
+    not."""
+    replica = FakeReplica(model="m")
+    router = await start([replica])
+    async with connect(router.ws_url) as ws:
+        lines = Lines(ws)
+        first = (await lines.turn(input="word " * 500))["response"]["id"]
+        options = {"comparison_response_id": first}
+        follows = {"previous_response_id": first, "prompt_cache_options": options}
+        for lost, kind, why in ((False, "cache_hit", None), (True, "unavailable", "evicted")):
+            if lost:
+                replica.forget()
+            told = (await lines.turn(**follows))["response"]["prompt_cache_diagnostics"]
+            assert (told["type"], told["sessile"]["why"]) == (kind, why)
+            assert told["sessile"]["replica"] == told["sessile"]["comparison_replica"] == "one"
 
 
 async def test_a_breakpoint_asks_for_nothing_more(router, lines):
