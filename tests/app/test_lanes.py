@@ -117,6 +117,40 @@ async def test_lanes_fork_from_one_response(router, lines):
         assert said == ["Hi", "1", lane, "go", "more"]
 
 
+async def test_lanes_of_a_named_session_run_side_by_side(router):
+    """The handshake names one session for all lanes; a lane that would wait for another's turn is
+    a child of it."""
+    async with connect(router.ws_url, additional_headers={"X-Session-ID": "mine"}) as ws:
+        lines = Lines(ws)
+        heads = {lane: (await lines.turn(lane, input=lane))["response"]["id"] for lane in "ab"}
+        gate = asyncio.Event()
+        for lane, head in heads.items():
+            router.engine.plays(gate, _STOP)
+            await lines.ask(lane, previous_response_id=head)
+        await router.until(lambda: router.engine.running == 2)
+        gate.set()
+        ends = [await lines.next(*_LAST, lane=lane) for lane in heads]
+    store = router.app.store
+    sessions = [(await store.get_turn("default", e["response"]["id"])).session for e in ends]
+    assert sessions[0] == "mine" != sessions[1]
+    (child,) = await store.find_session("default", sessions[1])
+    assert child.parent == "mine"
+
+
+async def test_a_slow_reader_stops_every_lane(start):
+    """Whichever lane finds it out, the connection is closed once, and no engine is left at work."""
+    router = await start(websocket={"send_timeout_s": 0.3})
+    async with connect(router.ws_url, max_queue=1, max_size=None, close_timeout=0.2) as ws:
+        for lane in "ab":
+            router.engine.plays(*["x" * 100_000] * 200, asyncio.Event())
+            await Lines(ws).ask(lane)
+        await router.until(lambda: router.engine.aborted == 2 and router.engine.running == 0)
+        with pytest.raises(ConnectionClosed):
+            while True:
+                await ws.recv()
+        assert ws.close_code == 1013
+
+
 async def test_lanes_are_bounded(start):
     """One lane too many is refused by name, in its own lane; the others go on."""
     router = await start(websocket={"max_lanes": 2})
