@@ -22,7 +22,8 @@ from sessile.api.chat import header
 from sessile.api.lanes import Branch, Branches, Job, Lane, Lanes
 from sessile.api.responses_events import Event
 from sessile.api.steering import Steer, Steering, generates, joined, successor
-from sessile.api.wire import openai_error, retry_headers, wire_of
+from sessile.api.wire import openai_error, wire_of
+from sessile.api.ws_frames import error_frame, read_frame, read_lane
 from sessile.errors import (
     ConnectionTooOld,
     Forbidden,
@@ -39,12 +40,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("sessile.api")
 
 _MOST_REMEMBERED = 1_000
-_LONGEST_STREAM_ID = 256
 _KEY_PROTOCOL = "openai-insecure-api-key."
 _GOING_AWAY = 1001  # on which clients reconnect, as they do on the next
 _SLOW_READER = 1013
-
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class Sockets:
@@ -182,11 +180,11 @@ class _Connection:
             text = message.get("text")
             if text is None:
                 raise InvalidRequest("frames must be text, each one JSON object")
-            frame = _frame(text)
+            frame = read_frame(text)
             if frame.get("type") == "response.steer":
                 await self._tell(self._steering.steer(frame, len(text)))
                 return
-            lane = _lane(frame)
+            lane = read_lane(frame)
             if self._old:
                 raise self._too_old()
             job = Job(frame, len(text))
@@ -315,7 +313,7 @@ class _Connection:
         with suppress(TimeoutError, OSError):
             async with asyncio.timeout(self._settings.send_timeout_s):
                 if why is not None:
-                    await self._send({"type": "websocket.send", "text": _error(why, None)})
+                    await self._send({"type": "websocket.send", "text": error_frame(why, None)})
                 await self._send({"type": "websocket.close", "code": code, "reason": reason})
         assert self._reading is not None
         if self._reading is not asyncio.current_task():
@@ -335,7 +333,7 @@ class _Connection:
     # -- sending
 
     async def _refuse(self, error: SessileError, lane: Lane) -> None:
-        await self.send_all([_error(error, lane)])
+        await self.send_all([error_frame(error, lane)])
 
     async def _tell(self, event: dict[str, Any]) -> None:
         await self.send_all([msgspec.json.encode(event).decode()])
@@ -380,40 +378,6 @@ class _Hearing:
     async def tell(self, events: list[Event]) -> None:
         """Send the events; waits while the client does not read, and the engine waits too."""
         await self._connection.send_all([event.body.decode() for event in events])
-
-
-def _error(error: SessileError, lane: Lane) -> str:
-    """The event that tells an error."""
-    body: dict[str, Any] = {"type": "error", "status": wire_of(error).status, **openai_error(error)}
-    if waits := retry_headers(error):
-        body["error"]["headers"] = {name.decode(): value.decode() for name, value in waits}
-    if lane is not None:
-        body["stream_id"] = lane
-    return msgspec.json.encode(body).decode()
-
-
-def _frame(text: str) -> dict[str, Any]:
-    """The JSON object of a frame. Raises `InvalidRequest`."""
-    try:
-        frame = _decode(text)
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise InvalidRequest(f"the frame is not a JSON object: {error}") from error
-    if frame.get("type") not in ("response.create", "response.steer"):
-        raise InvalidRequest("type must be response.create or response.steer", param="type")
-    return frame
-
-
-def _lane(frame: dict[str, Any]) -> Lane:
-    """The lane of a `response.create`. Raises `InvalidRequest` for a frame that can be in none."""
-    lane = frame.get("stream_id")
-    if not isinstance(lane, str | None) or len(lane or "") > _LONGEST_STREAM_ID:
-        raise InvalidRequest(
-            f"stream_id must be a string of at most {_LONGEST_STREAM_ID} characters",
-            param="stream_id",
-        )
-    if frame.get("stream") is False:
-        raise InvalidRequest("a WebSocket always streams: leave stream out", param="stream")
-    return lane
 
 
 def _chosen(offered: Sequence[str]) -> str | None:

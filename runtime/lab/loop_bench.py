@@ -26,15 +26,12 @@ import httpx2
 import msgspec
 from rich.console import Console
 from rich.table import Table
-from websockets.asyncio.client import ClientConnection, connect
 
-from sessile.errors import ReplicaError, SessileError
 from sessile.lab.link import Link, serve_link
+from sessile.lab.loop_ways import open_way
 
 _LATE = 20  # from which turn on the prompt is long
 _WORDS = ("file", "line", "error", "test", "value", "index", "class", "build", "node", "path")
-_TIMEOUT_S = 600.0
-_LAST = ("response.completed", "response.incomplete", "response.failed", "error")
 _TOOL = {
     "type": "function", "name": "read", "description": "Read a file.", "strict": False,
     "parameters": {
@@ -64,13 +61,6 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     name: str = "bench"
 
 
-class Said(msgspec.Struct, frozen=True):
-    """What came of one turn: its response, and seconds to its first token."""
-
-    response: dict[str, Any]
-    ttft_s: float | None
-
-
 class Sample(msgspec.Struct, frozen=True):
     """One turn of a loop. Token counts are the engine's; `up_bytes` is what the client sent."""
 
@@ -93,98 +83,6 @@ class Summary(msgspec.Struct, frozen=True):
     cached_share: float | None
 
 
-# -- the two ways
-
-
-class OverWebSocket:
-    """Each turn sends what is new, and follows the one before."""
-
-    how = "websocket"
-
-    def __init__(self, ws: ClientConnection) -> None:
-        self._ws = ws
-        self._head: str | None = None
-
-    async def turn(self, items: list[Any], settings: dict[str, Any]) -> Said:
-        """Run one turn that brings `items`."""
-        body = {"type": "response.create", "input": items, **settings}
-        if self._head is not None:
-            body["previous_response_id"] = self._head
-        began = time.perf_counter()
-        await self._ws.send(json.dumps(body))
-        said = await _listen(self._events(), began)
-        self._head = said.response["id"]
-        return said
-
-    async def _events(self) -> AsyncIterator[dict[str, Any]]:
-        while True:
-            async with asyncio.timeout(_TIMEOUT_S):
-                yield json.loads(await self._ws.recv())
-
-
-class OverHttp:
-    """Each turn sends the whole conversation, and nothing is stored."""
-
-    how = "http"
-
-    def __init__(self, http: httpx2.AsyncClient) -> None:
-        self._http = http
-        self._items: list[Any] = []
-
-    async def turn(self, items: list[Any], settings: dict[str, Any]) -> Said:
-        """Run one turn that brings `items`."""
-        self._items += items
-        body = {"input": self._items, "store": False, "stream": True, **settings}
-        began = time.perf_counter()
-        async with self._http.stream("POST", "/v1/responses", json=body) as reply:
-            if reply.status_code >= 400:
-                raise _failed(json.loads(await reply.aread()))
-            said = await _listen(_sse(reply), began)
-        self._items += said.response["output"]
-        return said
-
-
-async def _sse(reply: httpx2.Response) -> AsyncIterator[dict[str, Any]]:
-    async for line in reply.aiter_lines():
-        if line.startswith("data: ") and line != "data: [DONE]":
-            yield json.loads(line[6:])
-
-
-async def _listen(events: AsyncIterator[dict[str, Any]], began: float) -> Said:
-    """Read a turn to its end."""
-    first: float | None = None
-    async for event in events:
-        kind = event["type"]
-        if first is None and (kind.endswith(".delta") or kind == "response.output_item.added"):
-            first = time.perf_counter() - began
-        if kind in ("error", "response.failed"):
-            raise _failed(event if kind == "error" else event["response"])
-        if kind in _LAST:
-            return Said(event["response"], first)
-    raise ReplicaError("the stream ended before its response")
-
-
-def _failed(told: dict[str, Any]) -> SessileError:
-    return ReplicaError(str((told.get("error") or {}).get("message") or told))
-
-
-@asynccontextmanager
-async def _way(how: str, link: Link, setup: Setup) -> AsyncIterator[OverWebSocket | OverHttp]:
-    headers = {"authorization": f"Bearer {setup.key}"}
-    here = f"127.0.0.1:{link.port}"
-    if how == "websocket":
-        async with connect(
-            f"ws://{here}/v1/responses", additional_headers=headers, compression=None,
-            max_size=None, proxy=None,
-        ) as ws:  # fmt: skip
-            yield OverWebSocket(ws)
-    else:
-        async with httpx2.AsyncClient(
-            base_url=f"http://{here}", headers=headers, timeout=_TIMEOUT_S, trust_env=False
-        ) as http:
-            yield OverHttp(http)
-
-
 # -- the loop
 
 
@@ -192,7 +90,7 @@ async def run_loop(how: str, link: Link, setup: Setup, number: int) -> list[Samp
     """One tool loop; `number` makes it a conversation of its own."""
     settings = _settings(setup, f"{how[0]}{number}")
     samples = []
-    async with _way(how, link, setup) as way:
+    async with open_way(how, link.port, setup.key) as way:
         task = f'Task {number}: call read {{"path": "a.py"}} {setup.turns - 1} times'
         items: list[Any] = [_user(task)]
         for turn in range(1, setup.turns + 1):
@@ -253,7 +151,7 @@ async def prewarmed(setup: Setup) -> dict[str, float]:
         for number in range(setup.rounds):
             for how, times in found.items():
                 settings = _settings(setup, f"{how[0]}{number}")
-                async with _way("websocket", link, setup) as way:
+                async with open_way("websocket", link.port, setup.key) as way:
                     task = [_user('call read {"path": "a.py"}')]
                     said = await way.turn(task, settings)
                     result = _results(said.response, _text(setup.result_tokens, number))
