@@ -15,6 +15,7 @@
     │   ├── SessionExpired         the session was closed, or is too old
     │   ├── BodyTooLarge           the request body is over the limit
     │   ├── PromptTooLong          the prompt does not fit in the model's context
+    │   ├── ConnectionTooOld       the WebSocket has reached its age limit
     │   └── NotSupported           the engine, or this version, cannot do it
     ├── CapacityError              nothing is wrong but the time
     │   ├── Overloaded             too much is waiting already
@@ -134,6 +135,12 @@ class PromptTooLong(RequestError):
     """The prompt does not fit in the model's context."""
 
     code = "context_length_exceeded"
+
+
+class ConnectionTooOld(RequestError):
+    """The WebSocket begins no more responses: a new one goes on by `previous_response_id`."""
+
+    code = "websocket_connection_limit_reached"
 
 
 class NotSupported(RequestError):

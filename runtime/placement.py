@@ -225,13 +225,18 @@ class Placement:
         whether its session pauses now."""
         receipt = turn.receipt
         well = receipt.outcome == "ok" and receipt.prompt_tokens is not None
+        ask = turn.ask if receipt.outcome == "steered" else None
         pause = None
-        if well and _can_continue(turn.request) and not turn.request.hints.final:
+        goes_on = _can_continue(turn.request) and not turn.request.hints.final
+        if (well or ask is not None) and goes_on:
             pause = turn.waits_for
         prompt_tokens = receipt.prompt_tokens if well else None
+        counted = prompt_tokens
+        if ask is not None:  # cut before its engine counted; what follows it comes at once
+            counted = ask.prompt_tokens
         now = time.monotonic()
         self.scheduler.end(
-            turn.id, now, prompt_tokens=prompt_tokens, cached_tokens=receipt.cached_tokens,
+            turn.id, now, prompt_tokens=counted, cached_tokens=receipt.cached_tokens,
             output_tokens=receipt.completion_tokens, tpot_s=receipt.tpot_s, pause=pause,
         )  # fmt: skip
         self.lead(turn.id, done=well)

@@ -16,7 +16,8 @@ from sessile.router.replica import Steps, Usage
 from sessile.sessions.record import SessionKey
 
 _STEP_TIMEOUT_S = 30.0
-_LAST = 10  # a priority behind those of all turns
+LAST = 10
+"""A priority behind those of all turns."""
 # What would make more of a request than a prefill, or contradict its one token.
 _DROPPED = ("max_completion_tokens", "min_tokens", "n", "best_of", "logprobs", "top_logprobs")
 
@@ -44,6 +45,11 @@ class Kept(msgspec.Struct):
         return self.body
 
 
+def one_token(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What asks for the same prompt and one token of reply, which is how a prefill is asked for."""
+    return {n: value for n, value in document.items() if n not in _DROPPED} | {"max_tokens": 1}
+
+
 async def carry(
     path: str, document: Mapping[str, Any], old: Replica, new: Replica, file: str
 ) -> None:
@@ -68,11 +74,11 @@ async def prewarm(kept: Kept, replica: Replica, turn: str, salt: str | None) -> 
     """Run the prompt for one token; raises `ReplicaError`. Streamed, since that is how engines
     notice a hang-up."""
     engine = replica.engine
-    body = {name: value for name, value in kept.document().items() if name not in _DROPPED}
-    body |= {"max_tokens": 1, "stream": True, "stream_options": {"include_usage": True}}
+    body = one_token(kept.document())
+    body |= {"stream": True, "stream_options": {"include_usage": True}}
     body |= engine.fields(turn=turn, session=kept.key.attribution, salt=salt)
     if replica.identity is not None:
-        body |= engine.order(_LAST, replica.identity)
+        body |= engine.order(LAST, replica.identity)
     async with await replica.upstream.open("POST", kept.path, msgspec.json.encode(body)) as answer:
         said = b"".join([chunk async for chunk in answer])
     if answer.status >= 400:

@@ -136,6 +136,10 @@ class WebSocketSettings(_Slice):
 
     max_message_bytes: int = Field(16 * 2**20, ge=1024, description="Largest frame from a client.")
     max_connections: int = Field(10_000, ge=1, description="Open WebSockets, all clients together.")
+    max_lanes: int = Field(16, ge=1, description="Lanes of one connection that work at once.")
+    max_age_s: float = Field(
+        3600.0, gt=0, description="A connection that is older begins no turns, and is closed."
+    )
     ping_interval_s: float = Field(20.0, gt=0, description="Between two pings.")
     ping_timeout_s: float = Field(20.0, gt=0, description="A client that answers no ping is gone.")
     send_timeout_s: float = Field(

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from sessile.accounts import written
 from sessile.api.auth import Authenticator
 from sessile.api.chat import decode_object, header, idempotency_key, read_body, send_error
+from sessile.api.comparison import diagnosed, find_compared
 from sessile.api.hang_up import HangUp
 from sessile.api.mcp_client import McpServers
 from sessile.api.responses_body import Asked, read_request
@@ -90,12 +91,19 @@ class Responses:
         *,
         once: str | None = None,
         stream_id: str | None = None,
+        stop: Callable[[], bool] | None = None,
+        forks: bool = False,
+        remember: bool = False,
     ) -> Made:
         """Run the turn that `body` asks for, telling `audience` of it to the last event.
 
         Raises a `SessileError` while nothing has been told; after that a failure is an event like
         others. The last event is told when the turn has been stored, so that its successor may
         come at once, at any router. Cancelling stops the engine, and stores nothing.
+
+        Once `stop` says so the response is ended as steered, where that is safe. One that `forks`
+        is a session of its own, started by that of its parent. With `remember` a response that is
+        not stored can be continued at this router, until it is forgotten.
 
         An engine is called once, and again after each reply that called MCP tools: each call is a
         turn of the flow, under the one id of the response.
@@ -106,12 +114,16 @@ class Responses:
         failure: SessileError | None = None
         session: str | None = None
         told = False
+        comparison = asked.cache.comparison
+        compared = None
+        if comparison is not None:
+            compared = await find_compared(self._store, self._transcripts, tenant, comparison)
         async with (
             self._contexts.writing(tenant, asked, id),
             McpServers(asked.toolset.servers, self._settings) as servers,
         ):
             asked, context = await self._contexts.find(tenant, asked)
-            request = read_turn(tenant, headers, body, asked, context, id)
+            request = read_turn(tenant, headers, body, asked, context, id, forks=forks)
             steps = Steps(self._flow, self._pool, servers, asked, context, request)
             await steps.begin()
             while stream is None or not stream.ended:
@@ -139,17 +151,25 @@ class Responses:
                             told = True
                         await audience.tell(events)
                         events = []
+                        calls: list[dict[str, Any]] = []
                         try:
                             while chunk := await turn.read():
                                 stream.feed(chunk, events)
                                 if events:
                                     await audience.tell(events)
                                     events = []
+                                if stop is not None and stop() and stream.may_stop:
+                                    turn.receipt.outcome = "steered"
+                                    events = stream.stop("steered", self._clock())
+                                    break
                             calls = stream.pause(events)
                             if calls and stream.waits:
                                 await _run(steps, calls, stream, events, audience)
                                 events = []
-                            if not calls or stream.waits:
+                            if not stream.ended and (not calls or stream.waits):
+                                if comparison is not None:
+                                    found = diagnosed(turn, stream.response, compared)
+                                    stream.response["prompt_cache_diagnostics"] = found
                                 events += stream.finish(self._clock())
                         except SessileError as error:
                             turn.receipt.outcome = error.code
@@ -157,6 +177,8 @@ class Responses:
                             events += stream.fail(error, self._clock())
                         if stream.ended and asked.store:
                             self._keep(turn, asked, stream.response)
+                        elif stream.ended and remember:
+                            self._remember(turn, asked, stream.response)
                     if not stream.ended:
                         await _run(steps, calls, stream, events, audience)
                         events = []
@@ -188,6 +210,10 @@ class Responses:
             raise ResponseNotFound(f"there is no stored response {response!r}", param="response_id")
         return record.response
 
+    def forget(self, tenant: str, response: str) -> None:
+        """A response that was remembered without being stored can be continued no longer."""
+        self._transcripts.forget(tenant, response)
+
     def _stream(
         self, asked: Asked, turn: Turn, steps: Steps, stream_id: str | None
     ) -> ResponseStream:
@@ -197,21 +223,27 @@ class Responses:
             "created_at": int(self._clock()),
             "model": turn.request.model,
         }
-        return ResponseStream(response, stream_id, steps.called, seals=asked.seals_reasoning)
+        return ResponseStream(
+            response, stream_id, steps.called,
+            seals=asked.seals_reasoning, silent=not asked.cache.generate,
+        )  # fmt: skip
 
     def _keep(self, turn: Turn, asked: Asked, response: dict[str, Any]) -> None:
         """Have the turn stored with what it adds to its conversation."""
-        output = response["output"]
         turn.transcript = Transcript(
             parent=asked.previous,
             instructions=asked.instructions,
             input_items=asked.items,
-            output_items=output,
+            output_items=response["output"],
             response=response,
         )
+        self._remember(turn, asked, response)
+
+    def _remember(self, turn: Turn, asked: Asked, response: dict[str, Any]) -> None:
+        """Let its successor find it without the store."""
         if response["status"] != "failed":
             link = Link(
-                turn.session, turn.receipt.model, asked.previous, asked.items, output,
+                turn.session, turn.receipt.model, asked.previous, asked.items, response["output"],
                 asked.conversation,
             )  # fmt: skip
             self._transcripts.remember(turn.request.tenant, turn.id, link)
@@ -248,8 +280,9 @@ def responses_routes(
         headers: Headers = request.scope["headers"]
         tenant = auth.tenant(header(headers, b"authorization"))
         body = decode_object(await read_body(request.scope, request.receive, longest))
-        if "stream_id" in body:
-            raise InvalidRequest("stream_id belongs to the WebSocket", param="stream_id")
+        for name in ("stream_id", "generate"):
+            if name in body:
+                raise InvalidRequest(f"{name} belongs to the WebSocket", param=name)
         return _Exchange(responses, tenant, headers, body)
 
     @routes.get("/v1/responses/{response_id}")

@@ -10,9 +10,11 @@ from typing import Any
 
 import msgspec
 
+from sessile.api.cache_options import CacheOptions, read_cache_options
 from sessile.api.responses_items import Item, to_messages
 from sessile.api.responses_tools import Listed, Toolset, read_tools
 from sessile.errors import InvalidRequest, NotSupported
+from sessile.prewarm import one_token
 
 _KNOWN = frozenset(
     (
@@ -65,6 +67,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     compact_tokens: int | None = None
     most_tool_calls: int | None = None
     seals_reasoning: bool = False
+    cache: CacheOptions = CacheOptions()
 
 
 def read_request(body: Mapping[str, Any]) -> Asked:
@@ -82,6 +85,7 @@ def read_request(body: Mapping[str, Any]) -> Asked:
         raise InvalidRequest("input must be a string or a list of items", param="input")
     include = _includes(body)
     toolset = read_tools(body, _flag(body, "parallel_tool_calls", True))
+    cache = read_cache_options(body)
     chat: dict[str, Any] = {name: value for name, value in body.items() if name not in _KNOWN}
     for foreign in ("messages", "n"):
         if foreign in chat:
@@ -105,6 +109,7 @@ def read_request(body: Mapping[str, Any]) -> Asked:
         "parallel_tool_calls": toolset.parallel,
         "previous_response_id": previous,
         "prompt_cache_key": _string(body, "prompt_cache_key"),
+        "prompt_cache_options": cache.told(),
         "reasoning": _reasoning(body),
         "safety_identifier": _string(body, "safety_identifier"),
         "service_tier": _tier(body),
@@ -135,6 +140,7 @@ def read_request(body: Mapping[str, Any]) -> Asked:
         compact_tokens=_compact_tokens(body),
         most_tool_calls=response["max_tool_calls"],
         seals_reasoning=_SEALED in include,
+        cache=cache,
     )
 
 
@@ -152,7 +158,7 @@ def chat_body(
     return {
         "model": model,
         "messages": messages,
-        **asked.chat,
+        **(asked.chat if asked.cache.generate else one_token(asked.chat)),
         **asked.toolset.chat(listed, closed=closed),
         "stream": True,
     }
@@ -193,9 +199,7 @@ def _refuse(body: Mapping[str, Any]) -> None:
     """Name what this version cannot do, where a request asks for it and not for the default."""
     defaults: tuple[tuple[str, tuple[Any, ...]], ...] = (
         ("background", (False,)),
-        ("generate", (True,)),
         ("prompt_cache_retention", ("in_memory",)),
-        ("prompt_cache_options", ({}, {"mode": "implicit"})),
         ("stream_options", ({}, {"include_obfuscation": False})),
     )
     for name, allowed in defaults:

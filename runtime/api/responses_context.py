@@ -19,8 +19,9 @@ from sessile.errors import (
     StoreError,
     StoreUnavailable,
 )
+from sessile.prewarm import LAST
 from sessile.sessions.conversation import read_whole
-from sessile.sessions.hints import read_hints
+from sessile.sessions.hints import Hints, read_hints
 from sessile.sessions.identity import SessionClaims, read_claims
 from sessile.sessions.record import SessionKey
 from sessile.sessions.store import Store
@@ -195,20 +196,42 @@ def read_turn(
     asked: Asked,
     context: Context,
     turn: str | None,
+    *,
+    forks: bool = False,
 ) -> TurnRequest:
-    """The engine's turn that a request asks for, as far as engines can do it alone."""
+    """The engine's turn that a request asks for, as far as engines can do it alone. One that
+    `forks` is a session of its own, started by that of its parent."""
     document = chat_body(asked, context.model, context.past)
+    claims = _claims(headers, body, document, context.session)
+    if forks:
+        parent = claims.explicit or claims.parent
+        claims = msgspec.structs.replace(claims, explicit=None, parent=parent)
     return TurnRequest(
         tenant=tenant,
         path=_CHAT,
         model=context.model,
-        claims=_claims(headers, body, document, context.session),
-        hints=read_hints(headers, {**body, "max_tokens": body.get("max_output_tokens")}),
+        claims=claims,
+        hints=_hints(headers, body, asked),
         document=document,
         stream=True,
         relay_usage=True,
-        stateful=asked.previous is not None,
+        # What only prepares a session is in no turn's way: it takes no lock.
+        stateful=asked.previous is not None and asked.cache.generate,
         turn=turn,
+    )
+
+
+def _hints(headers: Headers, body: Mapping[str, Any], asked: Asked) -> Hints:
+    """What the request says of its turn, and what its cache options make of that."""
+    hints = read_hints(headers, {**body, "max_tokens": body.get("max_output_tokens")})
+    generate, hold_s = asked.cache.generate, asked.cache.hold_s
+    if generate and hold_s is None:
+        return hints
+    return msgspec.structs.replace(
+        hints,
+        hold_s=hints.hold_s if hold_s is None else hold_s,
+        priority=hints.priority if generate else LAST,
+        output_tokens=hints.output_tokens if generate else 1,
     )
 
 

@@ -89,8 +89,9 @@ class ResponseStream:
 
     `response` is a skeleton as `read_request` makes it, with id, model and time filled in.
     `stream_id` is echoed in every event. `called` says what the names stand for that an engine may
-    call; `seals`: reasoning items also carry what they say sealed. An engine may be called several
-    times for one response: `pause` ends one call, what it fed next begins another.
+    call; `seals`: reasoning items also carry what they say sealed. A stream that is `silent` tells
+    nothing of what the engine says: the turn computes its prompt only. An engine may be called
+    several times for one response: `pause` ends one call, what it fed next begins another.
     """
 
     def __init__(
@@ -100,11 +101,13 @@ class ResponseStream:
         called: Mapping[str, Called] = MappingProxyType({}),
         *,
         seals: bool = False,
+        silent: bool = False,
     ) -> None:
         self.response = response
         self.ended = False
         self._called = called
         self._seals = seals
+        self._silent = silent
         self._waiting: list[tuple[int, dict[str, Any]]] = []  # MCP calls that are to be run
         self._spent: dict[str, Any] | None = None  # the usage of the engine calls before this one
         self._id: str = response["id"]
@@ -214,14 +217,28 @@ class ResponseStream:
             return self.fail(StreamBroken("the engine ended its answer before it was whole"), now)
         if reason in ("abort", "error"):
             return self.fail(ReplicaRefused(f"the engine stopped the turn: {reason}"), now)
-        incomplete = _INCOMPLETE.get(reason)
+        incomplete = None if self._silent else _INCOMPLETE.get(reason)
         events: list[Event] = []
-        if not self._output:
+        if not self._output and not self._silent:
             self._open_part("output_text", events)
         self._close(events, "incomplete" if incomplete else "completed")
         self.response["status"] = "incomplete" if incomplete else "completed"
         self.response["incomplete_details"] = {"reason": incomplete} if incomplete else None
         return [*events, self._end("response." + self.response["status"], now)]
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether the response can be stopped here: not within a call, which would be of no use,
+        and not when the engine has just ended it."""
+        return self._finish_reason is None and not self._calls and not self._silent
+
+    def stop(self, reason: str, now: float) -> list[Event]:
+        """End it here, with what was said so far, and not for anything that the engine did."""
+        events: list[Event] = []
+        self._close(events, "incomplete")
+        self.response["status"] = "incomplete"
+        self.response["incomplete_details"] = {"reason": reason}
+        return [*events, self._end("response.incomplete", now)]
 
     def fail(self, error: SessileError, now: float) -> list[Event]:
         """The turn has failed: what was sent of it stays, marked incomplete."""
@@ -245,7 +262,7 @@ class ResponseStream:
 
     def _choose(self, choice: Choice, events: list[Event]) -> None:
         delta = choice.delta or choice.message
-        if delta is not None:
+        if delta is not None and not self._silent:
             if thought := (delta.reasoning_content or delta.reasoning):
                 self._speak("reasoning_text", thought, events)
             if delta.content:
@@ -397,7 +414,9 @@ class ResponseStream:
         if self.response["status"] == "completed":
             self.response["completed_at"] = int(now)
         spent = None if self._usage is None else _read_usage(self._usage)
-        self.response["usage"] = _sum(self._spent, spent)
+        self.response["usage"] = usage = _sum(self._spent, spent)
+        if self._silent and usage is not None:
+            usage |= {"output_tokens": 0, "total_tokens": usage["input_tokens"]}
         return self._event(kind, response=self.response)
 
     # -- making events

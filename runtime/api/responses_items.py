@@ -173,11 +173,6 @@ def _content(content: Any, where: str) -> str | list[dict[str, Any]]:
 def _part(part: Any, where: str) -> dict[str, Any]:
     if not isinstance(part, Mapping):
         raise InvalidRequest(f"{where} must be an object", param=where)
-    if part.get("prompt_cache_breakpoint") is not None:
-        raise NotSupported(
-            f"{where}.prompt_cache_breakpoint is not supported: prefixes are cached without it",
-            param=f"{where}.prompt_cache_breakpoint",
-        )
     kind = part.get("type")
     if kind in _TEXT_PARTS:
         return {"type": "text", "text": _string(part, "text", where)}
@@ -192,7 +187,7 @@ def _part(part: Any, where: str) -> dict[str, Any]:
             image["detail"] = _string(part, "detail", where)
         return {"type": "image_url", "image_url": image}
     if kind == "input_audio":
-        return dict(part)
+        return {name: part[name] for name in part if name != "prompt_cache_breakpoint"}
     if kind == "input_file":
         raise NotSupported(f"{where}: input_file is not supported", param=f"{where}.type")
     raise InvalidRequest(

@@ -1,14 +1,15 @@
 """The Responses API as a WebSocket, as `client.responses.connect()` of OpenAI's SDK speaks it.
 
-Decided here: who may connect, what a frame must be, and that the turns of one connection run one
-after another. How a response is made is `responses.Responses`'. A connection that is idle holds no
-task but the server's own, which waits for its next frame.
+Decided here: who may connect, what a frame must be, and when a connection ends. What runs side by
+side is `lanes`', what becomes of steers `steering`'s, how a response is made
+`responses.Responses`'. A connection that is idle holds no task but the server's own, which waits
+for its next frame.
 """
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -18,9 +19,18 @@ from starlette.types import Message, Receive, Scope, Send
 
 from sessile.api.auth import Authenticator
 from sessile.api.chat import header
+from sessile.api.lanes import Branch, Branches, Job, Lane, Lanes
 from sessile.api.responses_events import Event
-from sessile.api.wire import openai_error, retry_headers, wire_of
-from sessile.errors import Forbidden, InvalidRequest, NotSupported, Overloaded, SessileError
+from sessile.api.steering import Steer, Steering, generates, joined, successor
+from sessile.api.wire import openai_error, wire_of
+from sessile.api.ws_frames import error_frame, read_frame, read_lane
+from sessile.errors import (
+    ConnectionTooOld,
+    Forbidden,
+    InvalidRequest,
+    Overloaded,
+    SessileError,
+)
 from sessile.settings import WebSocketSettings
 
 if TYPE_CHECKING:
@@ -29,12 +39,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sessile.api")
 
-_MOST_WAITING = 16
-_LONGEST_STREAM_ID = 256
+_MOST_REMEMBERED = 1_000
 _KEY_PROTOCOL = "openai-insecure-api-key."
+_GOING_AWAY = 1001  # on which clients reconnect, as they do on the next
 _SLOW_READER = 1013
-
-_decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
 class Sockets:
@@ -102,12 +110,13 @@ class _SlowReader(ConnectionError):
 
 
 class _Connection:
-    """One open WebSocket. The server's task reads its frames for as long as it is open; a task of
-    its own makes responses while there are any to make."""
+    """One open WebSocket. The server's task reads its frames for as long as it is open; each lane
+    that works has a task of its own."""
 
     __slots__ = (
-        "_closed", "_headers", "_reading", "_receive", "_responses", "_send", "_settings",
-        "_tenant", "_waiting", "_waiting_bytes", "_working",
+        "_aging", "_branches", "_closing", "_headers", "_lanes", "_old", "_reading", "_receive",
+        "_remembered", "_responses", "_send", "_sending", "_settings", "_steering", "_tasks",
+        "_tenant",
     )  # fmt: skip
 
     def __init__(
@@ -125,146 +134,250 @@ class _Connection:
         self._receive = receive
         self._send = send
         self._settings = settings
-        self._waiting: deque[tuple[dict[str, Any], int]] = deque()
-        self._waiting_bytes = 0
-        self._working: asyncio.Task[None] | None = None
+        self._lanes = Lanes(settings.max_lanes, settings.max_message_bytes)
+        self._branches = Branches()
+        self._steering = Steering(settings.max_message_bytes)
+        self._remembered: deque[str] = deque(maxlen=_MOST_REMEMBERED)
+        self._sending = asyncio.Lock()  # first come, first served: what is decided first is told so
+        self._tasks: set[asyncio.Task[None]] = set()
         self._reading: asyncio.Task[Any] | None = None
-        self._closed = False
+        self._closing = False
+        self._old = False
+        self._aging: asyncio.TimerHandle | None = None
 
     async def serve(self) -> None:
-        """Read frames until the client is gone, which stops the turn that is running for it."""
+        """Read frames until the client is gone, which stops the turns that are running for it."""
         self._reading = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        self._aging = loop.call_later(self._settings.max_age_s, self._age)
         try:
             while (message := await self._receive())["type"] != "websocket.disconnect":
-                try:
-                    self._take(message)
-                except SessileError as error:
-                    await self._refuse(error, None)
+                await self._take(message)
         except _SlowReader:
             await self._close_slow()
         except OSError:
             log.debug("client went while it was told of an error")
         except asyncio.CancelledError:
-            if not self._closed:
+            if not self._closing:
                 raise
             assert self._reading is not None
             self._reading.uncancel()
         finally:
-            self._closed = True
-            if self._working is not None:
-                self._working.cancel()
-                await asyncio.gather(self._working, return_exceptions=True)
+            self._closing = True
+            self._aging.cancel()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            for response in self._remembered:
+                self._responses.forget(self._tenant, response)
 
     # -- frames
 
-    def _take(self, message: Message) -> None:
-        """Queue what a frame asks for. Raises what is wrong with it, and harms nothing."""
-        text = message.get("text")
-        if text is None:
-            raise InvalidRequest("frames must be text, each one JSON object")
+    async def _take(self, message: Message) -> None:
+        """Do what a frame asks for, or queue it, or say what is wrong with it."""
+        lane: Lane = None
         try:
-            frame = _decode(text)
-        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-            raise InvalidRequest(f"the frame is not a JSON object: {error}") from error
-        kind = frame.get("type")
-        if kind == "response.steer":
-            raise NotSupported("response.steer is not supported", param="type")
-        if kind != "response.create":
-            raise InvalidRequest("type must be response.create", param="type")
-        if len(self._waiting) >= _MOST_WAITING or (
-            self._waiting and self._waiting_bytes + len(text) > self._settings.max_message_bytes
-        ):
-            raise Overloaded(
-                f"{len(self._waiting)} requests wait on this connection already", retry_after_s=1.0
-            )
-        self._waiting.append((frame, len(text)))
-        self._waiting_bytes += len(text)
-        if self._working is None:
-            self._working = asyncio.create_task(self._work())
+            text = message.get("text")
+            if text is None:
+                raise InvalidRequest("frames must be text, each one JSON object")
+            frame = read_frame(text)
+            if frame.get("type") == "response.steer":
+                await self._tell(self._steering.steer(frame, len(text)))
+                return
+            lane = read_lane(frame)
+            if self._old:
+                raise self._too_old()
+            job = Job(frame, len(text))
+            if self._lanes.put(lane, job):
+                self._start(self._work(lane, job))
+        except SessileError as error:
+            await self._refuse(error, lane)
 
     # -- turns
 
-    async def _work(self) -> None:
-        """Make the responses that wait, first come, first served."""
+    async def _work(self, lane: Lane, first: Job) -> None:
+        """Make the responses that wait in one lane, first come, first served."""
+        job: Job | None = first
         try:
-            while self._waiting:
-                frame, size = self._waiting.popleft()
-                self._waiting_bytes -= size
-                await self._respond(frame)
+            while job is not None:
+                job = await self._respond(lane, job) or self._lanes.next(lane)
         except _SlowReader:
             await self._close_slow()
         except OSError:
             # The client is gone: `serve` is being told so, and ends.
             log.debug("client went while it was told of a response")
-        finally:
-            self._working = None
+        else:
+            if self._old and not self._lanes:
+                await self._close_old()
 
-    async def _respond(self, frame: dict[str, Any]) -> None:
-        stream_id = frame.get("stream_id")
+    async def _respond(self, lane: Lane, job: Job) -> Job | None:
+        """Make one response; the one that follows it by itself, if it was steered."""
+        parent = job.frame.get("previous_response_id")
+        parent = parent if isinstance(parent, str) else None
+        claimed = [] if job.steers else self._steering.claim(parent)
+        frame = job.frame
+        if claimed:
+            frame = {**frame, "input": joined(frame.get("input"), claimed)}
+        branch = self._branches.begin(parent, locks=generates(frame))
+        hearing = _Hearing(self, branch, lane, frame)
+        failure: SessileError | None = None
         try:
-            if not isinstance(stream_id, str | None) or len(stream_id or "") > _LONGEST_STREAM_ID:
-                stream_id = None
-                raise InvalidRequest(
-                    f"stream_id must be a string of at most {_LONGEST_STREAM_ID} characters",
-                    param="stream_id",
-                )
-            if frame.get("stream") is False:
-                raise InvalidRequest("a WebSocket always streams: leave stream out", param="stream")
-            await self._responses.make(
-                self._tenant, self._headers, frame, self, stream_id=stream_id
-            )
+            made = await self._responses.make(
+                self._tenant, self._headers, frame, hearing, stream_id=lane,
+                stop=hearing.stops, forks=branch.forks, remember=True,
+            )  # fmt: skip
         except SessileError as error:
-            await self._refuse(error, stream_id)
+            failure = error
         except OSError:
             raise
         except Exception:  # a fault of ours in one turn: the connection and those behind it live on
             log.exception("response failed tenant=%s", self._tenant)
-            await self._refuse(SessileError("the router failed; its log says why"), stream_id)
+            failure = SessileError("the router failed; its log says why")
+        finally:
+            self._branches.end(branch)
+        if failure is not None:
+            await self._fail(lane, job, claimed, hearing, failure)
+            return None
+        response = made.response
+        if not response["store"]:
+            self._remembered.append(response["id"])
+        ending = self._steering.ended(response["id"], response["status"], response["output"])
+        events = ending.events
+        if ending.successor and self._old:
+            why = self._too_old().message
+            fails = self._steering.fails
+            events = [fails(s, "successor_creation_failed", why) for s in ending.successor]
+        for event in events:
+            await self._tell(event)
+        if not ending.successor or self._old:
+            return None
+        follows = successor(frame, response["id"], ending.successor)
+        return Job(follows, steers=ending.successor)
 
-    async def open(self, turn: "Turn") -> None:
-        """The answer has begun."""
+    async def _fail(
+        self, lane: Lane, job: Job, claimed: Sequence[Steer], hearing: "_Hearing",
+        failure: SessileError,
+    ) -> None:  # fmt: skip
+        """No response came of a job: its steers wait on, or are given back with the reason."""
+        steering = self._steering
+        if hearing.response is not None:  # it failed after it had been told of
+            events = steering.ended(hearing.response, "failed", []).events
+        else:
+            steering.give_back(claimed)
+            why = f"what was to follow could not be made: {failure.message}"
+            events = [steering.fails(s, "successor_creation_failed", why) for s in job.steers]
+        if not job.steers or hearing.response is not None:
+            await self._refuse(failure, lane)
+        for event in events:
+            await self._tell(event)
 
-    async def tell(self, events: list[Event]) -> None:
-        """Send the events; waits while the client does not read, and the engine waits too."""
-        await self._send_all([event.body.decode() for event in events])
+    def opened(
+        self, branch: Branch, lane: Lane, frame: dict[str, Any], response: str, session: str
+    ) -> None:
+        """A response has begun; from now on it can be steered, and followed."""
+        self._branches.opened(branch, response, session)
+        self._steering.began(response, lane, frame)
+
+    def stops(self, response: str) -> bool:
+        """Whether a response has been steered."""
+        return self._steering.wants(response)
+
+    # -- the end
+
+    def _age(self) -> None:
+        """The connection is as old as it may be: what runs may end, nothing is begun any more."""
+        self._old = True
+        self._start(self._close_old())
+
+    async def _close_old(self) -> None:
+        """Tell what waits that it will not be done, and close once nothing runs."""
+        try:
+            for lane, _ in self._lanes.drop():
+                await self._refuse(self._too_old(), lane)
+        except _SlowReader:
+            await self._close_slow()
+        except OSError:
+            log.debug("client went while its connection grew too old")
+        if not self._lanes:
+            await self._close(_GOING_AWAY, "it is as old as it may be", self._too_old())
+
+    async def _close_slow(self) -> None:
+        """Tell a client that does not read to come back later, if it reads that at least."""
+        log.warning("client read too slowly timeout_s=%g", self._settings.send_timeout_s)
+        await self._close(_SLOW_READER, "events were not read in time")
+
+    async def _close(self, code: int, reason: str, why: SessileError | None = None) -> None:
+        if self._closing:
+            return
+        self._closing = True
+        with suppress(TimeoutError, OSError):
+            async with asyncio.timeout(self._settings.send_timeout_s):
+                if why is not None:
+                    await self._send({"type": "websocket.send", "text": error_frame(why, None)})
+                await self._send({"type": "websocket.close", "code": code, "reason": reason})
+        assert self._reading is not None
+        if self._reading is not asyncio.current_task():
+            self._reading.cancel()
+
+    def _too_old(self) -> ConnectionTooOld:
+        return ConnectionTooOld(
+            f"the connection is older than {self._settings.max_age_s:g} s and begins no more "
+            "responses; open a new one, and go on there by previous_response_id"
+        )
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # -- sending
 
-    async def _refuse(self, error: SessileError, stream_id: str | None) -> None:
-        body: dict[str, Any] = {
-            "type": "error", "status": wire_of(error).status, **openai_error(error),
-        }  # fmt: skip
-        if waits := retry_headers(error):
-            body["error"]["headers"] = {name.decode(): value.decode() for name, value in waits}
-        if stream_id is not None:
-            body["stream_id"] = stream_id
-        await self._send_all([msgspec.json.encode(body).decode()])
+    async def _refuse(self, error: SessileError, lane: Lane) -> None:
+        await self.send_all([error_frame(error, lane)])
 
-    async def _send_all(self, texts: list[str]) -> None:
+    async def _tell(self, event: dict[str, Any]) -> None:
+        await self.send_all([msgspec.json.encode(event).decode()])
+
+    async def send_all(self, texts: list[str]) -> None:
+        """Send frames in a row; waits while the client does not read, for `send_timeout_s`."""
+        if self._closing:
+            raise ConnectionResetError("the connection is being closed")
         try:
-            async with asyncio.timeout(self._settings.send_timeout_s):
+            async with asyncio.timeout(self._settings.send_timeout_s), self._sending:
                 for text in texts:
                     await self._send({"type": "websocket.send", "text": text})
         except TimeoutError as error:
             raise _SlowReader from error
 
-    async def _close_slow(self) -> None:
-        """Tell a client that does not read to come back later, if it reads that at least."""
-        log.warning("client read too slowly timeout_s=%g", self._settings.send_timeout_s)
-        with suppress(TimeoutError, OSError):
-            async with asyncio.timeout(self._settings.send_timeout_s):
-                await self._send(
-                    {
-                        "type": "websocket.close",
-                        "code": _SLOW_READER,
-                        "reason": "events were not read in time",
-                    }
-                )
-        if not self._closed:
-            self._closed = True
-            assert self._reading is not None
-            if self._reading is not asyncio.current_task():
-                self._reading.cancel()
+
+class _Hearing:
+    """Tells the client of one response of its connection: the audience of `Responses.make`."""
+
+    __slots__ = ("_branch", "_connection", "_frame", "_lane", "response")
+
+    def __init__(
+        self, connection: _Connection, branch: Branch, lane: Lane, frame: dict[str, Any]
+    ) -> None:
+        self._connection = connection
+        self._branch = branch
+        self._lane = lane
+        self._frame = frame
+        self.response: str | None = None
+
+    def stops(self) -> bool:
+        """Whether the response is to end here, since it has been steered."""
+        return self.response is not None and self._connection.stops(self.response)
+
+    async def open(self, turn: "Turn") -> None:
+        """The answer has begun; its headers tell whose it is."""
+        told = dict(turn.headers())
+        self.response = told[b"x-sessile-turn"].decode()
+        session = told.get(b"x-sessile-session", b"").decode() or self.response
+        self._connection.opened(self._branch, self._lane, self._frame, self.response, session)
+
+    async def tell(self, events: list[Event]) -> None:
+        """Send the events; waits while the client does not read, and the engine waits too."""
+        await self._connection.send_all([event.body.decode() for event in events])
 
 
 def _chosen(offered: Sequence[str]) -> str | None:

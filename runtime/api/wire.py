@@ -35,6 +35,7 @@ WIRE: Mapping[type[SessileError], Wire] = {
     errors.SessionExpired: Wire(410, _INVALID, _INVALID, 1008),
     errors.BodyTooLarge: Wire(413, _INVALID, "request_too_large", 1009),
     errors.PromptTooLong: Wire(400, _INVALID, _INVALID, 1008),
+    errors.ConnectionTooOld: Wire(400, _INVALID, _INVALID, 1001),
     errors.NotSupported: Wire(501, _INVALID, _INVALID, 1008),
     errors.Overloaded: Wire(429, "rate_limit_error", "rate_limit_error", 1013),
     errors.NoReplica: Wire(503, "server_error", "overloaded_error", 1013),

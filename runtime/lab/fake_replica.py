@@ -24,7 +24,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MODEL = "fake"
 _CHARS_PER_TOKEN = 4
-_CALL = re.compile(r"call (\w+) (\{.*\})", re.DOTALL)
+_CALL = re.compile(r"call (\w+) (\{.*\})(?: (\d+) times)?", re.DOTALL)
 _GARBAGE = b"data: {not json\n\n: nothing\n\nevent\n\n"
 _MESSAGES = {
     400: "This model's maximum context length is exceeded.",
@@ -262,13 +262,20 @@ def _text(message: dict[str, Any]) -> str:
 
 def _reply(body: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """What is answered, whole, and why it ends: a function call if the user asks to `call NAME
-    {json}` and there are tools, else an echo of at most `max_tokens` words."""
-    last = (body.get("messages") or [{"role": "user", "content": body.get("prompt")}])[-1]
-    said = _text(last).partition(": ")[2]
-    call = _CALL.search(said)
-    if call and body.get("tools") and last.get("role") == "user":
+    {json}`, or so `N times`, each after the last one's result, and there are tools; else an echo
+    of at most `max_tokens` words."""
+    messages = body.get("messages") or [{"role": "user", "content": body.get("prompt")}]
+    said = _text(messages[-1]).partition(": ")[2]
+    results = 0  # messages since the user spoke
+    while results < len(messages) and messages[-1 - results].get("role") in ("tool", "assistant"):
+        results += 1
+    asked = messages[-1 - results] if results < len(messages) else {}
+    called = sum(message.get("role") == "tool" for message in messages[len(messages) - results :])
+    call = _CALL.search(_text(asked)) if asked.get("role") == "user" else None
+    if call and body.get("tools") and called < int(call[3] or 1):
         function = {"name": call[1], "arguments": call[2]}
-        made = {"index": 0, "id": f"call_{call[1]}", "type": "function", "function": function}
+        name = f"call_{call[1]}_{called}" if called else f"call_{call[1]}"
+        made = {"index": 0, "id": name, "type": "function", "function": function}
         return {"tool_calls": [made]}, "tool_calls"
     words = f"echo: {said}".split(" ")
     most = body.get("max_tokens") or body.get("max_completion_tokens") or 64

@@ -116,12 +116,14 @@ async def test_an_error_is_an_event_and_harms_nothing(router, client):
         "3",
         "{}",
         '{"type": "response.destroy"}',
-        '{"type": "response.steer", "previous_response_id": "x"}',
+        '{"type": "response.steer"}',
         '{"type": "response.create"}',
         '{"type": "response.create", "model": "m", "input": "x", "stream_id": 3}',
         '{"type": "response.create", "model": "m", "input": "x", "stream": false}',
         '{"type": "response.create", "model": "m", "input": "x", "background": true}',
-        '{"type": "response.create", "model": "m", "input": "x", "generate": false}',
+        '{"type": "response.create", "model": "m", "input": "x", "generate": 3}',
+        '{"type": "response.create", "model": "m", "input": "x",'
+        ' "prompt_cache_options": {"ttl": "5m"}}',
         "[" * 100_000,
     ],
 )
@@ -148,12 +150,15 @@ async def test_a_huge_frame_closes_only_its_connection(start):
         assert (await told(ws))[-1]["type"] == "response.completed"
 
 
-async def test_turns_of_one_connection_take_their_turn(router, ws):
-    """Requests sent at once run one after another, in order; each echoes its stream's name."""
+async def test_turns_of_one_lane_take_their_turn(router, ws):
+    """Requests sent at once run one after another, in order; each echoes its lane's name."""
     for name in "abc":
-        await ask(ws, stream_id=name)
-    for name in "abc":
-        assert {event["stream_id"] for event in await told(ws)} == {name}
+        await ask(ws, input=name, stream_id="s")
+    for _ in "abc":
+        events = await told(ws)
+        assert {event["stream_id"] for event in events} == {"s"}
+        assert events[-1]["type"] == "response.completed"
+    assert [asked["messages"][0]["content"] for asked in router.engine.asked] == ["a", "b", "c"]
     assert router.engine.running == 0
 
 

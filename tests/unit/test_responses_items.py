@@ -216,9 +216,7 @@ def test_what_is_wrong_is_named(fields, param):
     ("fields", "param"),
     [
         ({"background": True}, "background"),
-        ({"generate": False}, "generate"),
         ({"prompt": {"id": "p"}}, "prompt"),
-        ({"prompt_cache_options": {"prewarm": True}}, "prompt_cache_options"),
         ({"service_tier": "ultrafast"}, "service_tier"),
         ({"context_management": [{"type": "forgetting"}]}, "context_management[0].type"),
         ({"include": ["web_search_call.results"]}, "include[0]"),

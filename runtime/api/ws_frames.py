@@ -1,0 +1,47 @@
+"""Frames of the Responses WebSocket: what a client's must be, how an error is told. Pure."""
+
+from typing import Any
+
+import msgspec
+
+from sessile.api.lanes import Lane
+from sessile.api.wire import openai_error, retry_headers, wire_of
+from sessile.errors import InvalidRequest, SessileError
+
+_LONGEST_STREAM_ID = 256
+
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def error_frame(error: SessileError, lane: Lane) -> str:
+    """The event that tells an error."""
+    body: dict[str, Any] = {"type": "error", "status": wire_of(error).status, **openai_error(error)}
+    if waits := retry_headers(error):
+        body["error"]["headers"] = {name.decode(): value.decode() for name, value in waits}
+    if lane is not None:
+        body["stream_id"] = lane
+    return msgspec.json.encode(body).decode()
+
+
+def read_frame(text: str) -> dict[str, Any]:
+    """The JSON object of a frame. Raises `InvalidRequest`."""
+    try:
+        frame = _decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise InvalidRequest(f"the frame is not a JSON object: {error}") from error
+    if frame.get("type") not in ("response.create", "response.steer"):
+        raise InvalidRequest("type must be response.create or response.steer", param="type")
+    return frame
+
+
+def read_lane(frame: dict[str, Any]) -> Lane:
+    """The lane of a `response.create`. Raises `InvalidRequest` for a frame that can be in none."""
+    lane = frame.get("stream_id")
+    if not isinstance(lane, str | None) or len(lane or "") > _LONGEST_STREAM_ID:
+        raise InvalidRequest(
+            f"stream_id must be a string of at most {_LONGEST_STREAM_ID} characters",
+            param="stream_id",
+        )
+    if frame.get("stream") is False:
+        raise InvalidRequest("a WebSocket always streams: leave stream out", param="stream")
+    return lane
