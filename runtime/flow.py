@@ -278,6 +278,7 @@ class Flow:
 
     def _abort(self, replica: Replica, turn: Turn) -> None:
         """Closing the connection has told most engines; tell those that want it said."""
+        replica.ghosts.leave(turn.request_id)
         call = replica.engine.abort_call(turn.request_id)
         if call is not None and replica.state != "down":
             self._spawn(_quietly(replica.upstream.call(call, _ABORT_TIMEOUT_S)))

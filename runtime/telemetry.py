@@ -204,7 +204,14 @@ class _State(Collector):
         streams = GaugeMetricFamily(
             "sessile_upstream_streams", "Open answers of the replica", labels=one
         )
+        ghosts = CounterMetricFamily(
+            "sessile_ghosts",
+            "Requests that the replica ran for no one: found, and of those told to stop",
+            labels=["replica", "kind"],
+        )
         for replica in self._pool:
+            ghosts.add_metric([replica.id, "found"], replica.ghosts.found)
+            ghosts.add_metric([replica.id, "aborted"], replica.ghosts.aborted)
             prompt.add_metric([replica.id], replica.prompt_tokens)
             completion.add_metric([replica.id], replica.completion_tokens)
             cached.add_metric([replica.id, "actual"], replica.cached_tokens)
@@ -212,7 +219,7 @@ class _State(Collector):
             in_flight.add_metric([replica.id], replica.in_flight)
             ready.add_metric([replica.id, replica.state], replica.state == "ready")
             streams.add_metric([replica.id], replica.upstream.streams)
-        return [prompt, completion, cached, in_flight, ready, streams]
+        return [prompt, completion, cached, in_flight, ready, streams, ghosts]
 
     def _of_the_store(self) -> list[Metric]:
         available = GaugeMetricFamily("sessile_store_available", "1 if the session store answers")

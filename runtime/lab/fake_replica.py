@@ -44,13 +44,15 @@ class Fault(msgspec.Struct, kw_only=True, frozen=True):
     `status` is answered instead of a reply (400 as an engine's refusal of a prompt that does not
     fit). `hang` answers nothing until the client hangs up. `drop_after` cuts the TCP connection
     after so many events, 0 before the first byte. `garbage_after` sends bytes there that are no
-    event stream, and goes on. `pause_s` is waited before each event, or before a whole answer.
+    event stream, and goes on. `error_after` ends the stream there with the error of an
+    engine whose core has died. `pause_s` is waited before each event, or before a whole answer.
     """
 
     status: int | None = None
     hang: bool = False
     drop_after: int | None = None
     garbage_after: int | None = None
+    error_after: int | None = None
     pause_s: float = 0.0
 
 
@@ -68,13 +70,15 @@ class Seen(msgspec.Struct):
 class FakeReplica:
     """The application and its handle. `always` is the fault of each request for which `fail` has
     queued none; `context_tokens` is where prompts are refused. A prefill of `tokens_per_s`, None
-    for none, is in the cache once it is done. A `deaf` one goes on when its client hangs up. `url`
+    for none, is in the cache once it is done. `faults` is a queue
+    that several replicas share. A `deaf` one goes on when its client hangs up. `url`
     is known once it is served.
     """
 
     def __init__(
         self, *, model: str = MODEL, context_tokens: int = 1_000_000, always: Fault | None = None,
-        tokens_per_s: float | None = None,
+        tokens_per_s: float | None = None, faults: deque[Fault] | None = None,
+        deaf: bool = False,
     ) -> None:  # fmt: skip
         self.model = model
         self.context_tokens = context_tokens
@@ -84,10 +88,11 @@ class FakeReplica:
         self.url = ""
         self.server: uvicorn.Server | None = None
         self.seen: list[Seen] = []
-        self.deaf = False
+        self.deaf = deaf
+        self.misses_aborts = 0
         self._name = secrets.token_hex(8)  # of this start
         self._stops: dict[str, asyncio.Event] = {}
-        self._next: deque[Fault] = deque()
+        self._next: deque[Fault] = deque() if faults is None else faults
         self._cached: set[bytes] = set()
 
     def fail(self, *faults: Fault) -> None:
@@ -136,7 +141,9 @@ class FakeReplica:
             await _send(send, 200, {"count": _count(asked)})
         elif path == "/abort_request":
             rid = msgspec.json.decode(body, type=dict[str, Any])["rid"]
-            if rid in self._stops:
+            if self.misses_aborts:
+                self.misses_aborts -= 1
+            elif rid in self._stops:
                 self._stops[rid].set()
             await _send(send, 200, {})
         elif path == "/fake/seen":
@@ -229,10 +236,15 @@ class FakeReplica:
             if number == fault.drop_after:
                 _drop(scope, seen)
                 return
+            if number == fault.error_after:
+                error = {"error": {"message": "the engine core died", "code": 500}}
+                chunk = error
             data = b"data: " + msgspec.json.encode(chunk) + b"\n\n"
             if number == fault.garbage_after:
                 data = _GARBAGE + data
             await send({"type": "http.response.body", "body": data, "more_body": True})
+            if number == fault.error_after:
+                break
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     def _match(self, prompt: list[str], prompt_tokens: int) -> int:
