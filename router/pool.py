@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from sessile.errors import InvalidRequest, ModelNotFound, NoReplica, ReplicaNotFound
+from sessile.router.ghosts import Ghosts
 from sessile.router.outlook import Outlook
 from sessile.router.policy import Candidate
 from sessile.router.replica import Engine, Identity, Load, ReplicaSpec, State
@@ -36,7 +37,9 @@ class Replica:
         self.incarnation: str | None = spec.incarnation
         self.load: Load | None = None
         self.outlook = Outlook(spec.id, spec.incarnation or "")
+        self.ghosts = Ghosts()
         self.in_flight = 0
+        self.foreign_streams = 0  # of other routers, as they tell
         self.turns = 0
         self.failures = 0
         self.prompt_tokens = 0
@@ -92,6 +95,7 @@ class Replica:
             "cached_tokens": self.cached_tokens,
             "hit_rate": hit,
             "failures": self.failures,
+            "ghosts": self.ghosts.found,
         }
 
     def _describe_kv(self) -> dict[str, Any] | None:
@@ -219,6 +223,7 @@ class Pool:
             replica.incarnation = identity.incarnation or "unknown"
         if replica.incarnation != replica.outlook.incarnation:
             replica.outlook.reset(replica.incarnation or "")
+            replica.ghosts.reset()
         self._ready.clear()
         if was is not None and before is not None and was != replica.incarnation:
             log.warning("replica restarted replica=%s incarnation=%s", replica.id,
@@ -251,6 +256,7 @@ class Pool:
             replica.incarnation = incarnation
             replica.state, replica.why = "starting", None
             replica.outlook.reset(incarnation)
+            replica.ghosts.reset()
             self._ready.clear()
 
     def drain(self, replica_id: str) -> Replica:

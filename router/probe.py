@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from sessile.errors import ReplicaError, ReplicaTimeout, ReplicaUnreachable
 from sessile.router.pool import Pool, Replica
-from sessile.router.replica import Call, Reply
+from sessile.router.replica import Call, Load, Reply
 
 log = logging.getLogger("sessile.probe")
 
@@ -51,7 +51,9 @@ class Probe:
                 await self._identify()
             if calls := replica.engine.load_calls():
                 replies = await self._replies(calls)
-                self._pool.reported(replica, replica.engine.read_load(replies, self._clock()))
+                load = replica.engine.read_load(replies, self._clock())
+                self._pool.reported(replica, load)
+                await self._lay_ghosts(load)
             if not coming_up and self._looks % _IDENTITY_EVERY == 0:
                 # NOTE: a busy engine may tell it late (SGLang's waits for the end of a prefill,
                 # many seconds on a CPU): that is no sign of trouble.
@@ -74,6 +76,23 @@ class Probe:
         engine = self._replica.engine
         identity = engine.read_identity(await self._replies(engine.identity_calls()))
         self._pool.seen(self._replica, identity)
+
+    async def _lay_ghosts(self, load: Load) -> None:
+        """Stop what the replica runs for no one, where its engine can stop a request by its id."""
+        replica = self._replica
+        if load.running is None:
+            return
+        known = replica.upstream.streams + replica.foreign_streams
+        reported = load.running + (load.waiting or 0)
+        ghosts = replica.ghosts
+        new, left = ghosts.look(reported, known, replica.turns + replica.failures)
+        if not new:
+            return
+        calls = [call for name in left if (call := replica.engine.abort_call(name)) is not None]
+        log.warning("replica ran requests for no one replica=%s ghosts=%d aborts=%d", replica.id,
+                    new, len(calls))  # fmt: skip
+        await self._replies(tuple(calls))
+        ghosts.aborted += new if calls else 0
 
     async def _replies(self, calls: tuple[Call, ...]) -> tuple[Reply, ...]:
         upstream = self._replica.upstream

@@ -65,6 +65,19 @@ Steps = Generator[Call, Reply, None]
 """Calls to one replica, each made from the replies to those before; `ReplicaRefused` ends them."""
 
 
+class FollowUp(msgspec.Struct, frozen=True):
+    """The request that goes on with an answer from its text; `tokens` is how many that text has,
+    None where the replica does not say."""
+
+    path: str
+    document: Mapping[str, Any]
+    tokens: int | None
+
+
+FollowUps = Generator[Call, Reply, FollowUp]
+"""As `Steps`, ending in the request that they make up."""
+
+
 class FeedSource(msgspec.Struct, frozen=True, kw_only=True):
     """Where one rank of a replica publishes its KV events over ZMQ, and replays them, if it does;
     `topic` is the prefix to subscribe to."""
@@ -137,6 +150,10 @@ class Engine(Protocol):
     ) -> tuple[Steps, Steps] | None:
         """The calls that save the KV memory of a prompt, as it was sent to `path`, in a file of the
         replica's folder, and those that restore it at another; None where the engine cannot."""
+
+    def follow_up(self, path: str, document: Mapping[str, Any], text: str) -> FollowUps | None:
+        """What makes the engine go on with an answer to `document`, of which it is to take `text`
+        for said, as streamed chunks of what comes after it; None where it cannot."""
 
     def read_usage(self, usage: Mapping[str, Any], body: Mapping[str, Any]) -> Usage:
         """The counts in an OpenAI-shaped `usage` object; `body` is the object that held it."""

@@ -36,8 +36,9 @@ def settle(turn: Turn, replica: Replica) -> str | None:
     receipt.prompt_tokens = usage.prompt_tokens
     receipt.completion_tokens = usage.completion_tokens
     receipt.cached_tokens = cached = found_cached(usage, replica)
-    if turn.streams and usage.completion_tokens is not None and usage.completion_tokens > 1:
-        receipt.tpot_s = (turn.last_at - turn.first_at) / (usage.completion_tokens - 1)
+    made = usage.completion_tokens
+    if turn.streams and not receipt.continued and made is not None and made > 1:
+        receipt.tpot_s = (turn.last_at - turn.first_at) / (made - 1)
     replica.turns += 1
     replica.completion_tokens += usage.completion_tokens or 0
     replica.predicted_tokens += receipt.predicted_cached_tokens or 0

@@ -33,10 +33,11 @@ _IN_A_ROW = 50  # news that are taken in before turns are served again
 
 
 class Work(msgspec.Struct, frozen=True, array_like=True):
-    """One router's work at one replica."""
+    """One router's work at one replica: turns as they are booked there, and open answers."""
 
     running: int
     pending_work: float
+    streams: int = 0
 
 
 Report = dict[str, Work]
@@ -74,7 +75,12 @@ class Exchange:
     async def once(self) -> None:
         """Tell, and be told. With the store away, what was told holds until its lease ends."""
         if self._store.available:  # else news wait here, as many as the scheduler keeps
-            report = {_name(o): Work(len(o.runs), o.pending_work) for o in self._outlooks()}
+            report = {
+                _name(r.outlook): Work(
+                    len(r.outlook.runs), r.outlook.pending_work, r.upstream.streams
+                )
+                for r in self._pool
+            }
             try:
                 told = await self._store.exchange(
                     self._router, _encode(report), _LIVES_S, news=self._batch(), seen=self._seen
@@ -147,11 +153,13 @@ class Exchange:
 
     def _add_up(self) -> None:
         reports = [report for report, _ in self._others.values()]
-        for outlook in self._outlooks():
+        for replica in self._pool:
+            outlook = replica.outlook
             name = _name(outlook)
             works = [report[name] for report in reports if name in report]
             outlook.foreign_running = sum(work.running for work in works)
             outlook.foreign_work = sum(work.pending_work for work in works)
+            replica.foreign_streams = sum(work.streams for work in works)
 
 
 def _name(outlook: Outlook) -> str:

@@ -7,7 +7,7 @@ Responses read events from them. It knows no client protocol and no status code.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from functools import cached_property
 from random import Random
@@ -21,6 +21,7 @@ from sessile.once import begin_once, end_once
 from sessile.placement import Placement
 from sessile.prewarm import carry
 from sessile.relay import splice, with_usage
+from sessile.rescue import Rescue
 from sessile.router.decide import Decision
 from sessile.router.policy import make_policy
 from sessile.router.pool import Pool, Replica
@@ -72,6 +73,7 @@ class Flow:
             pool=pool, placement=self._placement, telemetry=telemetry, salt=salt,
             random=self._random,
         )  # fmt: skip
+        self._rescue = Rescue(pool, self._placement, self._body, self._abort)
         self._beside: list[asyncio.Task[None]] = []
 
     @property
@@ -213,10 +215,17 @@ class Flow:
             await self._mover.overtaken(turn.key)
         if decision.binding == "rebind" and replica.spec.folder is not None:
             await self._carry(turn, replica)
-        body = self._body(turn, replica)
+        path, document = request.path, None
+        if request.told:
+            follow = await self._rescue.take_over(turn, replica)
+            if follow is None:
+                return
+            path, document = follow.path, follow.document
+        body = self._body(turn, replica, document)
         replica.in_flight += 1
+        turn.runs = True
         try:
-            response = await replica.upstream.open("POST", request.path, body)
+            response = await replica.upstream.open("POST", path, body)
             try:
                 if response.status in _NOT_NOW:
                     raise ReplicaRefused(f"replica {replica.id} answered {response.status}")
@@ -226,12 +235,13 @@ class Flow:
                 raise
         except BaseException as error:  # as above, and it is not under way there any more
             replica.in_flight -= 1
+            turn.runs = False
             if isinstance(error, ReplicaError):
                 replica.failures += 1
             self._abort(replica, turn)
             raise
         keep = request.claims.lineage is not None or request.idempotency_key is not None
-        turn.opened(replica, response, first, keep=keep)
+        turn.opened(replica, response, first, keep, self._rescue)
         if turn.reads_stream:
             self._placement.first_token(turn)
 
@@ -244,11 +254,14 @@ class Flow:
             request = turn.request
             await carry(request.path, request.document, old, replica, f"{turn.id}.kv")
 
-    def _body(self, turn: Turn, replica: Replica) -> bytes:
+    def _body(
+        self, turn: Turn, replica: Replica, document: Mapping[str, Any] | None = None
+    ) -> bytes:
+        """What is sent: the turn's request, or the `document` that goes on with its answer."""
         request, tenant = turn.request, turn.key.tenant
         fields = dict(
             replica.engine.fields(
-                turn=turn.id,
+                turn=turn.request_id,
                 session=turn.attribution,
                 salt=self._salt(tenant),
             )
@@ -259,11 +272,14 @@ class Flow:
             fields |= with_usage(request.document)
         elif replica.engine.folds and request.path != "/v1/embeddings":
             fields |= with_usage(request.document) | {"stream": True}
+        if document is not None:
+            return splice(b"", document, fields)
         return splice(request.body, request.document, fields)
 
     def _abort(self, replica: Replica, turn: Turn) -> None:
         """Closing the connection has told most engines; tell those that want it said."""
-        call = replica.engine.abort_call(turn.id)
+        replica.ghosts.leave(turn.request_id)
+        call = replica.engine.abort_call(turn.request_id)
         if call is not None and replica.state != "down":
             self._spawn(_quietly(replica.upstream.call(call, _ABORT_TIMEOUT_S)))
 
@@ -278,7 +294,8 @@ class Flow:
         receipt.duration_s = time.monotonic() - turn.began
         step = None
         if replica is not None:
-            replica.in_flight -= 1
+            if turn.runs:
+                replica.in_flight -= 1
             if cut:
                 self._abort(replica, turn)
             step = settle(turn, replica)

@@ -135,15 +135,16 @@ class Placement:
             return await self._rebind(turn, ask, decision)
         return decision
 
-    async def place_again(self, turn: Turn, failed: str) -> Decision | None:
-        """A replica other than `failed`, the session re-bound to it; None if there is none."""
-        if all(o.id == failed for o in self._outlooks(turn)):
+    async def place_again(self, turn: Turn, *failed: str) -> Decision | None:
+        """A replica other than those that `failed`, the session re-bound to it; None if there is
+        none."""
+        if all(o.id in failed for o in self._outlooks(turn)):
             return None
         standing = self._standings.get(turn.key)
         ask = msgspec.structs.replace(self._ask(turn, standing), bound=turn.binding)
         self.scheduler.end(turn.id, time.monotonic())
         self.lead(turn.id, done=False)
-        decision = self._decide(turn, ask, (failed,))
+        decision = self._decide(turn, ask, failed)
         assert decision is not None
         if decision.binding == "rebind" and turn.binding is not None:
             decision = await self._rebind(turn, ask, decision)

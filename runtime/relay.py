@@ -57,7 +57,7 @@ class UsageRelay:
         for end in [match.end() for match in _BREAK.finditer(chunk)]:
             event, start = chunk[start:end], end
             if _USAGE.search(event):
-                body = _data(event)
+                body = read_data(event)
                 if body is not None and isinstance(body.get("usage"), dict):
                     self.usage_body = body
                     if not self._relay_usage and body.get("choices") == []:
@@ -69,7 +69,7 @@ class UsageRelay:
 def events(stream: bytes) -> Iterator[dict[str, Any]]:
     """The JSON objects in the `data:` fields of a stretch of server-sent events."""
     for event in _BREAK.split(stream):
-        body = _data(event)
+        body = read_data(event)
         if body is not None:
             yield body
 
@@ -84,7 +84,7 @@ def payloads(stream: bytes) -> Iterator[bytes]:
                 yield payload
 
 
-def _data(event: bytes) -> dict[str, Any] | None:
+def read_data(event: bytes) -> dict[str, Any] | None:
     """The event's `data:` lines as a JSON object; None for `[DONE]`, comments and garbage."""
     lines = [line[5:] for line in event.splitlines() if line.startswith(b"data:")]
     try:

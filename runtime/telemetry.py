@@ -53,6 +53,7 @@ class Telemetry:
         self.decisions: Counter[tuple[str, str]] = Counter()
         self.turns: Counter[tuple[str, str]] = Counter()
         self.moves: Counter[tuple[str, str]] = Counter()
+        self.continued: Counter[str] = Counter()
 
     def watch(self, pool: Pool, store: Store, queued: Callable[[], int]) -> None:
         """Read what the pool, the store and the queue are at each scrape."""
@@ -66,6 +67,8 @@ class Telemetry:
         """A turn has ended, one way or another: count it, and say so in one line."""
         replica = receipt.replica
         self.turns[receipt.model, receipt.outcome] += 1
+        if receipt.continued:
+            self.continued[receipt.model] += receipt.continued
         if replica is not None and receipt.ttft_s is not None:
             self.ttft_s.observe(replica, receipt.ttft_s)
         if replica is not None and receipt.tpot_s is not None:
@@ -159,10 +162,16 @@ class _State(Collector):
         )
         for labels, count in self._telemetry.moves.items():
             moves.add_metric(labels, count)
+        continued = CounterMetricFamily(
+            "sessile_continued", "Answers that went on at another replica", labels=["model"]
+        )
+        for model, count in self._telemetry.continued.items():
+            continued.add_metric([model], count)
         return [
             turns,
             decisions,
             moves,
+            continued,
             self._telemetry.ttft_s.collect(),
             self._telemetry.tpot_s.collect(),
             self._telemetry.queue_s.collect(),
@@ -195,7 +204,14 @@ class _State(Collector):
         streams = GaugeMetricFamily(
             "sessile_upstream_streams", "Open answers of the replica", labels=one
         )
+        ghosts = CounterMetricFamily(
+            "sessile_ghosts",
+            "Requests that the replica ran for no one: found, and of those told to stop",
+            labels=["replica", "kind"],
+        )
         for replica in self._pool:
+            ghosts.add_metric([replica.id, "found"], replica.ghosts.found)
+            ghosts.add_metric([replica.id, "aborted"], replica.ghosts.aborted)
             prompt.add_metric([replica.id], replica.prompt_tokens)
             completion.add_metric([replica.id], replica.completion_tokens)
             cached.add_metric([replica.id, "actual"], replica.cached_tokens)
@@ -203,7 +219,7 @@ class _State(Collector):
             in_flight.add_metric([replica.id], replica.in_flight)
             ready.add_metric([replica.id, replica.state], replica.state == "ready")
             streams.add_metric([replica.id], replica.upstream.streams)
-        return [prompt, completion, cached, in_flight, ready, streams]
+        return [prompt, completion, cached, in_flight, ready, streams, ghosts]
 
     def _of_the_store(self) -> list[Metric]:
         available = GaugeMetricFamily("sessile_store_available", "1 if the session store answers")

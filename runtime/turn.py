@@ -2,11 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from math import inf
 from typing import Any
 
 import msgspec
 
+from sessile.carry_on import Seam, Told, beginning, failure, may_break, read_told, split
+from sessile.errors import ReplicaError, ReplicaRefused, StreamBroken
 from sessile.fold import fold
 from sessile.relay import UsageRelay, events
 from sessile.router.decide import Decision
@@ -19,6 +22,7 @@ from sessile.sessions.record import Binding, Receipt, SessionKey
 from sessile.sessions.store import StoredResult
 
 _LARGEST_KEPT_BYTES = 4 * 2**20
+_DONE = b"data: [DONE]"
 
 
 class TurnRequest(msgspec.Struct, kw_only=True):
@@ -27,7 +31,8 @@ class TurnRequest(msgspec.Struct, kw_only=True):
     `document` is the upstream JSON body, `body` the same as the client wrote it; either may be left
     out. `relay_usage` says that the client itself asked for the usage chunk. `stateful` is a turn
     that extends its session's stored conversation: it takes the turn lock, and its end is written
-    before it is over. `turn` is its id, where the protocol has made one.
+    before it is over. `turn` is its id, where the protocol has made one. `told` is text of the
+    answer that its client has been given already: the turn goes on from there.
     """
 
     tenant: str
@@ -42,6 +47,7 @@ class TurnRequest(msgspec.Struct, kw_only=True):
     idempotency_key: str | None = None
     stateful: bool = False
     turn: str | None = None
+    told: str = ""
 
 
 class Transcript(msgspec.Struct, kw_only=True):
@@ -78,6 +84,8 @@ class Turn:
         self.usage_body: dict[str, Any] | None = None
         self.waits_for = ""
         self.prompt_size = 0
+        self.runs = False
+        self.resends = 0
         self.began = self.sent_at = time.monotonic()
         self.first_at: float | None = None
         self.last_at = self.began
@@ -86,7 +94,11 @@ class Turn:
         self._relay: UsageRelay | None = None
         self._kept: list[bytes] | None = None
         self._kept_bytes = 0
+        self._most_kept: float = _LARGEST_KEPT_BYTES
         self._folds = False
+        self._seam: Seam | None = None
+        self._rescue: Rescue | None = None
+        self._lost: ReplicaError | None = None
 
     @property
     def session(self) -> str:
@@ -97,6 +109,11 @@ class Turn:
     def attribution(self) -> str:
         """The session as engines are told of it."""
         return self.key.attribution
+
+    @property
+    def request_id(self) -> str:
+        """What an engine is told as the id of its request: another, each time the turn goes on."""
+        return f"{self.id}.{self.resends}" if self.resends else self.id
 
     @property
     def reads_stream(self) -> bool:
@@ -110,11 +127,14 @@ class Turn:
         return self.content_type.startswith(b"text/event-stream")
 
     def opened(
-        self, replica: Replica, response: UpstreamResponse, first: bytes, keep: bool
-    ) -> None:
-        """The replica answers: `first` are the bytes that have come. `keep` asks for a copy."""
+        self, replica: Replica, response: UpstreamResponse, first: bytes, keep: bool,
+        rescue: "Rescue | None" = None,
+    ) -> None:  # fmt: skip
+        """The replica answers: `first` are the bytes that have come. `keep` asks for a copy, and
+        `rescue` is called when the replica is lost in the middle of a stream."""
         self.first_at = self.last_at = time.monotonic()
         self.replica = replica
+        self.runs = True
         self.status = self.receipt.status = response.status
         self.content_type = response.headers.get(b"content-type", b"application/json")
         self._response, self._first = response, first
@@ -123,8 +143,54 @@ class Turn:
         elif self.streams:
             self._folds = True
             self.content_type = b"application/json"
-        if self._relay is None or keep:
+        if self.reads_stream and self.status < 400:
+            self._rescue = rescue
+        if self._relay is None or keep or self._rescue is not None:
             self._kept = []
+            if self.request.told:
+                self._kept.append(beginning(self.request.path, self.request.told))
+
+    def sewn(self, seam: Seam) -> None:
+        """What the replica is about to answer is to be made the rest of what was told."""
+        self._seam = seam
+
+    def told(self) -> Told:
+        """What the client of a stream has been told, read from the copy; the copy then ends there.
+
+        Of a plain answer that is being put together, what it would have been told.
+        """
+        told = read_told(b"".join(self._kept or ()))
+        self._kept = [told.data]
+        if self._relay is not None:
+            self._relay.rest()  # half an event; it was not passed on
+        return told
+
+    def goes_on(self, replica: Replica, response: UpstreamResponse, first: bytes) -> None:
+        """Another replica answers in the place of the one that was lost."""
+        self.replica = replica
+        self.runs = True
+        self._response, self._first, self._lost = response, first, None
+
+    def ends_with(self, events: bytes) -> None:
+        """All has been said but these last events; no replica is asked for them."""
+        self._response, self._first, self._lost, self._seam = None, events, None, None
+
+    def ended(self, replica: Replica, events: bytes) -> None:
+        """Nothing has to be asked of the replica: the answer ends with these events."""
+        self.first_at = self.last_at = time.monotonic()
+        self.replica = replica
+        self.content_type = b"text/event-stream"
+        self._relay = UsageRelay(self.request.relay_usage)
+        self._first = events
+
+    def starts_over(self) -> None:
+        """Nothing that has come counts any more: no client has been told of it."""
+        self._kept = []
+
+    @property
+    def folds(self) -> bool:
+        """Whether the stream is put together into a plain answer, so that nothing is sent yet."""
+        return self._folds
 
     def replay(self, result: StoredResult) -> None:
         """Give the stored answer of an earlier try, in its name."""
@@ -137,42 +203,94 @@ class Turn:
     async def read(self) -> bytes:
         """The next bytes of the answer, `b""` after its end. For a stream: whole events.
 
-        Raises `StreamBroken` or `ReplicaTimeout` if the replica is lost on the way.
+        A stream whose replica is lost goes on at another, after a comment that says so. Raises
+        `StreamBroken` or another `ReplicaError` where that cannot be.
         """
         passed = b""
         if self._folds and not self.whole:
             await self._fold()
         while not passed and not self.whole:
-            if self._first is not None:
-                chunk, self._first = self._first, None
-            else:
-                assert self._response is not None
-                chunk = await self._response.read()
-                self.last_at = time.monotonic()
-            if self._kept is not None:
-                self._keep(chunk)
-            passed = chunk if self._relay is None else self._relay.feed(chunk)
-            if self._response is None or self._response.whole:
-                self.whole = True
-                if self._relay is not None:
-                    passed += self._relay.rest()
-                    self.usage_body = self._relay.usage_body
-                    self.waits_for = self._relay.called
-                if self._response is not None:
-                    self._response.close()
+            passed = await self._step()
         return passed
+
+    async def _step(self) -> bytes:
+        """Pass on what comes next, perhaps nothing yet."""
+        try:
+            chunk = await self._next()
+        except ReplicaError as error:
+            return await self._go_on(error)
+        passed = chunk if self._relay is None else self._relay.feed(chunk)
+        if self._rescue is not None and may_break(passed):
+            passed = self._sound(passed)
+        if self._lost is None and (self._response is None or self._response.whole):
+            if self._ended_early():
+                return passed
+            self.whole = True
+            if self._relay is not None:
+                passed += self._relay.rest()
+                self.usage_body = self._relay.usage_body
+                self.waits_for = self._relay.called
+            if self._response is not None:
+                self._response.close()
+        return passed
+
+    async def _next(self) -> bytes:
+        """The bytes that come next, as those of one answer, and kept if a copy is wanted."""
+        if self._lost is not None:
+            raise self._lost
+        if self._first is not None:
+            chunk, self._first = self._first, None
+        else:
+            assert self._response is not None
+            chunk = await self._response.read()
+            self.last_at = time.monotonic()
+        if self._seam is not None:
+            chunk = self._seam.feed(chunk)
+        if self._kept is not None:
+            self._keep(chunk)
+        return chunk
+
+    async def _go_on(self, error: ReplicaError) -> bytes:
+        """Have the lost replica replaced; returns what tells of it."""
+        if self._response is not None:
+            self._response.close()
+        if self._rescue is None or self._kept is None:
+            raise error
+        return await self._rescue(self, error)
+
+    def _sound(self, passed: bytes) -> bytes:
+        """The events before the one by which the engine says that it failed, if one does."""
+        sound: list[bytes] = []
+        for event in split(passed):
+            if (why := failure(event)) is not None:
+                self._lost = ReplicaRefused(f"the engine failed: {why}")
+                return b"".join(sound)
+            sound.append(event)
+        return passed
+
+    def _ended_early(self) -> bool:
+        """Whether the stream ended without saying so; it is lost then."""
+        if self._rescue is None or self._kept is None or _DONE in b"".join(self._kept[-3:]):
+            return False
+        self._lost = StreamBroken("the engine ended its answer before it was whole")
+        return True
 
     async def _fold(self) -> None:
         """Read the stream to its end, and let the plain answer that it adds up to be read."""
-        chunks = bytearray(self._first or b"")
-        response = self._response
-        assert response is not None
-        async for chunk in response:
-            chunks += chunk
-        self.last_at = time.monotonic()
-        self.status, body = fold(events(bytes(chunks)))
+        self._most_kept = inf
+        while True:
+            try:
+                await self._next()
+                done = self._response is None or self._response.whole
+                if done and not self._ended_early():
+                    break
+            except ReplicaError as error:
+                await self._go_on(error)
+        self.status, body = fold(events(b"".join(self._kept or ())))
         self.receipt.status = self.status
         self._first, self._response = msgspec.json.encode(body), None
+        self._kept, self._kept_bytes, self._most_kept = [], 0, _LARGEST_KEPT_BYTES
+        self._rescue = self._seam = None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while chunk := await self.read():
@@ -203,10 +321,14 @@ class Turn:
     def _keep(self, chunk: bytes) -> None:
         assert self._kept is not None
         self._kept_bytes += len(chunk)
-        if self._kept_bytes > _LARGEST_KEPT_BYTES:
+        if self._kept_bytes > self._most_kept:
             self._kept = None
         else:
             self._kept.append(chunk)
+
+
+Rescue = Callable[[Turn, ReplicaError], Awaitable[bytes]]
+"""Finds a turn another replica and tells of it in the stream's own terms, or raises."""
 
 
 def outcome_of(error: BaseException) -> str:

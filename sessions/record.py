@@ -75,7 +75,8 @@ class Receipt(msgspec.Struct, kw_only=True, gc=False):
     `None` means unknown: the engine did not report it. Times in seconds; `started_at` is Unix time.
     `ttft_s` is from the request to the first token, `queue_s` of it in the router's queue, and
     `replica_ttft_s` the part from sending it to the replica, which is what `predicted_ttft_s`
-    foresaw.
+    foresaw. `continued` is how often the answer went on at another replica after its own was lost,
+    `replicas` then all that made it, in order; what is reported of the cache is the last one's.
     """
 
     turn: str
@@ -86,6 +87,8 @@ class Receipt(msgspec.Struct, kw_only=True, gc=False):
     incarnation: str | None = None
     reason: str | None = None
     attempts: int = 0
+    continued: int = 0
+    replicas: tuple[str, ...] = ()
     outcome: str = "running"
     status: int | None = None
     started_at: float = 0.0

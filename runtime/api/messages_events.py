@@ -12,6 +12,7 @@ import msgspec
 from sessile.api.messages_body import Asked
 from sessile.api.responses_events import CallDelta, Choice, Chunk, Event
 from sessile.api.wire import anthropic_error
+from sessile.carry_on import read_marker
 from sessile.errors import ReplicaRefused, SessileError, StreamBroken
 from sessile.relay import payloads
 
@@ -64,6 +65,10 @@ class MessageStream:
         Raises `ReplicaRefused` for an error that the engine tells in its stream, for what is no
         chunk at all, and for pieces of calls that are mixed up; the caller hands it to `fail`.
         """
+        if data[:1] == b":" and (replica := read_marker(data)) is not None:
+            # Clients pass over a ping, whatever is in it.
+            events.append(self._event("ping", continued={"replica": replica}))
+            return
         for payload in payloads(data):
             self.feed_chunk(payload, events)
 

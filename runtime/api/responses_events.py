@@ -14,6 +14,7 @@ import msgspec
 from sessile import errors
 from sessile.api.responses_calls import Call, open_call
 from sessile.api.responses_tools import Called
+from sessile.carry_on import read_marker
 from sessile.errors import ReplicaRefused, SessileError, StreamBroken
 from sessile.relay import payloads
 from sessile.sealed import seal
@@ -140,6 +141,10 @@ class ResponseStream:
         Raises `ReplicaRefused` for an error that the engine tells in its stream, and for what is
         no chunk at all; the caller hands it to `fail`.
         """
+        if data[:1] == b":" and (replica := read_marker(data)) is not None:
+            # Of no type that the API has: its clients hand it on, or pass over it.
+            events.append(self._event("response.sessile.continued", replica=replica))
+            return
         for payload in payloads(data):
             self.feed_chunk(payload, events)
 

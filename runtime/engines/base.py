@@ -12,8 +12,20 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from sessile.carry_on import with_text
 from sessile.errors import InvalidRequest, ReplicaRefused, ReplicaUnreachable
-from sessile.router.replica import Call, Engine, FeedSource, Identity, Load, Reply, Steps, Usage
+from sessile.router.replica import (
+    Call,
+    Engine,
+    FeedSource,
+    FollowUp,
+    FollowUps,
+    Identity,
+    Load,
+    Reply,
+    Steps,
+    Usage,
+)
 
 _ABSENT = (404, 405, 501)  # how engines answer a path that they lack or have switched off
 _PROMPT = (
@@ -81,6 +93,9 @@ class OpenAIShaped:
     ) -> tuple[Steps, Steps] | None:
         return None
 
+    def follow_up(self, path: str, document: Mapping[str, Any], text: str) -> FollowUps | None:
+        return None
+
     def read_usage(self, usage: Mapping[str, Any], body: Mapping[str, Any]) -> Usage:
         details = usage.get("prompt_tokens_details")
         cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
@@ -136,6 +151,19 @@ def tokenize_call(document: Mapping[str, Any]) -> Call | None:
             return None
     fields = {name: document[name] for name in _PROMPT if document.get(name) is not None}
     return Call("POST", "/tokenize", msgspec.json.encode(fields))
+
+
+def continued(
+    path: str, document: Mapping[str, Any], text: str, fields: Mapping[str, Any]
+) -> FollowUps:
+    """SGLang's and vLLM's: `text` as a last message of the assistant's, or after the prompt, with
+    the `fields` that make the engine go on with such a message."""
+    about = {"model": document.get("model"), "prompt": text, "add_special_tokens": False}
+    reply = yield Call("POST", "/tokenize", msgspec.json.encode(about))
+    tokens = OpenAIShaped().read_count(reply) if reply.status < 400 else None
+    if path == "/v1/completions":
+        return FollowUp(path, {**document, "prompt": document["prompt"] + text}, tokens)
+    return FollowUp(path, {**document, **fields, "messages": with_text(document, text)}, tokens)
 
 
 def page(reply: Reply, path: str) -> Any:

@@ -9,10 +9,11 @@ import msgspec
 from sessile.engines.base import OpenAIShaped, Samples, absent, array, count
 from sessile.engines.base import document as document_of
 from sessile.errors import ReplicaRefused
-from sessile.router.replica import Call, Identity, Load, Reply, Steps, Usage
+from sessile.router.replica import Call, FollowUp, FollowUps, Identity, Load, Reply, Steps, Usage
 
 _PROCESSING = "llamacpp:requests_processing"
 _DEFERRED = "llamacpp:requests_deferred"
+_OF_CHAT = ("messages", "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs")
 _MARKER = re.compile(r"<__media_\w{32}__>")
 
 
@@ -67,6 +68,14 @@ class LlamaCpp(OpenAIShaped):
     ) -> tuple[Steps, Steps] | None:
         return _save(path, document, file), _restore(file)
 
+    def follow_up(self, path: str, document: Mapping[str, Any], text: str) -> FollowUps | None:
+        """By its rendered prompt, as a text completion: given a last message of the assistant's,
+        a plain answer repeats it, and a stream ends the process (xllamacpp 2026.10). Tool calls
+        would come as text that way."""
+        if document.get("tools") and document.get("tool_choice") != "none":
+            return None
+        return _continue(path, document, text)
+
     def read_usage(self, usage: Mapping[str, Any], body: Mapping[str, Any]) -> Usage:
         read = super().read_usage(usage, body)
         timings = body.get("timings")
@@ -77,6 +86,20 @@ class LlamaCpp(OpenAIShaped):
     def count_call(self, document: Mapping[str, Any]) -> Call | None:
         """Renders and counts exactly as a completion would, images too."""
         return Call("POST", "/v1/chat/completions/input_tokens", msgspec.json.encode(document))
+
+
+def _continue(path: str, document: Mapping[str, Any], text: str) -> FollowUps:
+    reply = yield Call("POST", "/tokenize", _json({"content": text}))
+    told = document_of(reply, "/tokenize").get("tokens")
+    prompt = document.get("prompt")
+    if path == "/v1/chat/completions":
+        reply = yield Call("POST", "/apply-template", _json(document))
+        prompt = document_of(reply, "/apply-template").get("prompt")
+    if not isinstance(prompt, str):
+        raise ReplicaRefused("the prompt is not one text")
+    rest = {name: value for name, value in document.items() if name not in _OF_CHAT}
+    tokens = len(told) if isinstance(told, list) else None
+    return FollowUp("/v1/completions", {**rest, "prompt": prompt + text}, tokens)
 
 
 def _save(path: str, document: Mapping[str, Any], file: str) -> Steps:

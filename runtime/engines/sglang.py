@@ -11,9 +11,17 @@ from typing import Any, Literal
 
 import msgspec
 
-from sessile.engines.base import OpenAIShaped, absent, count, document, reachable, tokenize_call
+from sessile.engines.base import (
+    OpenAIShaped,
+    absent,
+    continued,
+    count,
+    document,
+    reachable,
+    tokenize_call,
+)
 from sessile.errors import ReplicaRefused
-from sessile.router.replica import Call, FeedSource, Identity, Load, Reply
+from sessile.router.replica import Call, FeedSource, FollowUps, Identity, Load, Reply
 
 
 class SGLang(OpenAIShaped):
@@ -107,6 +115,12 @@ class SGLang(OpenAIShaped):
 
     def count_call(self, document: Mapping[str, Any]) -> Call | None:
         return tokenize_call(document)
+
+    def follow_up(self, path: str, document: Mapping[str, Any], text: str) -> FollowUps | None:
+        """The text is put after the prompt that opens a reply, as it is. Some parsers of reasoning
+        take all that comes first for it; what has come to its answer holds no more of it."""
+        fields = {"continue_final_message": True, "separate_reasoning": False}
+        return continued(path, document, text, fields)
 
     def order(self, priority: int, identity: Identity) -> Mapping[str, Any]:
         """NOTE: while it orders, a request without a priority comes after all that have one."""

@@ -10,6 +10,7 @@ from sessile.engines.base import (
     OpenAIShaped,
     Samples,
     absent,
+    continued,
     count,
     document,
     page,
@@ -17,7 +18,7 @@ from sessile.engines.base import (
     tokenize_call,
 )
 from sessile.errors import ReplicaRefused
-from sessile.router.replica import Call, FeedSource, Identity, Load, Reply
+from sessile.router.replica import Call, FeedSource, FollowUps, Identity, Load, Reply
 
 _STARTED = "process_start_time_seconds"
 _RUNNING = "vllm:num_requests_running"
@@ -104,6 +105,11 @@ class VLLM(OpenAIShaped):
         if salt is not None:
             fields["cache_salt"] = salt
         return fields
+
+    def follow_up(self, path: str, document: Mapping[str, Any], text: str) -> FollowUps | None:
+        """The template renders the reply and is cut off after it; many trim what surrounds it."""
+        fields = {"continue_final_message": True, "add_generation_prompt": False}
+        return continued(path, document, text, fields)
 
     def count_call(self, document: Mapping[str, Any]) -> Call | None:
         return tokenize_call(document)

@@ -1,5 +1,7 @@
 """A replica for tests: it speaks enough of the OpenAI API, remembers what it was asked, caches
-prefixes as an engine does, and goes wrong exactly as a test says.
+prefixes as an engine does, and goes wrong exactly as a test says. What it says depends on the
+prompt alone. As SGLang it goes on with a reply that was begun elsewhere, counts tokens (a word
+each), tells its load, and stops a request by its id.
 
 It is a real ASGI application on a real port: `async with serve_fake() as replica`, or in a process
 of its own `python -m sessile.lab.fake_replica --port N`, where `POST /fake/faults` and `GET
@@ -11,6 +13,7 @@ import argparse
 import asyncio
 import json
 import re
+import secrets
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -24,6 +27,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MODEL = "fake"
 _CHARS_PER_TOKEN = 4
+_ECHO = "echo: "
 _CALL = re.compile(r"call (\w+) (\{.*\})(?: (\d+) times)?", re.DOTALL)
 _GARBAGE = b"data: {not json\n\n: nothing\n\nevent\n\n"
 _MESSAGES = {
@@ -40,13 +44,15 @@ class Fault(msgspec.Struct, kw_only=True, frozen=True):
     `status` is answered instead of a reply (400 as an engine's refusal of a prompt that does not
     fit). `hang` answers nothing until the client hangs up. `drop_after` cuts the TCP connection
     after so many events, 0 before the first byte. `garbage_after` sends bytes there that are no
-    event stream, and goes on. `pause_s` is waited before each event, or before a whole answer.
+    event stream, and goes on. `error_after` ends the stream there with the error of an
+    engine whose core has died. `pause_s` is waited before each event, or before a whole answer.
     """
 
     status: int | None = None
     hang: bool = False
     drop_after: int | None = None
     garbage_after: int | None = None
+    error_after: int | None = None
     pause_s: float = 0.0
 
 
@@ -64,12 +70,15 @@ class Seen(msgspec.Struct):
 class FakeReplica:
     """The application and its handle. `always` is the fault of each request for which `fail` has
     queued none; `context_tokens` is where prompts are refused. A prefill of `tokens_per_s`, None
-    for none, is in the cache once it is done. `url` is known once it is served.
+    for none, is in the cache once it is done. `faults` is a queue
+    that several replicas share. A `deaf` one goes on when its client hangs up. `url`
+    is known once it is served.
     """
 
     def __init__(
         self, *, model: str = MODEL, context_tokens: int = 1_000_000, always: Fault | None = None,
-        tokens_per_s: float | None = None,
+        tokens_per_s: float | None = None, faults: deque[Fault] | None = None,
+        deaf: bool = False,
     ) -> None:  # fmt: skip
         self.model = model
         self.context_tokens = context_tokens
@@ -79,7 +88,11 @@ class FakeReplica:
         self.url = ""
         self.server: uvicorn.Server | None = None
         self.seen: list[Seen] = []
-        self._next: deque[Fault] = deque()
+        self.deaf = deaf
+        self.misses_aborts = 0
+        self._name = secrets.token_hex(8)  # of this start
+        self._stops: dict[str, asyncio.Event] = {}
+        self._next: deque[Fault] = deque() if faults is None else faults
         self._cached: set[bytes] = set()
 
     def fail(self, *faults: Fault) -> None:
@@ -118,6 +131,21 @@ class FakeReplica:
             await _send(send, 200 if self.healthy else 503, {})
         elif path == "/v1/models":
             await _send(send, 200, {"object": "list", "data": [self._card()]})
+        elif path == "/server_info":
+            await _send(send, 200, {"version": "fake", "random_seed": self._name})
+        elif path.startswith("/v1/loads"):
+            load = {"num_running_reqs": self.running, "num_waiting_reqs": 0}
+            await _send(send, 200, {"loads": [load]})
+        elif path == "/tokenize":
+            asked = msgspec.json.decode(body, type=dict[str, Any])
+            await _send(send, 200, {"count": _count(asked)})
+        elif path == "/abort_request":
+            rid = msgspec.json.decode(body, type=dict[str, Any])["rid"]
+            if self.misses_aborts:
+                self.misses_aborts -= 1
+            elif rid in self._stops:
+                self._stops[rid].set()
+            await _send(send, 200, {})
         elif path == "/fake/seen":
             await _send(send, 200, {"running": self.running, "aborted": self.aborted,
                                     "seen": self.seen})  # fmt: skip
@@ -138,7 +166,8 @@ class FakeReplica:
         """Answer until the end or until the client is gone, whichever is first."""
         fault = self._next.popleft() if self._next else self.always
         answering = asyncio.ensure_future(self._answer(scope, send, seen, fault))
-        leaving = asyncio.ensure_future(_gone(receive))
+        stopped = self._stops[seen.body.get("rid", "")] = asyncio.Event()
+        leaving = asyncio.ensure_future(stopped.wait() if self.deaf else _gone(receive))
         try:
             await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
             if answering.done():
@@ -152,14 +181,17 @@ class FakeReplica:
             leaving.cancel()
 
     async def _answer(self, scope: Scope, send: Send, seen: Seen, fault: Fault) -> None:
-        body = seen.body
+        body, said = _begun(seen.body)
         prompt = _prompt(body)
-        seen.prompt_tokens = max(1, sum(map(len, prompt)) // _CHARS_PER_TOKEN)
+        seen.prompt_tokens = max(1, sum(map(len, prompt)) // _CHARS_PER_TOKEN) + _words(said)
         if fault.hang:
             await asyncio.Event().wait()
         if fault.drop_after == 0:
             _drop(scope, seen)
             return
+        delta, finish = _reply(body, said)
+        if "content" in delta and not _echo(body).startswith(said):
+            fault = Fault(status=400)  # it is asked to go on with what it would never have said
         status = fault.status or (400 if seen.prompt_tokens > self.context_tokens else None)
         if status is not None:
             await _send(send, status, _error(status, _MESSAGES.get(status, "It went wrong.")))
@@ -170,7 +202,6 @@ class FakeReplica:
             return
         if self.tokens_per_s is not None:
             await asyncio.sleep((seen.prompt_tokens - seen.cached_tokens) / self.tokens_per_s)
-        delta, finish = _reply(body)
         self._insert([*prompt, _text({"role": "assistant", **delta})])
         chat = seen.path == "/v1/chat/completions"
         pieces = _pieces(delta)
@@ -205,10 +236,15 @@ class FakeReplica:
             if number == fault.drop_after:
                 _drop(scope, seen)
                 return
+            if number == fault.error_after:
+                error = {"error": {"message": "the engine core died", "code": 500}}
+                chunk = error
             data = b"data: " + msgspec.json.encode(chunk) + b"\n\n"
             if number == fault.garbage_after:
                 data = _GARBAGE + data
             await send({"type": "http.response.body", "body": data, "more_body": True})
+            if number == fault.error_after:
+                break
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     def _match(self, prompt: list[str], prompt_tokens: int) -> int:
@@ -260,12 +296,43 @@ def _text(message: dict[str, Any]) -> str:
     return f"{message.get('role')}: {content}{named}"
 
 
-def _reply(body: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """What is answered, whole, and why it ends: a function call if the user asks to `call NAME
-    {json}`, or so `N times`, each after the last one's result, and there are tools; else an echo
-    of at most `max_tokens` words."""
+def _begun(body: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The request without the reply that it begins, and that reply: a last message that is to be
+    continued, or what a text prompt repeats of itself."""
+    messages = body.get("messages")
+    if messages and body.get("continue_final_message") is True:
+        return {**body, "messages": messages[:-1]}, messages[-1]["content"]
+    prompt = body.get("prompt")
+    if isinstance(prompt, str) and (at := prompt.rfind(_ECHO)) > 0:
+        asked, said = prompt[:at], prompt[at:]
+        if (_ECHO + asked).startswith(said):
+            return {**body, "prompt": asked}, said
+    return body, ""
+
+
+def _echo(body: dict[str, Any]) -> str:
+    """All that could be said."""
+    last = (body.get("messages") or [{"role": "user", "content": body.get("prompt")}])[-1]
+    return _ECHO + _text(last).partition(": ")[2]
+
+
+def _words(text: str) -> int:
+    return len(text.split(" ")) if text else 0
+
+
+def _count(body: dict[str, Any]) -> int:
+    """The tokens of a text, or of a chat's prompt."""
+    if "prompt" in body:
+        return _words(body["prompt"])
+    return max(1, sum(map(len, _prompt(body))) // _CHARS_PER_TOKEN)
+
+
+def _reply(body: dict[str, Any], said: str) -> tuple[dict[str, Any], str]:
+    """What is answered after what was `said` of it, and why it ends: a function call if the user
+    asks to `call NAME {json}`, or so `N times`, each after the last one's result, and there are
+    tools; else an echo of at most `max_tokens` words."""
+    whole = _echo(body)
     messages = body.get("messages") or [{"role": "user", "content": body.get("prompt")}]
-    said = _text(messages[-1]).partition(": ")[2]
     results = 0  # messages since the user spoke
     while results < len(messages) and messages[-1 - results].get("role") in ("tool", "assistant"):
         results += 1
@@ -277,8 +344,10 @@ def _reply(body: dict[str, Any]) -> tuple[dict[str, Any], str]:
         name = f"call_{call[1]}_{called}" if called else f"call_{call[1]}"
         made = {"index": 0, "id": name, "type": "function", "function": function}
         return {"tool_calls": [made]}, "tool_calls"
-    words = f"echo: {said}".split(" ")
+    words = whole[len(said) :].split(" ")
     most = body.get("max_tokens") or body.get("max_completion_tokens") or 64
+    if said:
+        most += 1  # the first of them is what was before the first space: nothing
     return {"content": " ".join(words[:most])}, "stop" if len(words) <= most else "length"
 
 
@@ -286,7 +355,8 @@ def _pieces(delta: dict[str, Any]) -> list[dict[str, Any]]:
     """The deltas of a streamed reply: a word each, or the call's name and its arguments."""
     if "content" in delta:
         words = delta["content"].split(" ")
-        return [{"content": word if n == 0 else f" {word}"} for n, word in enumerate(words)]
+        pieces = [word if n == 0 else f" {word}" for n, word in enumerate(words)]
+        return [{"content": piece} for piece in pieces if piece]
     call = delta["tool_calls"][0]
     function = call["function"]
     return [

@@ -16,6 +16,8 @@ READY, MODELS, INFO, LOADS = "/ready", "/v1/models", "/server_info", "/v1/loads?
 class Upstream:
     """An SGLang whose pages can be changed; a page that is an error is raised."""
 
+    streams = 4
+
     def __init__(self) -> None:
         self.pages: dict[str, Reply | Exception] = {
             READY: Reply(200, b""),
