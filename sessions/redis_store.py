@@ -19,6 +19,8 @@ from sessile.errors import StoreUnavailable, TurnLockLost
 from sessile.sessions import scripts
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
 from sessile.sessions.redis_link import Command, RedisLink, Script
+from sessile.sessions.redis_log import SCRIPTS as LOG_SCRIPTS
+from sessile.sessions.redis_log import RedisLog
 from sessile.sessions.store import (
     NEWS_AT_ONCE,
     NEWS_LIVE,
@@ -48,6 +50,7 @@ _RECENT = Script(scripts.RECENT)
 _EXCHANGE = Script(scripts.EXCHANGE)
 _SCRIPTS = (
     _CLAIM, _REFRESH, _REBIND, _ACQUIRE, _RELEASE, _CREATE, _CLOSE, _END, _RECENT, _EXCHANGE,
+    *LOG_SCRIPTS,
 )  # fmt: skip
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -85,6 +88,15 @@ class Keys:
         return "sessile:{reports}:seen", "sessile:{reports}:told", "sessile:{reports}:news"
 
     @staticmethod
+    def events(tenant: str, turn: str) -> tuple[str, str]:
+        tag = _digest(tenant, turn)
+        return f"sessile:{{{tag}}}:events", f"sessile:{{{tag}}}:batches"
+
+    @staticmethod
+    def open_turns() -> str:
+        return "sessile:{open}:turns"
+
+    @staticmethod
     def once(tenant: str, key: str) -> str:
         return f"sessile:once:{_digest(tenant, key)}"
 
@@ -103,6 +115,7 @@ class RedisStore:
     ) -> None:
         """Raises `SettingsError` for a URL that names no Redis. Nothing is connected yet."""
         self._link = RedisLink(url, _SCRIPTS, timeout_s=timeout_s, retry_after_s=retry_after_s)
+        self.events = RedisLog(self._link, limits.events, Keys.events, Keys.open_turns())
         self._most_recent = most_recent
         self._recent: dict[str, dict[str, float]] = {}  # by tenant and session, not sent yet
         self._telling: asyncio.Task[None] | None = None
@@ -242,6 +255,10 @@ class RedisStore:
         pairs = [part for session, at in sessions.items() for part in (at, session)]
         key = Keys.recent(tenant)
         return _RECENT.command((key,), time.time(), self._ttl_ms, self._most_recent, *pairs)
+
+    async def put_turn(self, record: TurnRecord) -> None:
+        key = Keys.turn(record.tenant, record.turn)
+        await self._link.run(("SET", key, _encode(record), "PX", self._turn_ttl_ms))
 
     async def get_turn(self, tenant: str, turn: str) -> TurnRecord | None:
         data = await self._link.run(("GET", Keys.turn(tenant, turn)))

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
+from sessile.sessions.stream_log import LogLimits, StreamLog
 
 NEWS_LIVE = 10
 """How many times longer than reports news are kept."""
@@ -26,6 +27,7 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
     binding_ttl_s: float = 3600.0
     turn_ttl_s: float = 24 * 3600.0
     idempotency_ttl_s: float = 600.0
+    events: LogLimits = LogLimits()
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -100,6 +102,10 @@ class Store(Protocol):
         """When it last came to be available, on the monotonic clock: what it confirmed before may
         be gone, since it may have been restarted empty."""
 
+    @property
+    def events(self) -> StreamLog:
+        """The log of the events of turns."""
+
     # -- the binding: three atomic steps, nothing else ever writes it
 
     async def claim(self, key: SessionKey, replica: str, incarnation: str) -> Claim:
@@ -126,7 +132,9 @@ class Store(Protocol):
     # -- the turn lock
 
     async def acquire(self, key: SessionKey, turn: str, ttl_s: float) -> int | None:
-        """Take the session's turn lock; its fencing number (growing for ever), or None if held."""
+        """Take the session's turn lock; its fencing number (growing for ever), or None if another
+        turn holds it. The turn that holds it already is given a higher number: it was taken over.
+        """
 
     async def release(self, key: SessionKey, turn: str) -> None:
         """Give the lock back if `turn` still holds it."""
@@ -150,6 +158,9 @@ class Store(Protocol):
     @property
     def lost_writes(self) -> int:
         """How many queued turn ends could not be written since the store was opened."""
+
+    async def put_turn(self, record: TurnRecord) -> None:
+        """Store a turn that changes nothing in its session: one that nobody could finish."""
 
     async def get_turn(self, tenant: str, turn: str) -> TurnRecord | None:
         """The stored turn, None if it expired or belongs to another tenant."""

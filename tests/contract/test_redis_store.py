@@ -16,6 +16,7 @@ from sessile.sessions.memory_store import MemoryStore
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
 from sessile.sessions.redis_store import RedisStore
 from sessile.sessions.store import Store, StoredResult, StoreLimits, TurnEnd
+from sessile.sessions.stream_log import Accept, Batch
 
 KEY = SessionKey("acme", "m", "s")
 LIMITS = StoreLimits()
@@ -256,9 +257,11 @@ async def test_every_key_has_an_expiry(open_store: OpenStore, redis_server: Any)
     await store.end_once("acme", "k", StoredResult("t1", 200, "text/plain", b"x"))
     await store.close_session(KEY)
     await store.exchange("one", b"report", 2.0, news=b"news")
+    batch = Batch(tenant="acme", turn="t1", fence=1, first=0, accept=Accept("one", b"record"))
+    await store.events.append([batch, msgspec.structs.replace(batch, events=[b"e"], accept=None)])
     async with Redis.from_url(redis_server.url) as client:
         keys = [key async for key in client.scan_iter()]
-        assert len(keys) >= 10
+        assert len(keys) >= 13
         for key in keys:
             assert key.startswith(b"sessile:")
             assert await client.pttl(key) > 0, key
