@@ -27,7 +27,7 @@ async def begin_once(store: Store, turn: Turn, wait_s: float) -> bool:
         except StoreUnavailable:
             request.idempotency_key = None
             return False
-        if found is None:
+        if found is None or found == turn.id:  # which holds it already, if it was taken over
             return False
         if isinstance(found, StoredResult):
             turn.replay(found)

@@ -1,6 +1,7 @@
 """The Lua of the log of events. Every script touches the keys of one turn, which share a hash tag.
 
-A turn is a hash (`fence owner record next until ended cancel bytes count`) and a stream of batches.
+A turn is a hash (`fence owner record next until ended cancel taken bytes count`) and a stream of
+batches.
 A batch's id is the number behind its last event, so that those behind event N begin at id N + 1;
 its fields are the number of its first event and its events. Times are the server's own, in ms.
 """
@@ -75,15 +76,16 @@ return {facts[1], facts[2] and 1 or 0, left, found}
 """
 
 LOOK = """
--- KEYS turn   nil, or {next, ended, ms left of the lease, fence, cancel, owner, record}
+-- KEYS turn   nil, or {next, ended, ms left of the lease, fence, cancel, owner, record, taken}
 local facts = redis.call('HMGET', KEYS[1], 'next', 'ended', 'until', 'fence', 'cancel', 'owner',
-  'record')
+  'record', 'taken')
 if not facts[1] then
   return nil
 end
 local clock = redis.call('TIME')
 local left = facts[3] - (clock[1] * 1000 + math.floor(clock[2] / 1000))
-return {facts[1], facts[2] and 1 or 0, left, facts[4], facts[5] and 1 or 0, facts[6], facts[7]}
+return {facts[1], facts[2] and 1 or 0, left, facts[4], facts[5] and 1 or 0, facts[6], facts[7],
+  facts[8] and 1 or 0}
 """
 
 TAKE = """
@@ -102,7 +104,7 @@ end
 -- Counted from the clock, as the first was, so that it grows whoever has counted before.
 local fence = math.max(clock[1] * 1000000 + clock[2], facts[4] + 1)
 fence = string.format('%.0f', fence)
-redis.call('HSET', KEYS[1], 'fence', fence, 'owner', ARGV[1],
+redis.call('HSET', KEYS[1], 'fence', fence, 'owner', ARGV[1], 'taken', '1',
   'until', string.format('%.0f', now + ARGV[2]))
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('PEXPIRE', KEYS[2], ARGV[3])

@@ -25,6 +25,7 @@ class _Turn(msgspec.Struct):
     size: int = 0
     ended: bool = False
     cancel: bool = False
+    taken: bool = False
 
 
 class MemoryLog:
@@ -79,13 +80,16 @@ class MemoryLog:
         found = self._find((tenant, turn))
         if found is None:
             return None
-        return Standing(self._state(found), found.next, found.fence, found.cancel, found.accept)
+        return Standing(
+            self._state(found), found.next, found.fence, found.cancel, found.accept, found.taken
+        )
 
     async def take(self, tenant: str, turn: str, owner: str) -> Taken | None:
         found = self._find((tenant, turn))
         if found is None or self._state(found) != "orphaned":
             return None
         now = self._clock()
+        found.taken = True
         found.fence = max(int(now * 1_000_000), found.fence + 1)
         found.accept = Accept(owner, found.accept.record)
         found.until, found.expires = now + self.limits.lease_s, now + self.limits.ttl_s

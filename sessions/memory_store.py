@@ -195,7 +195,7 @@ class MemoryStore:
             self._refresh(key, end.binding)
         return True
 
-    async def put_turn(self, record: TurnRecord) -> None:
+    def put_turn(self, record: TurnRecord) -> None:
         self._turns.put((record.tenant, record.turn), record)
 
     async def get_turn(self, tenant: str, turn: str) -> TurnRecord | None:
@@ -257,6 +257,9 @@ class MemoryStore:
         if found is None:
             self._once.put((tenant, key), turn)
         return found
+
+    async def get_once(self, tenant: str, key: str) -> StoredResult | str | None:
+        return self._once.get((tenant, key))
 
     async def end_once(self, tenant: str, key: str, result: StoredResult | None) -> None:
         if result is None:

@@ -109,9 +109,11 @@ class RedisLog:
         found = await self._link.run(_LOOK.command(self._keys(tenant, turn)[:1]))
         if found is None:
             return None
-        upto, ended, left_ms, fence, cancel, owner, record = found
-        accept = Accept(owner.decode(), record)
-        return Standing(_state(ended, left_ms), int(upto), int(fence), cancel == 1, accept)
+        upto, ended, left_ms, fence, cancel, owner, record, taken = found
+        return Standing(
+            _state(ended, left_ms), int(upto), int(fence), cancel == 1,
+            Accept(owner.decode(), record), taken == 1,
+        )  # fmt: skip
 
     async def take(self, tenant: str, turn: str, owner: str) -> Taken | None:
         found = await self._link.run(

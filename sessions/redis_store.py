@@ -256,9 +256,9 @@ class RedisStore:
         key = Keys.recent(tenant)
         return _RECENT.command((key,), time.time(), self._ttl_ms, self._most_recent, *pairs)
 
-    async def put_turn(self, record: TurnRecord) -> None:
+    def put_turn(self, record: TurnRecord) -> None:
         key = Keys.turn(record.tenant, record.turn)
-        await self._link.run(("SET", key, _encode(record), "PX", self._turn_ttl_ms))
+        self._link.queue([("SET", key, _encode(record), "PX", self._turn_ttl_ms)])
 
     async def get_turn(self, tenant: str, turn: str) -> TurnRecord | None:
         data = await self._link.run(("GET", Keys.turn(tenant, turn)))
@@ -339,6 +339,10 @@ class RedisStore:
             ("SET", name, _encode(turn), "NX", "GET", "PX", self._once_ttl_ms)
         )
         return None if previous is None else _result(previous)
+
+    async def get_once(self, tenant: str, key: str) -> StoredResult | str | None:
+        found = await self._link.run(("GET", Keys.once(tenant, key)))
+        return None if found is None else _result(found)
 
     async def end_once(self, tenant: str, key: str, result: StoredResult | None) -> None:
         name = Keys.once(tenant, key)

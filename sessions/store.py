@@ -159,8 +159,9 @@ class Store(Protocol):
     def lost_writes(self) -> int:
         """How many queued turn ends could not be written since the store was opened."""
 
-    async def put_turn(self, record: TurnRecord) -> None:
-        """Store a turn that changes nothing in its session: one that nobody could finish."""
+    def put_turn(self, record: TurnRecord) -> None:
+        """Queue a turn that changes nothing in its session: one that was not brought to its end.
+        As `end_turn`, it never waits."""
 
     async def get_turn(self, tenant: str, turn: str) -> TurnRecord | None:
         """The stored turn, None if it expired or belongs to another tenant."""
@@ -204,6 +205,9 @@ class Store(Protocol):
         None: it is ours, run the turn. A string: that turn is running under it. A `StoredResult`:
         it has been answered.
         """
+
+    async def get_once(self, tenant: str, key: str) -> StoredResult | str | None:
+        """What `begin_once` would tell, without reserving the key."""
 
     async def end_once(self, tenant: str, key: str, result: StoredResult | None) -> None:
         """Keep the answer under the key, or with None free the key for another try."""

@@ -61,14 +61,15 @@ class Written(msgspec.Struct, frozen=True):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """How a turn stands: its next number, the accept, and whether the lease of a running one has
-    run out."""
+    """How a turn stands: its next number, the accept, whether the lease of a running one has run
+    out, and whether it was ever taken over."""
 
     state: Literal["running", "orphaned", "ended"]
     next: int
     fence: int
     cancel: bool
     accept: Accept
+    taken: bool = False
 
 
 class Page(msgspec.Struct, frozen=True):

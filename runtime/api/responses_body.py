@@ -47,6 +47,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None
     stream: bool
     store: bool
+    background: bool
     previous: str | None
     instructions: str | None
     items: list[dict[str, Any]]
@@ -70,7 +71,7 @@ def read_request(body: Mapping[str, Any]) -> Asked:
         "object": "response",
         "created_at": 0,
         "status": "in_progress",
-        "background": False,
+        "background": _flag(body, "background", False),
         "completed_at": None,
         "error": None,
         "incomplete_details": None,
@@ -96,11 +97,14 @@ def read_request(body: Mapping[str, Any]) -> Asked:
         "usage": None,
         "user": _string(body, "user"),
     }
+    if response["background"] and not response["store"]:
+        raise InvalidRequest("a response in the background is always stored", param="store")
     _translate(response, _includes(body), chat)
     return Asked(
         model=response["model"] or None,
         stream=_flag(body, "stream", False),
         store=response["store"],
+        background=response["background"],
         previous=previous,
         instructions=response["instructions"],
         items=items,
@@ -157,7 +161,6 @@ def _chat_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
 def _refuse(body: Mapping[str, Any]) -> None:
     """Name what this version cannot do, where a request asks for it and not for the default."""
     defaults: tuple[tuple[str, tuple[Any, ...]], ...] = (
-        ("background", (False,)),
         ("generate", (True,)),
         ("prompt_cache_retention", ("in_memory",)),
         ("prompt_cache_options", ({}, {"mode": "implicit"})),

@@ -95,15 +95,24 @@ class ResponseStream:
     once `ended`.
 
     `response` is a skeleton as `read_request` makes it, with id, model and time filled in.
-    `stream_id` is echoed in every event.
+    `stream_id` is echoed in every event. One that goes on where another was cut off begins at
+    number `sequence`; `begun` says that `response.in_progress` was told then.
     """
 
-    def __init__(self, response: dict[str, Any], stream_id: str | None = None) -> None:
+    def __init__(
+        self,
+        response: dict[str, Any],
+        stream_id: str | None = None,
+        *,
+        sequence: int = 0,
+        begun: bool = False,
+    ) -> None:
         self.response = response
         self.ended = False
+        self._begun = begun
         self._id: str = response["id"]
         self._extra = {} if stream_id is None else {"stream_id": stream_id}
-        self._sequence = 0
+        self._sequence = sequence
         self._output: list[dict[str, Any]] = response["output"]
         self._item: dict[str, Any] | None = None  # the open message or reasoning item
         self._item_index = 0
@@ -117,12 +126,23 @@ class ResponseStream:
 
     # -- what the turn does
 
-    def start(self) -> list[Event]:
-        """The first two events."""
+    def accept(self) -> list[Event]:
+        """The first two events of a response that waits until it can begin."""
+        self.response["status"] = "queued"
         return [
             self._event("response.created", response=self.response),
-            self._event("response.in_progress", response=self.response),
+            self._event("response.queued", response=self.response),
         ]
+
+    def start(self) -> list[Event]:
+        """The first two events, as far as they have not been told."""
+        self.response["status"] = "in_progress"
+        events = []
+        if self._sequence == 0:
+            events.append(self._event("response.created", response=self.response))
+        if not self._begun:
+            events.append(self._event("response.in_progress", response=self.response))
+        return events
 
     def feed(self, data: bytes, events: list[Event]) -> None:
         """A stretch of whole server-sent events, as an engine sends them; what they tell is added
@@ -170,10 +190,7 @@ class ResponseStream:
         """The turn has failed: what was sent of it stays, marked incomplete."""
         if self.ended:
             return []
-        # NOTE: no event closes what failed: a client must not run a call that is not whole.
-        said = self._sequence
-        self._close([], "incomplete")
-        self._sequence = said
+        self._cut_off()
         self.response["status"] = "failed"
         self.response["error"] = {
             "code": _failure(error),
@@ -181,6 +198,21 @@ class ResponseStream:
             "type": error.code,
         }
         return [self._end("response.failed", now)]
+
+    def cancel(self, now: float) -> list[Event]:
+        """The turn was cancelled: what was sent of it stays, marked incomplete. The API has no
+        event of that name."""
+        if self.ended:
+            return []
+        self._cut_off()
+        self.response["status"] = "cancelled"
+        return [self._end("response.incomplete", now)]
+
+    def _cut_off(self) -> None:
+        # NOTE: no event closes what was cut off: a client must not run a call that is not whole.
+        said = self._sequence
+        self._close([], "incomplete")
+        self._sequence = said
 
     # -- one delta
 

@@ -24,8 +24,7 @@ from sessile.errors import Forbidden, InvalidRequest, NotSupported, Overloaded, 
 from sessile.settings import WebSocketSettings
 
 if TYPE_CHECKING:
-    from sessile.api.responses import Responses
-    from sessile.turn import Turn
+    from sessile.api.responses import Answer, Responses
 
 log = logging.getLogger("sessile.api")
 
@@ -221,7 +220,7 @@ class _Connection:
             log.exception("response failed tenant=%s", self._tenant)
             await self._refuse(SessileError("the router failed; its log says why"), stream_id)
 
-    async def open(self, turn: "Turn") -> None:
+    async def open(self, turn: "Answer") -> None:
         """The answer has begun."""
 
     async def tell(self, events: list[Event]) -> None:

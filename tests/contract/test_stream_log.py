@@ -56,6 +56,7 @@ async def test_an_accept_is_all_there_is_at_first(log: StreamLog) -> None:
     standing = await log.look("acme", "t")
     assert standing is not None and standing.accept == ACCEPT
     assert (standing.state, standing.next, standing.fence) == ("running", 0, 7)
+    assert not standing.taken
     assert await told(log) == []
 
 
@@ -118,7 +119,8 @@ async def test_a_turn_is_taken_once_its_lease_has_run_out(bench: Any, log: Strea
     assert await write(log, batch(1, "B", fence=taken.fence, ended=True)) == ["ok"]
     assert await told(log) == [(0, b"a"), (1, b"B")]
     standing = await log.look("acme", "t")
-    assert standing is not None and standing.accept == Accept("router-2", b"all of it")
+    assert standing is not None and standing.taken
+    assert standing.accept == Accept("router-2", b"all of it")
 
 
 async def test_fences_grow(bench: Any, log: StreamLog) -> None:
