@@ -17,7 +17,7 @@ from sessile.sessions.stream_log import Accept, StreamLog, Written
 
 log = logging.getLogger("sessile.events")
 
-_LINGER_S = 0.003
+_LINGER_S = 0.008
 _RETRY_S = 0.1
 _RENEWALS = 4  # in the time of a lease
 _CLOSING_S = 1.0

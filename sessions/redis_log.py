@@ -51,7 +51,7 @@ class RedisLog:
 
     async def append(self, batches: Sequence[Batch]) -> list[Written]:
         commands = [self._append(batch) for batch in batches]
-        replies = await self._link.run_all([*commands, *self._hints(batches)])
+        replies = await self._link.run_together([*commands, *self._hints(batches)])
         return [
             Written(_STATES[state], upto, cancel == 1)
             for state, upto, cancel in replies[: len(batches)]
