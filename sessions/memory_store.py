@@ -12,6 +12,7 @@ import msgspec
 
 from sessile.errors import TurnLockLost
 from sessile.sessions.memory_conversations import MemoryConversations
+from sessile.sessions.memory_log import MemoryLog
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
 from sessile.sessions.store import (
     NEWS_AT_ONCE,
@@ -74,6 +75,7 @@ class MemoryStore:
         most_entries: int = _MOST_ENTRIES,
     ) -> None:
         self._clock = clock
+        self.events = MemoryLog(limits.events, clock)
         self._records: _Expiring[SessionKey, SessionRecord] = _Expiring(
             limits.ttl_s, clock, most_entries
         )
@@ -146,7 +148,7 @@ class MemoryStore:
         return moved
 
     async def acquire(self, key: SessionKey, turn: str, ttl_s: float) -> int | None:
-        if self._locks.get(key) is not None:
+        if self._locks.get(key) not in (None, turn):
             return None
         # Counted from the clock, so that it grows also over a number that was forgotten.
         fence = max((self._fences.get(key) or 0) + 1, int(self._clock() * 1_000_000))
@@ -194,6 +196,9 @@ class MemoryStore:
         if end.binding is not None:
             self._refresh(key, end.binding)
         return True
+
+    def put_turn(self, record: TurnRecord) -> None:
+        self._turns.put((record.tenant, record.turn), record)
 
     async def get_turn(self, tenant: str, turn: str) -> TurnRecord | None:
         return self._turns.get((tenant, turn))
@@ -259,6 +264,9 @@ class MemoryStore:
         if found is None:
             self._once.put((tenant, key), turn)
         return found
+
+    async def get_once(self, tenant: str, key: str) -> StoredResult | str | None:
+        return self._once.get((tenant, key))
 
     async def end_once(self, tenant: str, key: str, result: StoredResult | None) -> None:
         if result is None:

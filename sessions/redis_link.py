@@ -79,6 +79,7 @@ class RedisLink:
         self._timeout_s = timeout_s
         self._retry_after_s = retry_after_s
         self._waiting: list[tuple[Command, asyncio.Future[Any]]] = []
+        self._together: list[tuple[Sequence[Command], asyncio.Future[list[Any]]]] = []
         self._queued: list[Sequence[Command]] = []
         self._due = asyncio.Event()
         self._linger: asyncio.TimerHandle | None = None
@@ -118,6 +119,15 @@ class RedisLink:
         """The replies, in order, of commands that travel together."""
         return await asyncio.gather(*[self._submit(command) for command in commands])
 
+    async def run_together(self, commands: Sequence[Command]) -> list[Any]:
+        """As `run_all`, for many commands that one task waits for: much cheaper a command. Raises
+        `StoreUnavailable` also where only one of them is refused."""
+        self._check()
+        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        self._together.append((commands, future))
+        self._due.set()
+        return await future
+
     def queue(self, commands: Sequence[Command]) -> None:
         """Send one write's commands soon; nobody waits. Counted in `lost_writes` if they cannot be
         sent."""
@@ -128,9 +138,12 @@ class RedisLink:
         if self._linger is None:
             self._linger = asyncio.get_running_loop().call_later(_LINGER_S, self._due.set)
 
-    def _submit(self, command: Command) -> "asyncio.Future[Any]":
+    def _check(self) -> None:
         if not self.available or self._closing:
             raise StoreUnavailable("the session store does not answer")
+
+    def _submit(self, command: Command) -> "asyncio.Future[Any]":
+        self._check()
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((command, future))
         self._due.set()
@@ -145,7 +158,7 @@ class RedisLink:
                 await asyncio.sleep(self._retry_after_s)
                 await self._try_connect()
                 continue
-            if self._closing and not (self._waiting or self._queued):
+            if self._closing and not (self._waiting or self._together or self._queued):
                 return
             await self._due.wait()
             self._due.clear()
@@ -154,17 +167,21 @@ class RedisLink:
                 self._linger = None
             waiting, self._waiting = self._waiting[:_MOST_AT_ONCE], self._waiting[_MOST_AT_ONCE:]
             queued, self._queued = self._queued[:_MOST_AT_ONCE], self._queued[_MOST_AT_ONCE:]
-            if self._waiting or self._queued or self._closing:
+            together, self._together = self._together[:1], self._together[1:]
+            if self._waiting or self._together or self._queued or self._closing:
                 self._due.set()
-            if waiting or queued:
-                await self._send(waiting, queued)
+            if waiting or together or queued:
+                await self._send(waiting, together, queued)
 
     async def _send(
         self,
         waiting: list[tuple[Command, "asyncio.Future[Any]"]],
+        together: list[tuple[Sequence[Command], "asyncio.Future[list[Any]]"]],
         queued: list[Sequence[Command]],
     ) -> None:
         commands = [command for command, _ in waiting]
+        for group, _ in together:
+            commands += group
         for write in queued:
             commands += write
         try:
@@ -173,6 +190,7 @@ class RedisLink:
             if not isinstance(error, _FAILURES):
                 log.exception("store failed in a way that was not foreseen")
             reason = str(error) or type(error).__name__
+            self._together = together + self._together
             self._available_no_more(waiting, queued, reason)
             await self._disconnect()
             return
@@ -184,6 +202,9 @@ class RedisLink:
             else:
                 future.set_result(reply)
         end = len(waiting)
+        for group, answer in together:
+            start, end = end, end + len(group)
+            _answer(answer, replies[start:end])
         for write in queued:
             start, end = end, end + len(write)
             refused = [reply for reply in replies[start:end] if isinstance(reply, Exception)]
@@ -254,9 +275,12 @@ class RedisLink:
 
     def _fail(self, error: StoreUnavailable) -> None:
         waiting, self._waiting = self._waiting, []
+        together, self._together = self._together, []
         self.lost_writes += len(self._queued)
         self._queued.clear()
-        for _, future in waiting:
+        futures: list[asyncio.Future[Any]] = [future for _, future in waiting]
+        futures += [future for _, future in together]
+        for future in futures:
             if not future.done():
                 future.set_exception(error)
 
@@ -266,6 +290,17 @@ class RedisLink:
                 await self._wire.disconnect()
         except _FAILURES as error:
             log.debug("store connection did not close cleanly why=%r", str(error))
+
+
+def _answer(future: "asyncio.Future[list[Any]]", replies: list[Any]) -> None:
+    """Give a group its replies, or the first refusal among them."""
+    if future.done():
+        return
+    refused = next((reply for reply in replies if isinstance(reply, Exception)), None)
+    if refused is None:
+        future.set_result(replies)
+    else:
+        future.set_exception(StoreUnavailable(f"the session store refused: {refused}"))
 
 
 class _Single:

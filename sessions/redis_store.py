@@ -20,6 +20,8 @@ from sessile.sessions import scripts
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
 from sessile.sessions.redis_conversations import CONVERSATION_SCRIPTS, RedisConversations
 from sessile.sessions.redis_link import Command, RedisLink, Script
+from sessile.sessions.redis_log import SCRIPTS as LOG_SCRIPTS
+from sessile.sessions.redis_log import RedisLog
 from sessile.sessions.store import (
     NEWS_AT_ONCE,
     NEWS_LIVE,
@@ -50,6 +52,7 @@ _EXCHANGE = Script(scripts.EXCHANGE)
 _SCRIPTS = (
     _CLAIM, _REFRESH, _REBIND, _ACQUIRE, _RELEASE, _CREATE, _CLOSE, _END, _RECENT, _EXCHANGE,
     *CONVERSATION_SCRIPTS,
+    *LOG_SCRIPTS,
 )  # fmt: skip
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -93,6 +96,15 @@ class Keys:
         return f"sessile:conv:{end}", f"sessile:conv-order:{end}", f"sessile:conv-items:{end}"
 
     @staticmethod
+    def events(tenant: str, turn: str) -> tuple[str, str]:
+        tag = _digest(tenant, turn)
+        return f"sessile:{{{tag}}}:events", f"sessile:{{{tag}}}:batches"
+
+    @staticmethod
+    def open_turns() -> str:
+        return "sessile:{open}:turns"
+
+    @staticmethod
     def once(tenant: str, key: str) -> str:
         return f"sessile:once:{_digest(tenant, key)}"
 
@@ -111,6 +123,7 @@ class RedisStore:
     ) -> None:
         """Raises `SettingsError` for a URL that names no Redis. Nothing is connected yet."""
         self._link = RedisLink(url, _SCRIPTS, timeout_s=timeout_s, retry_after_s=retry_after_s)
+        self.events = RedisLog(self._link, limits.events, Keys.events, Keys.open_turns())
         self._most_recent = most_recent
         self._recent: dict[str, dict[str, float]] = {}  # by tenant and session, not sent yet
         self._telling: asyncio.Task[None] | None = None
@@ -252,6 +265,10 @@ class RedisStore:
         key = Keys.recent(tenant)
         return _RECENT.command((key,), time.time(), self._ttl_ms, self._most_recent, *pairs)
 
+    def put_turn(self, record: TurnRecord) -> None:
+        key = Keys.turn(record.tenant, record.turn)
+        self._link.queue([("SET", key, _encode(record), "PX", self._turn_ttl_ms)])
+
     async def get_turn(self, tenant: str, turn: str) -> TurnRecord | None:
         data = await self._link.run(("GET", Keys.turn(tenant, turn)))
         found = _turn(data) if data is not None else None
@@ -334,6 +351,10 @@ class RedisStore:
             ("SET", name, _encode(turn), "NX", "GET", "PX", self._once_ttl_ms)
         )
         return None if previous is None else _result(previous)
+
+    async def get_once(self, tenant: str, key: str) -> StoredResult | str | None:
+        found = await self._link.run(("GET", Keys.once(tenant, key)))
+        return None if found is None else _result(found)
 
     async def end_once(self, tenant: str, key: str, result: StoredResult | None) -> None:
         name = Keys.once(tenant, key)

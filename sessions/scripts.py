@@ -48,7 +48,10 @@ ACQUIRE = """
 -- KEYS lock fence   ARGV turn lock_ttl_ms fence_ttl_ms
 -- The fencing number, or nil while another turn holds the lock.
 if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
-  return nil
+  if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+    return nil
+  end
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
 end
 -- Counted from the clock, so that it grows also over a server that has lost the last number.
 local clock = redis.call('TIME')

@@ -13,6 +13,7 @@ import msgspec
 
 from sessile.sessions.conversation import Conversations
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
+from sessile.sessions.stream_log import LogLimits, StreamLog
 
 NEWS_LIVE = 10
 """How many times longer than reports news are kept."""
@@ -27,6 +28,7 @@ class StoreLimits(msgspec.Struct, frozen=True, kw_only=True):
     binding_ttl_s: float = 3600.0
     turn_ttl_s: float = 24 * 3600.0
     idempotency_ttl_s: float = 600.0
+    events: LogLimits = LogLimits()
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -105,6 +107,10 @@ class Store(Protocol):
     def conversations(self) -> Conversations:
         """The conversations of the Responses API, kept beside the sessions."""
 
+    @property
+    def events(self) -> StreamLog:
+        """The log of the events of turns."""
+
     # -- the binding: three atomic steps, nothing else ever writes it
 
     async def claim(self, key: SessionKey, replica: str, incarnation: str) -> Claim:
@@ -131,7 +137,9 @@ class Store(Protocol):
     # -- the turn lock
 
     async def acquire(self, key: SessionKey, turn: str, ttl_s: float) -> int | None:
-        """Take the session's turn lock; its fencing number (growing for ever), or None if held."""
+        """Take the session's turn lock; its fencing number (growing for ever), or None if another
+        turn holds it. The turn that holds it already is given a higher number: it was taken over.
+        """
 
     async def release(self, key: SessionKey, turn: str) -> None:
         """Give the lock back if `turn` still holds it."""
@@ -155,6 +163,10 @@ class Store(Protocol):
     @property
     def lost_writes(self) -> int:
         """How many queued turn ends could not be written since the store was opened."""
+
+    def put_turn(self, record: TurnRecord) -> None:
+        """Queue a turn that changes nothing in its session: one that was not brought to its end.
+        As `end_turn`, it never waits."""
 
     async def get_turn(self, tenant: str, turn: str) -> TurnRecord | None:
         """The stored turn, None if it expired or belongs to another tenant."""
@@ -201,6 +213,9 @@ class Store(Protocol):
         None: it is ours, run the turn. A string: that turn is running under it. A `StoredResult`:
         it has been answered.
         """
+
+    async def get_once(self, tenant: str, key: str) -> StoredResult | str | None:
+        """What `begin_once` would tell, without reserving the key."""
 
     async def end_once(self, tenant: str, key: str, result: StoredResult | None) -> None:
         """Keep the answer under the key, or with None free the key for another try."""

@@ -10,8 +10,12 @@ from redis.asyncio import Redis
 from sessile.sessions.memory_store import MemoryStore
 from sessile.sessions.redis_store import RedisStore
 from sessile.sessions.store import Store, StoreLimits
+from sessile.sessions.stream_log import LogLimits
 
-LIMITS = StoreLimits(ttl_s=4000, binding_ttl_s=1000, turn_ttl_s=3000, idempotency_ttl_s=500)
+EVENTS = LogLimits(ttl_s=1000, lease_s=100, most_events=40, most_bytes=20_000)
+LIMITS = StoreLimits(
+    ttl_s=4000, binding_ttl_s=1000, turn_ttl_s=3000, idempotency_ttl_s=500, events=EVENTS
+)
 
 
 class Bench:
@@ -72,8 +76,11 @@ def _memory() -> Bench:
 
 
 async def age(url: str, seconds: float) -> None:
-    """Bring every key's end nearer, as if time had passed: no test has to sleep."""
+    """Bring every key's end nearer, and that of every turn's lease, as if time had passed: no test
+    has to sleep."""
     async with Redis.from_url(url) as client:
         async for key in client.scan_iter():
+            if key.endswith(b":events"):
+                await client.hincrby(key, "until", -round(seconds * 1000))
             left_ms = await client.pttl(key)
             await client.pexpire(key, left_ms - round(seconds * 1000))

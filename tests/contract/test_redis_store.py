@@ -17,6 +17,7 @@ from sessile.sessions.memory_store import MemoryStore
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
 from sessile.sessions.redis_store import RedisStore
 from sessile.sessions.store import Store, StoredResult, StoreLimits, TurnEnd
+from sessile.sessions.stream_log import Accept, Batch
 
 KEY = SessionKey("acme", "m", "s")
 LIMITS = StoreLimits()
@@ -260,6 +261,8 @@ async def test_every_key_has_an_expiry(open_store: OpenStore, redis_server: Any)
     conversation = ConversationRecord(tenant="acme", id="conv_1", created_at=1)
     await store.conversations.create(conversation, [{"id": "a"}])
     await store.conversations.append("acme", "conv_1", [{"id": "b"}])
+    batch = Batch(tenant="acme", turn="t1", fence=1, first=0, accept=Accept("one", b"record"))
+    await store.events.append([batch, msgspec.structs.replace(batch, events=[b"e"], accept=None)])
     async with Redis.from_url(redis_server.url) as client:
         keys = [key async for key in client.scan_iter()]
         assert len(keys) >= 13

@@ -171,6 +171,30 @@ async def test_the_turn_lock(bench: Any) -> None:
     assert fourth is not None and fourth > third
 
 
+async def test_a_turn_that_is_taken_over_takes_its_own_lock(store: Store) -> None:
+    """Whoever runs the turn anew has the lock that it held, and what its first run ends writes
+    nothing to the session any more."""
+    first = await store.acquire(KEY, "t1", 10)
+    second = await store.acquire(KEY, "t1", 10)
+    assert first is not None and second is not None and second > first
+    with pytest.raises(TurnLockLost):
+        await store.commit_turn(*ends("t1", fence=first, stateful=True))
+    await store.commit_turn(*ends("t1", fence=second, stateful=True))
+    await store.release(KEY, "t1")
+    assert await store.acquire(KEY, "t2", 10) is not None
+
+
+async def test_a_turn_may_be_stored_by_itself(store: Store) -> None:
+    """It is found again, and its session knows nothing of it."""
+    _, record = ends("t1")
+    record.response = {"status": "failed"}
+    store.put_turn(record)
+    while (found := await store.get_turn("acme", "t1")) is None:  # noqa: ASYNC110 (as in `ended`)
+        await asyncio.sleep(0.002)
+    assert found == record
+    assert await store.get_session(KEY) is None
+
+
 async def test_racing_for_the_lock(bench: Any) -> None:
     """Of many that want it at once, from two routers, one gets it."""
     stores = [bench.store, await bench.another()]

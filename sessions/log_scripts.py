@@ -1,0 +1,130 @@
+"""The Lua of the log of events. Every script touches the keys of one turn, which share a hash tag.
+
+A turn is a hash (`fence owner record next until ended cancel taken bytes count`) and a stream of
+batches.
+A batch's id is the number behind its last event, so that those behind event N begin at id N + 1;
+its fields are the number of its first event and its events. Times are the server's own, in ms.
+"""
+
+APPEND = """
+-- KEYS turn stream
+-- ARGV fence first last data ended lease_ms ttl_ms most_events most_bytes owner record
+-- No data: the lease is renewed. {ok 0 | gone 1 | fenced 2 | ended 3, next, cancel}
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local facts = redis.call('HMGET', KEYS[1], 'fence', 'next', 'ended', 'cancel', 'bytes', 'count')
+if not facts[1] then
+  if ARGV[10] == '' then
+    return {1, 0, 0}
+  end
+  redis.call('DEL', KEYS[2])
+  redis.call('HSET', KEYS[1], 'fence', ARGV[1], 'next', ARGV[2], 'owner', ARGV[10],
+    'record', ARGV[11])
+  facts = {ARGV[1], ARGV[2], false, false, false, false}
+end
+if facts[1] ~= ARGV[1] then
+  return {2, 0, 0}
+end
+if facts[3] then
+  return {3, 0, 0}
+end
+local upto = tonumber(facts[2])
+local until_ms = string.format('%.0f', now + ARGV[6])
+if ARGV[4] ~= '' and tonumber(ARGV[2]) >= upto then
+  upto = ARGV[3] + 1
+  redis.call('XADD', KEYS[2], string.format('%.0f-0', upto), 'n', ARGV[2], 'e', ARGV[4])
+  local bytes = (tonumber(facts[5]) or 0) + #ARGV[4]
+  local count = (tonumber(facts[6]) or 0) + upto - ARGV[2]
+  while bytes > tonumber(ARGV[9]) or count > tonumber(ARGV[8]) do
+    local oldest = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
+    local id = tonumber(string.match(oldest[1], '^%d+'))
+    if id == upto then
+      break
+    end
+    bytes = bytes - #oldest[2][4]
+    count = count - (id - oldest[2][2])
+    redis.call('XDEL', KEYS[2], oldest[1])
+  end
+  redis.call('HSET', KEYS[1], 'next', upto, 'bytes', bytes, 'count', count, 'until', until_ms)
+  if ARGV[5] == '1' then
+    redis.call('HSET', KEYS[1], 'ended', '1')
+  end
+else
+  redis.call('HSET', KEYS[1], 'until', until_ms)
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[7])
+redis.call('PEXPIRE', KEYS[2], ARGV[7])
+return {0, upto, facts[4] and 1 or 0}
+"""
+
+READ = """
+-- KEYS turn stream   ARGV after most_batches
+-- nil for an unknown turn, else {next, ended, ms left of the lease, {first, data, ...}}
+local facts = redis.call('HMGET', KEYS[1], 'next', 'ended', 'until')
+if not facts[1] then
+  return nil
+end
+local clock = redis.call('TIME')
+local left = facts[3] - (clock[1] * 1000 + math.floor(clock[2] / 1000))
+local found = {}
+local from = string.format('(%.0f-0', ARGV[1] + 1)
+for _, entry in ipairs(redis.call('XRANGE', KEYS[2], from, '+', 'COUNT', ARGV[2])) do
+  found[#found + 1] = entry[2][2]
+  found[#found + 1] = entry[2][4]
+end
+return {facts[1], facts[2] and 1 or 0, left, found}
+"""
+
+LOOK = """
+-- KEYS turn   nil, or {next, ended, ms left of the lease, fence, cancel, owner, record, taken}
+local facts = redis.call('HMGET', KEYS[1], 'next', 'ended', 'until', 'fence', 'cancel', 'owner',
+  'record', 'taken')
+if not facts[1] then
+  return nil
+end
+local clock = redis.call('TIME')
+local left = facts[3] - (clock[1] * 1000 + math.floor(clock[2] / 1000))
+return {facts[1], facts[2] and 1 or 0, left, facts[4], facts[5] and 1 or 0, facts[6], facts[7],
+  facts[8] and 1 or 0}
+"""
+
+TAKE = """
+-- KEYS turn stream   ARGV owner lease_ms ttl_ms
+-- {fence, next, cancel, record} if the turn runs and its lease has run out; the ms that are left
+-- of the lease of one that runs; else nil
+local facts = redis.call('HMGET', KEYS[1], 'next', 'ended', 'until', 'fence', 'cancel', 'record')
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+if not facts[1] or facts[2] then
+  return nil
+end
+if tonumber(facts[3]) > now then
+  return facts[3] - now
+end
+-- Counted from the clock, as the first was, so that it grows whoever has counted before.
+local fence = math.max(clock[1] * 1000000 + clock[2], facts[4] + 1)
+fence = string.format('%.0f', fence)
+redis.call('HSET', KEYS[1], 'fence', fence, 'owner', ARGV[1], 'taken', '1',
+  'until', string.format('%.0f', now + ARGV[2]))
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
+return {fence, facts[1], facts[5] and 1 or 0, facts[6]}
+"""
+
+RELEASE_TURN = """
+-- KEYS turn   ARGV fence
+if redis.call('HGET', KEYS[1], 'fence') == ARGV[1] then
+  redis.call('HSET', KEYS[1], 'until', '0')
+end
+return 1
+"""
+
+CANCEL = """
+-- KEYS turn   1 if the turn runs, and is to be cancelled
+local facts = redis.call('HMGET', KEYS[1], 'fence', 'ended')
+if not facts[1] or facts[2] then
+  return 0
+end
+redis.call('HSET', KEYS[1], 'cancel', '1')
+return 1
+"""

@@ -1,0 +1,153 @@
+"""The log of events that many routers share, over Redis Streams.
+
+Travels by the store's own link: batches of many turns are one round trip, and the breaker is one.
+The list of open turns lies in a slot of its own and is only a hint for those who look for orphans;
+each turn's own hash decides.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import msgspec
+
+from sessile.sessions import log_scripts
+from sessile.sessions.redis_link import Command, RedisLink, Script
+from sessile.sessions.stream_log import Accept, Batch, LogLimits, Page, Standing, Taken, Written
+
+_APPEND = Script(log_scripts.APPEND)
+_READ = Script(log_scripts.READ)
+_LOOK = Script(log_scripts.LOOK)
+_TAKE = Script(log_scripts.TAKE)
+_RELEASE = Script(log_scripts.RELEASE_TURN)
+_CANCEL = Script(log_scripts.CANCEL)
+SCRIPTS = (_APPEND, _READ, _LOOK, _TAKE, _RELEASE, _CANCEL)
+
+_PAGE = 16  # batches, each at most a writer's; so that no reply is what the time-out catches
+_STATES: tuple[Literal["ok", "gone", "fenced", "ended"], ...] = ("ok", "gone", "fenced", "ended")
+_SEPARATOR = "\x1f"
+
+_encode = msgspec.msgpack.Encoder().encode
+_events = msgspec.msgpack.Decoder(list[bytes]).decode
+
+
+class RedisLog:
+    """Implements `StreamLog`. Made by `RedisStore`; `keys` gives a turn's two keys, `open_turns` is
+    the list of open turns."""
+
+    def __init__(
+        self,
+        link: RedisLink,
+        limits: LogLimits,
+        keys: Callable[[str, str], tuple[str, str]],
+        open_turns: str,
+    ) -> None:
+        self.limits = limits
+        self._link = link
+        self._keys = keys
+        self._open = open_turns
+        self._lease_ms = max(1, round(limits.lease_s * 1000))
+        self._ttl_ms = max(1, round(limits.ttl_s * 1000))
+
+    async def append(self, batches: Sequence[Batch]) -> list[Written]:
+        commands = [self._append(batch) for batch in batches]
+        replies = await self._link.run_together([*commands, *self._hints(batches)])
+        return [
+            Written(_STATES[state], upto, cancel == 1)
+            for state, upto, cancel in replies[: len(batches)]
+        ]
+
+    def _append(self, batch: Batch) -> Command:
+        events, accept = batch.events, batch.accept
+        return _APPEND.command(
+            self._keys(batch.tenant, batch.turn),
+            batch.fence,
+            batch.first,
+            batch.first + len(events) - 1,
+            _encode(events) if events else b"",
+            "1" if batch.ended else "",
+            self._lease_ms,
+            self._ttl_ms,
+            self.limits.most_events,
+            self.limits.most_bytes,
+            accept.owner if accept is not None else "",
+            accept.record if accept is not None else b"",
+        )
+
+    def _hints(self, batches: Sequence[Batch]) -> list[Command]:
+        """Tell the list of open turns of those that begin, live on or end."""
+        due = time.time() + self.limits.lease_s
+        live: list[float | str] = []
+        over: list[str] = []
+        for batch in batches:
+            if batch.ended:
+                over.append(batch.tenant + _SEPARATOR + batch.turn)
+            elif batch.accept is not None or not batch.events:
+                live += (due, batch.tenant + _SEPARATOR + batch.turn)
+        commands: list[Command] = []
+        if live:
+            commands.append(("ZADD", self._open, *live))
+            commands.append(("PEXPIRE", self._open, self._ttl_ms))
+        if over:
+            commands.append(("ZREM", self._open, *over))
+        return commands
+
+    async def read(self, tenant: str, turn: str, after: int) -> Page | None:
+        found = await self._link.run(_READ.command(self._keys(tenant, turn), after, _PAGE))
+        if found is None:
+            return None
+        upto, ended, left_ms, flat = found
+        events = [
+            (number, event)
+            for first, data in zip(flat[::2], flat[1::2], strict=True)
+            for number, event in enumerate(_events(data), int(first))
+            if number > after
+        ]
+        return Page(events, _state(ended, left_ms), int(upto))
+
+    async def look(self, tenant: str, turn: str) -> Standing | None:
+        found = await self._link.run(_LOOK.command(self._keys(tenant, turn)[:1]))
+        if found is None:
+            return None
+        upto, ended, left_ms, fence, cancel, owner, record, taken = found
+        return Standing(
+            _state(ended, left_ms), int(upto), int(fence), cancel == 1,
+            Accept(owner.decode(), record), taken == 1,
+        )  # fmt: skip
+
+    async def take(self, tenant: str, turn: str, owner: str) -> Taken | None:
+        found = await self._link.run(
+            _TAKE.command(self._keys(tenant, turn), owner, self._lease_ms, self._ttl_ms)
+        )
+        if isinstance(found, int):
+            return None
+        # Who takes it tells of it anew, with the first renewal.
+        await self._link.run(("ZREM", self._open, tenant + _SEPARATOR + turn))
+        if found is None:
+            return None
+        fence, upto, cancel, record = found
+        return Taken(int(fence), int(upto), cancel == 1, record)
+
+    async def release(self, tenant: str, turn: str, fence: int) -> None:
+        await self._link.run_all(
+            [
+                _RELEASE.command(self._keys(tenant, turn)[:1], fence),
+                ("ZADD", self._open, "XX", 0, tenant + _SEPARATOR + turn),
+            ]
+        )
+
+    async def cancel(self, tenant: str, turn: str) -> bool:
+        return bool(await self._link.run(_CANCEL.command(self._keys(tenant, turn)[:1])))
+
+    async def orphans(self, most: int) -> list[tuple[str, str]]:
+        found = await self._link.run(
+            ("ZRANGE", self._open, "-inf", time.time(), "BYSCORE", "LIMIT", 0, most)
+        )
+        pairs = [member.decode().split(_SEPARATOR, 1) for member in found]
+        return [(tenant, turn) for tenant, turn in pairs]
+
+
+def _state(ended: int, left_ms: int) -> Literal["running", "orphaned", "ended"]:
+    if ended:
+        return "ended"
+    return "running" if left_ms > 0 else "orphaned"
