@@ -9,14 +9,20 @@ import asyncio
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
 import msgspec
 
-from sessile.errors import ReplicaTimeout, ReplicaUnreachable, SettingsError, StreamBroken
+from sessile.errors import (
+    ReplicaRefused,
+    ReplicaTimeout,
+    ReplicaUnreachable,
+    SettingsError,
+    StreamBroken,
+)
 from sessile.router.replica import Call, Reply
 
 _HIGH_WATER_BYTES = 256 * 1024  # NOTE: past this the socket is not read: the client sets the pace
@@ -76,6 +82,23 @@ class Upstream:
             except ReplicaUnreachable:
                 if not reused:
                     raise
+
+    async def begin(
+        self, path: str, body: bytes, refused: Callable[[int], bool]
+    ) -> tuple["UpstreamResponse", bytes]:
+        """POST, and wait for the first bytes of the answer, which come beside it.
+
+        Raises `ReplicaRefused` for a status that is `refused`, `StreamBroken`, and what `open`
+        raises; whatever is raised, a cancellation too, the replica is to stop.
+        """
+        response = await self.open("POST", path, body)
+        try:
+            if refused(response.status):
+                raise ReplicaRefused(f"{self.url} answered {response.status}")
+            return response, await response.read()
+        except BaseException:  # cancelled too, as is said above
+            response.close()
+            raise
 
     async def call(self, call: Call, timeout_s: float) -> Reply:
         """One whole exchange, for probes and aborts: the body is read to its end."""

@@ -225,15 +225,8 @@ class Flow:
         replica.in_flight += 1
         turn.runs = True
         try:
-            response = await replica.upstream.open("POST", path, body)
-            try:
-                if response.status in _NOT_NOW:
-                    raise ReplicaRefused(f"replica {replica.id} answered {response.status}")
-                first = await response.read()
-            except BaseException:  # cancelled too: the replica is to stop
-                response.close()
-                raise
-        except BaseException as error:  # as above, and it is not under way there any more
+            response, first = await replica.upstream.begin(path, body, _NOT_NOW.__contains__)
+        except BaseException as error:  # cancelled too: it is not under way there any more
             replica.in_flight -= 1
             turn.runs = False
             if isinstance(error, ReplicaError):

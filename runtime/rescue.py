@@ -23,7 +23,7 @@ from sessile.carry_on import (
     room,
     shortened,
 )
-from sessile.errors import NoReplica, ReplicaError, ReplicaRefused, StreamBroken
+from sessile.errors import NoReplica, ReplicaError, StreamBroken
 from sessile.placement import Placement
 from sessile.router.pool import Pool, Replica
 from sessile.router.replica import FollowUp, FollowUps
@@ -191,15 +191,8 @@ class Rescue:
         replica.in_flight += 1
         turn.runs = True
         try:
-            response = await replica.upstream.open("POST", path, body)
-            try:
-                if response.status != 200:
-                    raise ReplicaRefused(f"replica {replica.id} answered {response.status}")
-                first = await response.read()
-            except BaseException:  # cancelled too: the replica is to stop
-                response.close()
-                raise
-        except BaseException:  # as above, and it is not under way there any more
+            response, first = await replica.upstream.begin(path, body, lambda status: status != 200)
+        except BaseException:  # cancelled too: it is not under way there any more
             self._leave(turn, replica)
             raise
         turn.sewn(seam)
