@@ -85,7 +85,11 @@ def test_a_conversation_with_the_real_model(real: Anthropic) -> None:
 async def test_the_real_model_asynchronously(real_async: AsyncAnthropic) -> None:
     """Every event of the raw stream, in its order, and a plain message cut at its limit."""
     model = (await real_async.models.list()).data[0].id
-    asked: Any = {"model": model, "messages": [{"role": "user", "content": "Count to twenty."}]}
+    asked: Any = {
+        "model": model,
+        "messages": [{"role": "user", "content": "Count to twenty."}],
+        "extra_body": {"temperature": 0},
+    }
     stream = await real_async.messages.create(**asked, max_tokens=5, stream=True)
     types = [event.type async for event in stream]
     assert types[:2] == ["message_start", "content_block_start"]  # the client keeps pings to itself
