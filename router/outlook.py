@@ -42,8 +42,8 @@ class Outlook:
     `capacity_tokens` is the KV memory that running turns need, `host_tokens` what the engine keeps
     beside it (a host cache), both None where it does not say; `slots` how many turns run at once.
     `foreign_*` is the work of other routers; what their sessions need counts in `holdings`.
-    Invariant: `pending_work` is the sum over the runs that have given no token yet; `computing`
-    holds the blocks that these were the first to need.
+    Invariant: `pending_work` is the sum over the runs that have given no token yet, `_computing` how
+    many these are; `computing` holds the blocks that they were the first to need.
     """
 
     def __init__(self, id: str, incarnation: str = "") -> None:
@@ -64,6 +64,8 @@ class Outlook:
         self.paused: set[str] = set()
         self.sessions = 0
         self.pending_work = 0.0
+        self._computing = 0
+        self._running: dict[str, int] = {}  # runs of each session
         self._prefilling_since = 0.0
         self._slot_at: float | None = None  # when the next slot is free, until a run changes that
 
@@ -185,6 +187,8 @@ class Outlook:
         if not self.pending_work:
             self._prefilling_since = now
         tokens = ask.prompt_tokens + ask.output_tokens
+        self._computing += 1
+        self._running[session] = self._running.get(session, 0) + 1
         self.runs[ask.turn] = Run(
             session, amount, tokens, ask.output_tokens, cached_tokens, self._ahead(now),
             self.holdings.age(session), now,
@@ -228,15 +232,24 @@ class Outlook:
         run = self.runs.get(turn)
         if run is not None and run.first_at is None:
             run.first_at = now
-            self._settle(turn, run, now)
+            self._settle(run, now)
 
     def end(self, turn: str, now: float) -> Run | None:
         """A turn is over, well or not; what was booked of it."""
         run = self.runs.pop(turn, None)
         self._slot_at = None
-        if run is not None and run.first_at is None:
-            self._settle(turn, run, now)
+        if run is None:
+            return None
+        if run.first_at is None:
+            self._settle(run, now)
+        left = self._running.pop(run.session) - 1
+        if left:
+            self._running[run.session] = left
         return run
+
+    def has(self, session: str) -> bool:
+        """Whether a turn of the session runs here."""
+        return session in self._running
 
     def _ahead(self, now: float) -> float:
         """The prefill work that is still to be done before that of a turn sent now."""
@@ -244,15 +257,14 @@ class Outlook:
         ahead = self.pending_work + self.foreign_work
         return max(0.0, ahead - done) if self.pending_work else ahead
 
-    def _settle(self, turn: str, run: Run, now: float) -> None:
+    def _settle(self, run: Run, now: float) -> None:
         for key in run.blocks:
             del self.computing[key]
         run.blocks = ()
-        self.pending_work = max(0.0, self.pending_work - run.work)
+        self._computing -= 1
+        self.pending_work = max(0.0, self.pending_work - run.work) if self._computing else 0.0
         self._prefilling_since = now
         self._slot_at = None
-        if not any(other.first_at is None for other in self.runs.values()):
-            self.pending_work = 0.0
 
     def learn(
         self, run: Run, prompt_tokens: int, cached_tokens: int | None, output_tokens: int,

@@ -331,7 +331,7 @@ class Scheduler:
         cost_s = outlook.rates.slope_s * run.work
         cost_s += (output_tokens or 0) * outlook.rates.tpot_s
         self.queue.serve(ask.tenant, ask.program or ask.session, cost_s)
-        if self._runs(ask.session, outlook):
+        if outlook.has(ask.session):
             return  # a parallel call of the same session goes on
         if self._homes.setdefault(ask.session, outlook) is not outlook:
             self._release(ask.session, outlook)  # it has moved meanwhile
@@ -355,13 +355,10 @@ class Scheduler:
         home = self._homes.get(session)
         return home is not None and home.id == replica
 
-    def _runs(self, session: str, outlook: Outlook) -> bool:
-        return any(run.session == session for run in outlook.runs.values())
-
     def _forsake(self, session: str) -> None:
         """A turn left the queue unsent: unless another runs, its session is not there any more."""
         home = self._homes.get(session)
-        if session in self._pauses or (home is not None and self._runs(session, home)):
+        if session in self._pauses or (home is not None and home.has(session)):
             return
         self._let_go(session)
         self._born.pop(session, None)
@@ -409,7 +406,7 @@ class Scheduler:
         run = outlook.end(turn, now)
         if run is not None and prompt_tokens is not None and cached_tokens is not None:
             outlook.holdings.correct(run.cached_tokens, cached_tokens, run.age)
-        if self._homes.get(session) is not outlook or self._runs(session, outlook):
+        if self._homes.get(session) is not outlook or outlook.has(session):
             return  # it was let go of, or has come back meanwhile
         pause = self._pauses.get(session)
         if pause is not None and pause.held:
@@ -536,7 +533,7 @@ class Scheduler:
             session = told.session
             if told.state == "idle":
                 home = self._homes.get(session)
-                if home is not None and not self._runs(session, home):
+                if home is not None and not home.has(session):
                     self._let_go(session)
             elif told.state == "closed":
                 self._forget(session)
@@ -564,7 +561,7 @@ class Scheduler:
         if first is not None:
             outlook.observe(first.amount, first.seconds, self._rates[first.model])
         holdings.resume(session, told.tokens, told.block_tokens)
-        if not self._runs(session, outlook):
+        if not outlook.has(session):
             self._pause(session, outlook, told.kind, now, told.program)
 
     def lose(self, router: str) -> None:
@@ -572,7 +569,7 @@ class Scheduler:
         for session in self._pauses.at(router):
             self._pauses.drop(session)
             home = self._homes.get(session)
-            if home is not None and not self._runs(session, home):
+            if home is not None and not home.has(session):
                 self._let_go(session)
 
     def _tell_idle(self, session: str) -> None:

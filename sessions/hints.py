@@ -44,8 +44,9 @@ def read_hints(headers: Iterable[tuple[bytes, bytes]], body: Mapping[str, Any]) 
     asked = body.get("max_completion_tokens") or body.get("max_tokens")
     context = _inner(body, "vllm_xargs", "agentic_context")
     hints = _inner(body, "nvext", "agent_hints")
-    if priority is None and not final and asked is None and not (tier or context or hints):
-        return _NONE
+    if priority is None and not (final or tier or context or hints):
+        most = _positive(asked) if asked is not None else None
+        return _NONE if most is None else Hints(output_tokens=int(most))
     if priority is None:
         told = context.get("priority", hints.get("priority"))
         priority = _TIERS.get(tier, 1) if isinstance(tier, str) else 1

@@ -80,25 +80,29 @@ def checked_id(value: object, name: str) -> str:
 
 
 def _from_headers(headers: Iterable[tuple[bytes, bytes]]) -> tuple[str | None, str | None]:
-    found: dict[bytes, bytes] = {}
+    own: dict[bytes, bytes] = {}
+    parents: dict[bytes, bytes] = {}
     for name, value in headers:
-        if name not in _RANK and name not in _PARENT_RANK:
+        if name in _RANK:
+            found = own
+        elif name in _PARENT_RANK:
+            found = parents
+        else:
             continue
         if found.setdefault(name, value) != value:
             shown = name.decode()
             raise InvalidRequest(f"the header {shown} came twice, with two values", param=shown)
-    if not found:
-        return None, None
-    return _first(found, _RANK), _first(found, _PARENT_RANK)
+    return (
+        _first(own, _RANK) if own else None,
+        _first(parents, _PARENT_RANK) if parents else None,
+    )
 
 
 def _first(found: Mapping[bytes, bytes], rank: Mapping[bytes, int]) -> str | None:
-    names = sorted((name for name in found if name in rank), key=rank.__getitem__)
-    if not names:
-        return None
-    name = names[0].decode()
+    first = min(found, key=rank.__getitem__)
+    name = first.decode()
     try:
-        value = found[names[0]].decode()
+        value = found[first].decode()
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the header {name} is not UTF-8", param=name) from error
     return checked_id(value, name)
