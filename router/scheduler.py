@@ -146,9 +146,12 @@ class Scheduler:
             if home_price.wait_s + home_price.harm_s <= margin_s:
                 return _decision(ask, home, "bound", home_price)
         # A session that is placed now will burden its replica again at each of its turns.
+        others = [outlook for outlook in open_to if outlook is not home] if home else open_to
+        if not others and home_price is not None:
+            assert home is not None
+            return _decision(ask, home, "bound", home_price)
         new = ask.bound is None or ask.claimed is not None
         later = _HORIZON * self.returns.share * self._added_tokens if new else 0.0
-        others = [outlook for outlook in open_to if outlook is not home] if home else open_to
         fill = inf if force else self._fill()
         prices_s = totals(self._index, others, ask, now, fill=fill, later_tokens=later)
         best_s = min(prices_s, default=inf)
@@ -267,7 +270,8 @@ class Scheduler:
 
     def book(self, ask: Ask, decision: Decision, open_to: Sequence[Outlook], now: float) -> None:
         """Count the turn at its replica from now on; a turn booked elsewhere moves."""
-        self.end(ask.turn, now)
+        if ask.turn in self._asks:
+            self.end(ask.turn, now)
         outlook = next((o for o in open_to if o.id == decision.replica), None)
         if outlook is None:
             return

@@ -71,13 +71,10 @@ class Mover:
         if ask is None or binding is None or request.path not in _PATHS:
             return
         tokens = turn.receipt.prompt_tokens or ask.prompt_tokens
-        ask = msgspec.structs.replace(
-            ask, bound=binding, prompt_tokens=tokens, near=None, claimed=None
-        )
         size = len(request.body) or turn.prompt_size
         body = request.body or request.document
         self._drop(turn.key)
-        self._add(Kept(turn.key, ask, request.path, body, size))
+        self._add(Kept(turn.key, ask, binding, tokens, request.path, body, size))
         self._bytes += size
         while self._bytes > _MOST_BYTES:
             self._drop(next(iter(self._kept)))
@@ -146,7 +143,7 @@ class Mover:
                 waits = waits or not stands
                 continue
             for kept in self._soonest(self._at[home], _SOON_RATE if stands else 0.0):
-                decision = self._placement.elsewhere(kept.ask, free)
+                decision = self._placement.elsewhere(kept.ask(), free)
                 if decision is not None:
                     free.discard(decision.replica)
                     self._start(kept, decision)
@@ -169,7 +166,7 @@ class Mover:
         now, rate = time.monotonic(), self._placement.scheduler.return_rate
         rates = []
         for each in list(kept.values()):
-            expected = rate(each.ask.session, now)
+            expected = rate(each.key.text, now)
             if expected is None:
                 self._drop(each.key)
             elif expected >= least and each.key not in self._moving:
@@ -205,23 +202,23 @@ class Mover:
 
     async def _move(self, kept: Kept, decision: Decision) -> None:
         """Bind the session elsewhere, then prewarm it there."""
-        assert kept.ask.bound is not None
-        replica, old = self._pool.find(decision.replica), self._pool.find(kept.ask.bound.replica)
-        if old is not None and old.incarnation != kept.ask.bound.incarnation:
+        before = kept.binding
+        replica, old = self._pool.find(decision.replica), self._pool.find(before.replica)
+        if old is not None and old.incarnation != before.incarnation:
             old = None  # it holds nothing of the session
-        binding = await self._placement.move(kept.key, kept.ask.bound, decision)
+        binding = await self._placement.move(kept.key, before, decision)
         if binding is None or replica is None:
             self._drop(kept.key)
             return
         if self._kept.get(kept.key) is not kept:
             return  # its turn has begun while the store was asked
         self._forget(kept)
-        kept.ask = msgspec.structs.replace(kept.ask, bound=binding)
+        kept.binding = binding
         self._add(kept)
         outcome = "failed"
         usage = Usage()
         turn = f"warm_{self._random.getrandbits(96):024x}"
-        ask = msgspec.structs.replace(kept.ask, turn=turn)
+        ask = msgspec.structs.replace(kept.ask(), turn=turn)
         scheduler = self._placement.scheduler
         scheduler.move(ask, decision, self._pool.outlooks(ask.model), time.monotonic())
         replica.in_flight += 1

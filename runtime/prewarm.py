@@ -13,7 +13,7 @@ from sessile.relay import events
 from sessile.router.policy import Ask
 from sessile.router.pool import Replica
 from sessile.router.replica import Steps, Usage
-from sessile.sessions.record import SessionKey
+from sessile.sessions.record import Binding, SessionKey
 
 _STEP_TIMEOUT_S = 30.0
 LAST = 10
@@ -23,11 +23,14 @@ _DROPPED = ("max_completion_tokens", "min_tokens", "n", "best_of", "logprobs", "
 
 
 class Kept(msgspec.Struct):
-    """The last turn of a session that pauses: `ask` as its next one would be placed, and what went
-    upstream, as bytes or, where the router wrote it itself, as a document."""
+    """The last turn of a session that pauses: as it was `placed`, where the session is bound now,
+    how long its prompt was, and what went upstream, as bytes or, where the router wrote it itself,
+    as a document."""
 
     key: SessionKey
-    ask: Ask
+    placed: Ask
+    binding: Binding
+    prompt_tokens: int
     path: str
     body: bytes | dict[str, Any]
     size: int
@@ -35,8 +38,14 @@ class Kept(msgspec.Struct):
     @property
     def home(self) -> tuple[str, str]:
         """The replica and incarnation that it is bound to."""
-        assert self.ask.bound is not None
-        return self.ask.bound.replica, self.ask.bound.incarnation
+        return self.binding.replica, self.binding.incarnation
+
+    def ask(self) -> Ask:
+        """How the session's next turn would be placed."""
+        return msgspec.structs.replace(
+            self.placed, bound=self.binding, prompt_tokens=self.prompt_tokens, near=None,
+            claimed=None,
+        )  # fmt: skip
 
     def document(self) -> dict[str, Any]:
         """What went upstream."""
