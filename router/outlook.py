@@ -42,8 +42,8 @@ class Outlook:
     `capacity_tokens` is the KV memory that running turns need, `host_tokens` what the engine keeps
     beside it (a host cache), both None where it does not say; `slots` how many turns run at once.
     `foreign_*` is the work of other routers; what their sessions need counts in `holdings`.
-    Invariant: `pending_work` is the sum over the runs that have given no token yet, `_computing` how
-    many these are; `computing` holds the blocks that they were the first to need.
+    Invariant: `pending_work` is the sum over the runs that have given no token yet, of which there
+    are `_computing`; `computing` holds the blocks that they were the first to need.
     """
 
     def __init__(self, id: str, incarnation: str = "") -> None:

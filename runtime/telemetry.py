@@ -4,13 +4,14 @@ import asyncio
 import json
 import logging
 import sys
+import time
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import accumulate
 from statistics import median
-from typing import TextIO
+from typing import ClassVar, TextIO
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -80,15 +81,7 @@ class Telemetry:
             self.ttft_error.observe(replica, off_s / receipt.replica_ttft_s)
             self._errors.append(off_s / receipt.replica_ttft_s)
         if log.isEnabledFor(logging.INFO):
-            log.info(
-                "turn ended session=%s turn=%s replica=%s reason=%s outcome=%s status=%s "
-                "prompt_tokens=%s cached_tokens=%s completion_tokens=%s queue_s=%s ttft_s=%s "
-                "duration_s=%s",
-                receipt.session, receipt.turn, replica, receipt.reason, receipt.outcome,
-                receipt.status, receipt.prompt_tokens, receipt.cached_tokens,
-                receipt.completion_tokens, _short(receipt.queue_s), _short(receipt.ttft_s),
-                _short(receipt.duration_s),
-            )  # fmt: skip
+            log.handle(_Ended(receipt))
 
     @property
     def ttft_error_p50(self) -> float | None:
@@ -233,28 +226,60 @@ def _short(seconds: float | None) -> str | None:
     return None if seconds is None else f"{seconds:.4f}"
 
 
+class _Ended(logging.LogRecord):
+    """A turn's line, made from a record that is made once: that costs a third of a new one."""
+
+    _plain: ClassVar = vars(
+        logging.makeLogRecord({"name": log.name, "levelno": logging.INFO, "levelname": "INFO"})
+    )
+
+    def __init__(self, receipt: Receipt) -> None:
+        vars(self).update(self._plain)
+        self._receipt = receipt
+        self.created = created = time.time()
+        self.msecs = created % 1 * 1000.0
+
+    def getMessage(self) -> str:
+        receipt = self._receipt
+        return (
+            f"turn ended session={receipt.session} turn={receipt.turn} replica={receipt.replica} "
+            f"reason={receipt.reason} outcome={receipt.outcome} status={receipt.status} "
+            f"prompt_tokens={receipt.prompt_tokens} cached_tokens={receipt.cached_tokens} "
+            f"completion_tokens={receipt.completion_tokens} queue_s={_short(receipt.queue_s)} "
+            f"ttft_s={_short(receipt.ttft_s)} duration_s={_short(receipt.duration_s)}"
+        )
+
+
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes the lines of a moment together, one system call for all, and warnings at once."""
+    """Makes and writes the lines of a moment together, which costs far less than one by one, and
+    warnings at once."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
-        self._lines: list[str] = []
+        self._records: list[logging.LogRecord] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._lines.append(self.format(record) + "\n")
-            if record.levelno >= logging.WARNING:
-                self.flush()
-            elif len(self._lines) == 1:
-                self._flush_soon()
-        except Exception:  # a line that cannot be written never fails what it tells of
-            self.handleError(record)
+        self._records.append(record)
+        if record.levelno >= logging.WARNING:
+            self.flush()
+        elif len(self._records) == 1:
+            self._flush_soon()
 
     def flush(self) -> None:
         with self.lock or nullcontext():
-            lines, self._lines = self._lines, []
-            self.stream.write("".join(lines))
-            self.stream.flush()
+            records, self._records = self._records, []
+            lines = []
+            for record in records:
+                try:
+                    lines.append(self.format(record) + "\n")
+                except Exception:  # a line that cannot be made never fails what it tells of
+                    self.handleError(record)
+            try:
+                self.stream.write("".join(lines))
+                self.stream.flush()
+            except Exception:  # nor does one that cannot be written
+                if records:
+                    self.handleError(records[-1])
 
     def _flush_soon(self) -> None:
         try:
@@ -268,6 +293,12 @@ class _ConsoleFormatter(logging.Formatter):
 
     _second = -1
     _shown = ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record.exc_info or record.stack_info:
+            return super().format(record)
+        shown = self.formatTime(record, self.datefmt)
+        return f"{shown} {record.levelname:<7} {record.name} {record.getMessage()}"
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         second = int(record.created)

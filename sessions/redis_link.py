@@ -8,7 +8,7 @@ next batch: one write, one round trip. A failure of any batch opens the breaker:
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from hashlib import sha1
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -44,6 +44,8 @@ _AWAY = (  # replies that speak of the server, not of the command
 )  # fmt: skip
 
 T = TypeVar("T")
+Write = Callable[[], Sequence[Command]]
+"""Makes the commands of one write."""
 
 
 class Script:
@@ -80,7 +82,7 @@ class RedisLink:
         self._retry_after_s = retry_after_s
         self._waiting: list[tuple[Command, asyncio.Future[Any]]] = []
         self._together: list[tuple[Sequence[Command], asyncio.Future[list[Any]]]] = []
-        self._queued: list[Sequence[Command]] = []
+        self._queued: list[Write] = []
         self._due = asyncio.Event()
         self._linger: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -128,13 +130,13 @@ class RedisLink:
         self._due.set()
         return await future
 
-    def queue(self, commands: Sequence[Command]) -> None:
-        """Send one write's commands soon; nobody waits. Counted in `lost_writes` if they cannot be
-        sent."""
+    def queue(self, write: Write) -> None:
+        """Send one write's commands soon; nobody waits. They are made when they are sent, many at
+        once, which costs half. Counted in `lost_writes` if they cannot be made or sent."""
         if not self.available or self._closing or len(self._queued) >= _MOST_QUEUED:
             self.lost_writes += 1  # not logged: the breaker's opening was, and there are many
             return
-        self._queued.append(commands)
+        self._queued.append(write)
         if self._linger is None:
             self._linger = asyncio.get_running_loop().call_later(_LINGER_S, self._due.set)
 
@@ -177,12 +179,13 @@ class RedisLink:
         self,
         waiting: list[tuple[Command, "asyncio.Future[Any]"]],
         together: list[tuple[Sequence[Command], "asyncio.Future[list[Any]]"]],
-        queued: list[Sequence[Command]],
+        queued: list[Write],
     ) -> None:
         commands = [command for command, _ in waiting]
         for group, _ in together:
             commands += group
-        for write in queued:
+        writes = [self._made(write) for write in queued]
+        for write in writes:
             commands += write
         try:
             replies = await self._in_time(self._exchange(commands))
@@ -205,12 +208,20 @@ class RedisLink:
         for group, answer in together:
             start, end = end, end + len(group)
             _answer(answer, replies[start:end])
-        for write in queued:
+        for write in writes:
             start, end = end, end + len(write)
             refused = [reply for reply in replies[start:end] if isinstance(reply, Exception)]
             if refused:
                 self.lost_writes += 1
                 log.warning("store refused a write why=%r", str(refused[0]))
+
+    def _made(self, write: Write) -> Sequence[Command]:
+        try:
+            return write()
+        except Exception:  # the caller's turn is over, nobody is left to be told
+            log.exception("write could not be encoded")
+            self.lost_writes += 1
+            return ()
 
     async def _in_time(self, work: Coroutine[Any, Any, T]) -> T:
         """What `work` gives. Raises `TimeoutError` when it is late.
@@ -262,7 +273,7 @@ class RedisLink:
     def _available_no_more(
         self,
         waiting: list[tuple[Command, "asyncio.Future[Any]"]],
-        queued: list[Sequence[Command]],
+        queued: list[Write],
         reason: str,
     ) -> None:
         """Open the breaker: what was under way and what waits behind it has failed."""

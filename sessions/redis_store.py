@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from typing import Any
 
@@ -204,13 +204,7 @@ class RedisStore:
     # -- turns and sessions
 
     def end_turn(self, end: TurnEnd, record: TurnRecord) -> None:
-        try:
-            commands = self._end(end, record)
-        except Exception:  # the caller's turn is over, nobody is left to be told
-            log.exception("turn could not be encoded turn=%s", end.turn)
-            self._link.lost_writes += 1
-            return
-        self._link.queue(commands)
+        self._link.queue(partial(self._end, end, record))
         self._recent.setdefault(end.key.tenant, {})[end.key.session] = time.time()
         if self._telling is None:
             self._telling = asyncio.create_task(self._tell_recent(), name="tell recent sessions")
@@ -241,7 +235,7 @@ class RedisStore:
                 self._ttl_ms,
                 self._binding_ttl_ms,
             ),
-            ("SET", Keys.turn(key.tenant, end.turn), _encode(record), "PX", self._turn_ttl_ms),
+            self._put(record),
         ]
         commands += [
             ("SET", Keys.lineage(key.tenant, key.model, step), key.session, "PX",
@@ -249,6 +243,10 @@ class RedisStore:
             for step in end.lineage
         ]  # fmt: skip
         return commands
+
+    def _put(self, record: TurnRecord) -> Command:
+        key = Keys.turn(record.tenant, record.turn)
+        return ("SET", key, _encode(record), "PX", self._turn_ttl_ms)
 
     async def _tell_recent(self) -> None:
         await asyncio.sleep(_RECENT_EVERY_S)
@@ -266,8 +264,7 @@ class RedisStore:
         return _RECENT.command((key,), time.time(), self._ttl_ms, self._most_recent, *pairs)
 
     def put_turn(self, record: TurnRecord) -> None:
-        key = Keys.turn(record.tenant, record.turn)
-        self._link.queue([("SET", key, _encode(record), "PX", self._turn_ttl_ms)])
+        self._link.queue(lambda: [self._put(record)])
 
     async def get_turn(self, tenant: str, turn: str) -> TurnRecord | None:
         data = await self._link.run(("GET", Keys.turn(tenant, turn)))
