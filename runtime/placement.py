@@ -72,10 +72,8 @@ class Placement:
     # -- 1: the session
 
     async def session_of(self, request: TurnRequest, model: str) -> str:
-        """The session's id: named, or continued by its lineage, or new."""
+        """The id of a session that was not named: continued by its lineage, or new."""
         claims = request.claims
-        if claims.explicit is not None:
-            return claims.explicit
         if claims.lineage is not None and claims.lineage.known:
             for step in claims.lineage.known:
                 if found := self._lineages.get((request.tenant, model, step)):

@@ -67,38 +67,38 @@ class Turn:
     why. `whole` says that nothing is left to read. `receipt` is complete after the block.
     """
 
+    status = 200
+    content_type = b"application/json"
+    transcript: Transcript | None = None
+    whole = False
+    decision: Decision | None = None
+    ask: Ask | None = None
+    binding: Binding | None = None
+    fence: int | None = None
+    replica: Replica | None = None
+    usage_body: dict[str, Any] | None = None
+    waits_for = ""
+    prompt_size = 0
+    runs = False
+    resends = 0
+    first_at: float | None = None
+    _first: bytes | None = None
+    _response: UpstreamResponse | None = None
+    _relay: UsageRelay | None = None
+    _kept: list[bytes] | None = None
+    _kept_bytes = 0
+    _most_kept: float = _LARGEST_KEPT_BYTES
+    _folds = False
+    _seam: Seam | None = None
+    _rescue: "Rescue | None" = None
+    _lost: ReplicaError | None = None
+
     def __init__(self, request: TurnRequest, key: SessionKey, receipt: Receipt) -> None:
         self.request = request
         self.id = receipt.turn
         self.key = key
         self.receipt = receipt
-        self.status = 200
-        self.content_type = b"application/json"
-        self.transcript: Transcript | None = None
-        self.whole = False
-        self.decision: Decision | None = None
-        self.ask: Ask | None = None
-        self.binding: Binding | None = None
-        self.fence: int | None = None
-        self.replica: Replica | None = None
-        self.usage_body: dict[str, Any] | None = None
-        self.waits_for = ""
-        self.prompt_size = 0
-        self.runs = False
-        self.resends = 0
-        self.began = self.sent_at = time.monotonic()
-        self.first_at: float | None = None
-        self.last_at = self.began
-        self._first: bytes | None = None
-        self._response: UpstreamResponse | None = None
-        self._relay: UsageRelay | None = None
-        self._kept: list[bytes] | None = None
-        self._kept_bytes = 0
-        self._most_kept: float = _LARGEST_KEPT_BYTES
-        self._folds = False
-        self._seam: Seam | None = None
-        self._rescue: Rescue | None = None
-        self._lost: ReplicaError | None = None
+        self.began = self.sent_at = self.last_at = time.monotonic()
 
     @property
     def session(self) -> str:
