@@ -273,7 +273,7 @@ class _Connection(asyncio.Protocol):
         self._transport.write(request)
         try:
             while not self._head_done:
-                await self._wait()
+                await self._change()
         except StreamBroken as error:
             raise ReplicaUnreachable(str(error)) from error
         except BaseException:  # a time-out or a cancellation: the request must not go on
@@ -287,7 +287,7 @@ class _Connection(asyncio.Protocol):
             if self._done:
                 self.finish()
                 return b""
-            await self._wait()
+            await self._change()
         chunks = self._chunks
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         chunks.clear()
@@ -318,14 +318,12 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    async def _wait(self) -> None:
+    def _change(self) -> "asyncio.Future[None]":
+        """Done when something has come; raises why nothing will."""
         if self._error is not None:
             raise self._error
         self._waiter = self.loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        return self._waiter
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

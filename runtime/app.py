@@ -1,7 +1,7 @@
 """The one place where everything is wired: settings in, an ASGI application out."""
 
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from time import time
@@ -105,13 +105,12 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._entry(scope, receive, send)
 
-    async def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _dispatch(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "http" and scope["method"] == "POST":
             lane = self._lanes.get(scope["path"])
             if lane is not None:
-                await lane(scope, receive, send)
-                return
-        await self.api(scope, receive, send)
+                return lane(scope, receive, send)
+        return self.api(scope, receive, send)
 
     @asynccontextmanager
     async def running(self, _: object = None) -> AsyncIterator[None]:

@@ -7,7 +7,7 @@ Responses read events from them. It knows no client protocol and no status code.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import cached_property
 from random import Random
 from types import TracebackType
@@ -120,14 +120,15 @@ class Flow:
         """
         return Service(self, request)
 
-    async def _enter(self, request: TurnRequest) -> tuple[Turn, bool]:
-        """The turn, its answer open, and whether it is to be ended: the stored answer of an earlier
-        try is not."""
+    async def _enter(self, service: "Service") -> Turn:
+        """The turn, its answer open; `service` is to end it, unless it is the stored answer of an
+        earlier try."""
+        request = service.request
         model = self._pool.model(request.model)
         session = request.claims.explicit or await self._placement.session_of(request, model)
         turn = self._begin(request, SessionKey(request.tenant, model, session))
         if request.idempotency_key and await begin_once(self._store, turn, self._wait_s):
-            return turn, False
+            return turn
         self._mover.returned(turn.key)
         try:
             decision = await self._placement.place(turn)
@@ -136,7 +137,8 @@ class Flow:
         except BaseException as error:
             await self._end(turn, error)
             raise
-        return turn, True
+        service.turn = turn
+        return turn
 
     def open(self) -> None:
         """Start what goes on beside the turns."""
@@ -334,25 +336,22 @@ class Service:
     NOTE: a class and not a generator with `asynccontextmanager`, which costs 3 us a turn more.
     """
 
-    __slots__ = ("_ending", "_flow", "_request")
+    __slots__ = ("_flow", "request", "turn")
 
     def __init__(self, flow: Flow, request: TurnRequest) -> None:
         self._flow = flow
-        self._request = request
-        self._ending: Turn | None = None
+        self.request = request
+        self.turn: Turn | None = None  # once it is to be ended
 
-    async def __aenter__(self) -> Turn:
-        turn, ends = await self._flow._enter(self._request)
-        if ends:
-            self._ending = turn
-        return turn
+    def __aenter__(self) -> Awaitable[Turn]:
+        return self._flow._enter(self)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
-        if self._ending is not None:
-            await self._flow._end(self._ending, error)
+        if self.turn is not None:
+            await self._flow._end(self.turn, error)
 
 
 async def _quietly(work: Coroutine[Any, Any, Any]) -> None:
