@@ -5,6 +5,7 @@ of the memory, when it is told to here.
 """
 
 from heapq import heappop, heappush
+from math import inf
 
 import msgspec
 
@@ -38,6 +39,7 @@ class Pauses:
         self.returns = Returns()
         self._pauses: dict[str, Pause] = {}
         self._ends: list[tuple[float, str]] = []  # a heap of when each is to be looked at
+        self._looks: dict[str, float] = {}  # the first of these, by session
         # By replica and kind, those whose memory may be let go of, the oldest first.
         self._loose: dict[str, dict[str, dict[str, Pause]]] = {}
         self._programs: dict[str, dict[str, None]] = {}
@@ -100,7 +102,7 @@ class Pauses:
             return False
         self._tie(session, pause)
         pause.until, pause.told = now + seconds, seconds > 0
-        heappush(self._ends, (pause.until, session))
+        self._look_at(session, pause.until)
         return True
 
     def let_go(self, session: str) -> None:
@@ -127,9 +129,14 @@ class Pauses:
         given up for good."""
         found, given_up = [], []
         while self._ends and self._ends[0][0] <= now:
-            _, session = heappop(self._ends)
+            at, session = heappop(self._ends)
+            if self._looks.get(session) == at:
+                del self._looks[session]
             pause = self._pauses.get(session)
-            if pause is None or pause.until > now:
+            if pause is None:
+                continue
+            if pause.until > now:
+                self._look_at(session, pause.until)
                 continue
             if pause.held:
                 found.append(session)
@@ -142,7 +149,7 @@ class Pauses:
                 given_up.append(session)
             else:
                 pause.until = pause.since + _GIVEN_UP_S
-                heappush(self._ends, (pause.until, session))
+                self._look_at(session, pause.until)
         return found, given_up
 
     def poorest(self, replica: str, rate: float, now: float) -> list[str]:
@@ -159,7 +166,13 @@ class Pauses:
 
     def _add(self, session: str, pause: Pause) -> None:
         self._pauses[session] = pause
-        heappush(self._ends, (pause.until, session))
+        self._look_at(session, pause.until)
+
+    def _look_at(self, session: str, at: float) -> None:
+        """Look at its pause then, unless that is done before: it may be another one by then."""
+        if at < self._looks.get(session, inf):
+            self._looks[session] = at
+            heappush(self._ends, (at, session))
 
     def _tie(self, session: str, pause: Pause) -> None:
         """Nobody may let go of it for want of memory."""
