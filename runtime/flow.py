@@ -160,6 +160,8 @@ class Flow:
 
     def _release(self) -> None:
         """Tell the engines that hold sessions whose memory is held no longer."""
+        if not self._placement.scheduler.released:
+            return
         for key, replica_id in self._placement.released():
             replica = self._pool.find(replica_id)
             if replica is None or replica.identity is None or replica.state == "down":
@@ -214,7 +216,8 @@ class Flow:
         receipt.predicted_ttft_s = decision.predicted_ttft_s
         turn.sent_at = time.monotonic()
         self._telemetry.decided(self._policy.name, decision.reason)
-        await self._placement.follow(turn)
+        if self._placement.follows(turn):
+            await self._placement.follow(turn)
         if self._mover.is_moving(turn.key):
             await self._mover.overtaken(turn.key)
         if decision.binding == "rebind" and replica.spec.folder is not None:

@@ -108,7 +108,8 @@ class Placement:
         ask = self._ask(turn, standing)
         moved = standing.binding if standing is not None and standing.moved else None
         if not self._policy.binds or not _can_continue(request):
-            return await self._settle(turn, msgspec.structs.replace(ask, bound=None))
+            ask = msgspec.structs.replace(ask, bound=None)
+            return self._decide(turn, ask) or await self._wait(turn)
         if standing is not None and self._is_confirmed(standing):
             turn.binding = standing.binding
             standing.moved = False
@@ -126,7 +127,7 @@ class Placement:
             )
         if moved is not None and turn.binding == moved:
             ask = msgspec.structs.replace(ask, claimed="moved")
-        decision = await self._settle(turn, ask)
+        decision = self._decide(turn, ask) or await self._wait(turn)
         binding = turn.binding
         assert binding is not None
         if (binding.replica, binding.incarnation) != (decision.replica, decision.incarnation):
@@ -147,6 +148,10 @@ class Placement:
         if decision.binding == "rebind" and turn.binding is not None:
             decision = await self._rebind(turn, ask, decision)
         return decision
+
+    def follows(self, turn: Turn) -> bool:
+        """Whether another turn computes at the replica what this one shares with it."""
+        return self.scheduler.leader(turn.id) is not None
 
     async def follow(self, turn: Turn) -> None:
         """Wait while another turn computes at the replica what this one shares with it: a fan-out
@@ -340,11 +345,8 @@ class Placement:
         self.scheduler.book(ask, decision, outlooks, now)
         return decision
 
-    async def _settle(self, turn: Turn, ask: Ask) -> Decision:
+    async def _wait(self, turn: Turn) -> Decision:
         """The decision, once the queue has let the turn through."""
-        decision = self._decide(turn, ask)
-        if decision is not None:
-            return decision
         began = time.monotonic()
         future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
         self._waiting[turn.id] = future

@@ -32,18 +32,20 @@ def read_prompt(document: Mapping[str, Any], tenant: str) -> Prompt:
     """The prompt of a request body for an engine: chat messages behind their tools, or the one
     prompt of a completion. Tenants share no key."""
     tools = document.get("tools")
-    pieces = [_encode(tools).encode()] if tools else []
+    pieces = [_encode(tools)] if tools else []
     messages = document.get("messages")
     if isinstance(messages, list):
-        pieces += [canonical(message) for message in messages]
+        for message in messages:
+            _put(pieces, message)
     elif isinstance(document.get("prompt"), str):
-        pieces.append(document["prompt"].encode("utf-8", "surrogatepass"))
-    text = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.append(document["prompt"])
+    text = "".join(pieces).encode("utf-8", "surrogatepass")
+    view = memoryview(text)  # a copy of each block would cost as much as its key
     # NOTE: not for secrets: who made two prompts collide would only misplace his own sessions.
     key = xxh3_64_intdigest(tenant.encode())
     keys: list[int] = []
     for end in range(BLOCK_BYTES, len(text) + 1, BLOCK_BYTES):
-        key = xxh3_64_intdigest(text[end - BLOCK_BYTES : end], key)
+        key = xxh3_64_intdigest(view[end - BLOCK_BYTES : end], key)
         keys.append(key)
     return Prompt(tuple(keys), len(text))
 
@@ -82,8 +84,14 @@ def canonical(message: Mapping[str, Any]) -> bytes:
     arguments without white space), the call that a tool message answers. Left out: what clients
     add or drop at will, such as `name`, `refusal`, reasoning text and null fields.
     """
-    content = message.get("content")
-    parts = [str(message.get("role", "")), _text(content)]
+    pieces: list[str] = []
+    _put(pieces, message)
+    return "".join(pieces).encode("utf-8", "surrogatepass")
+
+
+def _put(pieces: list[str], message: Mapping[str, Any]) -> None:
+    """Append the parts of a message as `canonical` gives it."""
+    pieces += (str(message.get("role", "")), "\x1f", _text(message.get("content")))
     for call in message.get("tool_calls") or ():
         function = call.get("function") if isinstance(call, Mapping) else None
         if isinstance(function, Mapping):
@@ -91,10 +99,10 @@ def canonical(message: Mapping[str, Any]) -> bytes:
             text = arguments if isinstance(arguments, str) else _encode(arguments)
             if "\\u" in text:
                 text = _plain(text)
-            parts += (str(function.get("name", "")), "".join(text.split()))
+            pieces += ("\x1f", str(function.get("name", "")), "\x1f", "".join(text.split()))
     if answered := message.get("tool_call_id"):
-        parts.append(str(answered))
-    return ("\x1f".join(parts) + "\x1e").encode("utf-8", "surrogatepass")
+        pieces += ("\x1f", str(answered))
+    pieces.append("\x1e")
 
 
 def _text(content: Any) -> str:
