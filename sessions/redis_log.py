@@ -139,6 +139,14 @@ class RedisLog:
     async def cancel(self, tenant: str, turn: str) -> bool:
         return bool(await self._link.run(_CANCEL.command(self._keys(tenant, turn)[:1])))
 
+    async def forget(self, tenant: str, turn: str) -> None:
+        await self._link.run_all(
+            [
+                ("DEL", *self._keys(tenant, turn)),
+                ("ZREM", self._open, tenant + _SEPARATOR + turn),
+            ]
+        )
+
     async def orphans(self, most: int) -> list[tuple[str, str]]:
         found = await self._link.run(
             ("ZRANGE", self._open, "-inf", time.time(), "BYSCORE", "LIMIT", 0, most)
