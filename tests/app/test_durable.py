@@ -485,9 +485,13 @@ async def test_a_failed_try_frees_its_key(router, http, stored):
     url = f"{router.url}/v1/responses"
     router.engine.refuses(400, "maximum context length is 10")
     assert (await http.post(url, json=body, headers=key)).status_code == 400
-    router.engine.plays("Hel", router.cut)
-    failed = await http.post(url, json=body, headers=key)
-    assert "response.failed" in failed.text
+    go = asyncio.Event()
+    router.engine.plays("Hel", go, {"error": {"message": "no", "code": 400}})
+    async with http.stream("POST", url, json=body, headers=key) as answer:
+        stream = Stream(answer)
+        await stream.until("response.output_text.delta")
+        go.set()
+        assert (await stream.rest())[-1]["type"] == "response.failed"
     router.engine.plays("Hel", asyncio.Event())
     async with http.stream("POST", url, json=body, headers=key) as answer:
         await Stream(answer).until("response.output_text.delta")
