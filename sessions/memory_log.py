@@ -107,6 +107,10 @@ class MemoryLog:
         found.cancel = True
         return True
 
+    async def forget(self, tenant: str, turn: str) -> None:
+        if (tenant, turn) in self._turns:
+            self._drop((tenant, turn))
+
     async def orphans(self, most: int) -> list[tuple[str, str]]:
         left = [(turn.until, key) for key, turn in self._turns.items()
                 if not turn.ended and turn.until <= self._clock()]  # fmt: skip

@@ -97,8 +97,7 @@ class Keys:
 
     @staticmethod
     def events(tenant: str, turn: str) -> tuple[str, str]:
-        tag = _digest(tenant, turn)
-        return f"sessile:{{{tag}}}:events", f"sessile:{{{tag}}}:batches"
+        return _keys_of_events(tenant, turn)
 
     @staticmethod
     def open_turns() -> str:
@@ -349,10 +348,6 @@ class RedisStore:
         )
         return None if previous is None else _result(previous)
 
-    async def get_once(self, tenant: str, key: str) -> StoredResult | str | None:
-        found = await self._link.run(("GET", Keys.once(tenant, key)))
-        return None if found is None else _result(found)
-
     async def end_once(self, tenant: str, key: str, result: StoredResult | None) -> None:
         name = Keys.once(tenant, key)
         if result is None:
@@ -367,6 +362,12 @@ def _digest(*parts: str) -> str:
 
 
 _known_digest = lru_cache(maxsize=16_384)(_digest)  # of what comes again turn after turn
+
+
+@lru_cache(maxsize=4_096)  # of the turns that run
+def _keys_of_events(tenant: str, turn: str) -> tuple[str, str]:
+    tag = _digest(tenant, turn)
+    return f"sessile:{{{tag}}}:events", f"sessile:{{{tag}}}:batches"
 
 
 def _pairs(flat: list[bytes]) -> Iterator[tuple[bytes, bytes]]:

@@ -117,5 +117,8 @@ class StreamLog(Protocol):
     async def cancel(self, tenant: str, turn: str) -> bool:
         """Ask the turn's owner to stop; False if it is unknown, or has ended."""
 
+    async def forget(self, tenant: str, turn: str) -> None:
+        """Drop all that is kept of the turn."""
+
     async def orphans(self, most: int) -> list[tuple[str, str]]:
         """Tenant and turn of some whose lease may have run out, the longest ago first."""
