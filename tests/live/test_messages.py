@@ -46,7 +46,7 @@ def test_a_count_is_exact_and_the_second_turn_is_cached(site: Any, client: Anthr
     usage = made.usage
     assert usage.cache_read_input_tokens is not None
     parts = (usage.input_tokens, usage.cache_creation_input_tokens, usage.cache_read_input_tokens)
-    assert sum(part or 0 for part in parts) == counted > 300
+    assert sum(part or 0 for part in parts) == counted > 250
     if made.stop_reason == "tool_use":
         pytest.skip("the model called a tool unasked")
     asked["messages"] = [
