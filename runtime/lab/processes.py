@@ -3,6 +3,8 @@
 import asyncio
 import os
 import resource
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -12,12 +14,15 @@ from pathlib import Path
 
 import msgspec
 
+from sessile.engines.embedded_store import find_server
 from sessile.engines.guard import guarded
-from sessile.errors import ReplicaError, RouterUnreachable
+from sessile.engines.scratch import private_folder
+from sessile.errors import ReplicaError, RouterUnreachable, SettingsError
 from sessile.router.replica import Call
 from sessile.router.upstream import Timeouts, Upstream
 
 _STOP_S = 20.0
+_STORE_UP_S = 10.0
 
 
 @asynccontextmanager
@@ -78,6 +83,62 @@ def allow_files(count: int) -> None:
 def open_files(pid: int) -> int:
     """How many file descriptors a process holds."""
     return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+class RedisProcess:
+    """A Redis or Valkey of our own, at a Unix socket; it keeps nothing on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "redis.sock"
+        self._folder = folder
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def url(self) -> str:
+        return f"unix://{self._path}"
+
+    async def start(self) -> None:
+        """Start it, empty. Raises `SettingsError` if there is none on this machine."""
+        binary = shutil.which("redis-server") or shutil.which("valkey-server") or find_server()
+        if binary is None:
+            raise SettingsError("a store is needed: install redis-server, or sessile[local]")
+        self._path.unlink(missing_ok=True)
+        command = [
+            str(binary), "--port", "0", "--unixsocket", str(self._path), "--save", "",
+            "--appendonly", "no", "--dir", str(self._folder), "--daemonize", "no",
+        ]  # fmt: skip
+        self._process = await asyncio.create_subprocess_exec(
+            *guarded(command), stdout=asyncio.subprocess.DEVNULL
+        )
+        until = time.monotonic() + _STORE_UP_S
+        while not self._path.exists():
+            if time.monotonic() > until:
+                raise RouterUnreachable("the store of the benchmark did not come up")
+            await asyncio.sleep(0.01)
+
+    async def kill(self) -> None:
+        """At once, as a crash does."""
+        if self._process is not None:
+            self._process.kill()
+            await self._process.wait()
+            self._process = None
+
+    def hold(self, still: bool) -> None:
+        """Let it do nothing, or go on: it is there, and does not answer."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP if still else signal.SIGCONT)
+
+
+@asynccontextmanager
+async def own_redis() -> AsyncIterator[RedisProcess]:
+    """A store of the block's own, started empty."""
+    with private_folder() as folder:
+        redis = RedisProcess(folder)
+        try:
+            await redis.start()
+            yield redis
+        finally:
+            await redis.kill()
 
 
 async def _drain(stream: asyncio.StreamReader, said: list[str]) -> None:

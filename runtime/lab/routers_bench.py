@@ -8,31 +8,24 @@ is real.
 
 import argparse
 import asyncio
-import shutil
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from sessile.engines.embedded_store import find_server
-from sessile.engines.guard import guarded
-from sessile.engines.scratch import private_folder
 from sessile.engines.supervisor import free_ports
-from sessile.errors import RouterUnreachable, SettingsError
 from sessile.lab.bench import Sample, replay, report
-from sessile.lab.processes import all_ready, child
+from sessile.lab.processes import RedisProcess, all_ready, child, own_redis
 from sessile.lab.sim_engine import Hardware
 from sessile.lab.timed_replica import MODEL
 from sessile.lab.workload import PlannedSession, generate_trajectories, plan
 
 _MAX_TOKENS = 32
 _UP_S = 30.0
-_STORE_UP_S = 10.0
 
 
 class Row(msgspec.Struct):
@@ -72,7 +65,7 @@ async def measure(routers: int, setup: Setup, *, kill: bool = False) -> Row:
         max_tokens=_MAX_TOKENS, rate=setup.rate, think_s=setup.think_s, seed=setup.seed,
     )  # fmt: skip
     async with AsyncExitStack() as stack:
-        redis = await stack.enter_async_context(_redis())
+        redis = await stack.enter_async_context(own_redis())
         replicas = await stack.enter_async_context(_replicas(setup))
         named = [part for url in replicas for part in ("--replica", f"sglang={url}")]
         urls = [f"http://127.0.0.1:{port}" for port in free_ports(routers)]
@@ -111,56 +104,6 @@ def moves(samples: Sequence[Sample]) -> int:
     return found
 
 
-class _Redis:
-    """A Redis or Valkey of our own, at a Unix socket; it keeps nothing on disk."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "redis.sock"
-        self._folder = folder
-        self._process: asyncio.subprocess.Process | None = None
-
-    @property
-    def url(self) -> str:
-        return f"unix://{self._path}"
-
-    async def start(self) -> None:
-        """Start it, empty. Raises `SettingsError` if there is none on this machine."""
-        binary = shutil.which("redis-server") or shutil.which("valkey-server") or find_server()
-        if binary is None:
-            raise SettingsError("a store is needed: install redis-server, or sessile[local]")
-        self._path.unlink(missing_ok=True)
-        command = [
-            str(binary), "--port", "0", "--unixsocket", str(self._path), "--save", "",
-            "--appendonly", "no", "--dir", str(self._folder), "--daemonize", "no",
-        ]  # fmt: skip
-        self._process = await asyncio.create_subprocess_exec(
-            *guarded(command), stdout=asyncio.subprocess.DEVNULL
-        )
-        until = time.monotonic() + _STORE_UP_S
-        while not self._path.exists():
-            if time.monotonic() > until:
-                raise RouterUnreachable("the store of the benchmark did not come up")
-            await asyncio.sleep(0.01)
-
-    async def kill(self) -> None:
-        """At once, as a crash does."""
-        if self._process is not None:
-            self._process.kill()
-            await self._process.wait()
-            self._process = None
-
-
-@asynccontextmanager
-async def _redis() -> AsyncIterator[_Redis]:
-    with private_folder() as folder:
-        redis = _Redis(folder)
-        try:
-            await redis.start()
-            yield redis
-        finally:
-            await redis.kill()
-
-
 @asynccontextmanager
 async def _replicas(setup: Setup) -> AsyncIterator[list[str]]:
     ports = free_ports(setup.replicas)
@@ -171,7 +114,7 @@ async def _replicas(setup: Setup) -> AsyncIterator[list[str]]:
         yield urls
 
 
-async def _break(redis: _Redis, sessions: Sequence[PlannedSession], away_s: float) -> None:
+async def _break(redis: RedisProcess, sessions: Sequence[PlannedSession], away_s: float) -> None:
     """Kill it when half of the sessions have come, and bring it back."""
     await asyncio.sleep(sessions[len(sessions) // 2].start_s)
     await redis.kill()
