@@ -9,8 +9,9 @@ from typing import Any
 
 import msgspec
 
+from sessile.api.chat_chunks import CallDelta, Choice, Chunk
 from sessile.api.messages_body import Asked
-from sessile.api.responses_events import CallDelta, Choice, Chunk, Event
+from sessile.api.responses_events import Event
 from sessile.api.wire import anthropic_error
 from sessile.carry_on import read_marker
 from sessile.errors import ReplicaRefused, SessileError, StreamBroken

@@ -55,7 +55,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Contexts:
-    """Finds contexts. One a router, made by `responses_routes`."""
+    """Finds contexts. One a router, made by `Responses`."""
 
     def __init__(self, store: Store, transcripts: Transcripts, settings: SessionSettings) -> None:
         self._store = store

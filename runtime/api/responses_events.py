@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sessile import errors
+from sessile.api.chat_chunks import CallDelta, Choice, Function, decode_chunk
 from sessile.api.responses_calls import Call, open_call
 from sessile.api.responses_tools import Called
+from sessile.api.responses_usage import read_usage, sum_of
 from sessile.carry_on import read_marker
 from sessile.errors import ReplicaRefused, SessileError, StreamBroken
 from sessile.relay import payloads
@@ -28,52 +30,6 @@ class Event(NamedTuple):
     body: bytes
 
 
-class _Function(msgspec.Struct):
-    name: str | None = None
-    arguments: str | None = None
-
-
-class CallDelta(msgspec.Struct):
-    """A piece of a tool call, or a whole one."""
-
-    index: int | None = None
-    id: str | None = None
-    function: _Function | None = None
-
-
-class _Delta(msgspec.Struct):
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    refusal: str | None = None
-    tool_calls: list[CallDelta] | None = None
-
-
-class _Logprobs(msgspec.Struct):
-    content: list[dict[str, Any]] | None = None
-
-
-class Choice(msgspec.Struct):
-    """What is read of one choice of a chunk: a piece of it, or the whole message."""
-
-    index: int = 0
-    delta: _Delta | None = None
-    message: _Delta | None = None
-    logprobs: _Logprobs | None = None
-    finish_reason: str | None = None
-    stop_reason: Any = None  # vLLM's name for the stop string that was met
-    matched_stop: Any = None  # SGLang's
-
-
-class Chunk(msgspec.Struct):
-    """What is read of one chunk of a chat completion, or of a whole one."""
-
-    choices: list[Choice] = []
-    usage: dict[str, Any] | None = None
-    error: Any = None
-
-
-_decode_chunk = msgspec.json.Decoder(Chunk).decode
 _encode = msgspec.json.Encoder().encode
 _SPOKEN = {"output_text": "text", "refusal": "refusal", "reasoning_text": "text"}
 _DELTA = {
@@ -173,7 +129,7 @@ class ResponseStream:
     def feed_chunk(self, payload: bytes, events: list[Event]) -> None:
         """As `feed`, for the JSON of one chunk or of one whole completion."""
         try:
-            chunk = _decode_chunk(payload)
+            chunk = decode_chunk(payload)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ReplicaRefused(f"the engine sent a chunk that is not one: {error}") from error
         if chunk.error is not None:
@@ -206,7 +162,7 @@ class ResponseStream:
         """Another engine call follows for the same response."""
         self._finish_reason = None
         if self._usage is not None:
-            self._spent = _sum(self._spent, _read_usage(self._usage))
+            self._spent = sum_of(self._spent, read_usage(self._usage))
             self._usage = None
 
     def settle(self, item: dict[str, Any], events: list[Event]) -> None:
@@ -371,7 +327,7 @@ class ResponseStream:
     def _extend_call(self, delta: CallDelta, position: int, events: list[Event]) -> None:
         index = position if delta.index is None else delta.index
         call = self._calls.get(index)
-        function = delta.function or _Function()
+        function = delta.function or Function()
         if call is not None and function.name and delta.id and delta.id != call.upstream_id:
             # Some engines give every call of a reply the same index.
             index = max(self._calls) + 1
@@ -452,8 +408,8 @@ class ResponseStream:
         self.ended = True
         if self.response["status"] == "completed":
             self.response["completed_at"] = int(now)
-        spent = None if self._usage is None else _read_usage(self._usage)
-        self.response["usage"] = usage = _sum(self._spent, spent)
+        spent = None if self._usage is None else read_usage(self._usage)
+        self.response["usage"] = usage = sum_of(self._spent, spent)
         if self._silent and usage is not None:
             usage |= {"output_tokens": 0, "total_tokens": usage["input_tokens"]}
         return self._event(kind, response=self.response)
@@ -502,50 +458,6 @@ def _with_bytes(entry: dict[str, Any]) -> dict[str, Any]:
         "logprob": entry.get("logprob") or 0.0,
         "bytes": list(token.encode("utf-8", "surrogatepass")) if given is None else given,
     }
-
-
-def usage_in(answer: bytes) -> dict[str, Any] | None:
-    """The usage of a whole chat completion, under its Responses names."""
-    usage = _decode_chunk(answer).usage
-    return None if usage is None else _read_usage(usage)
-
-
-def _read_usage(usage: dict[str, Any]) -> dict[str, Any]:
-    """Token counts under their Responses names.
-
-    The API's types have no word for unknown: a count that the engine did not report is 0 here,
-    and null in the turn's receipt.
-    """
-    prompt = _count(usage, "prompt_tokens")
-    completion = _count(usage, "completion_tokens")
-    prompt_details = usage.get("prompt_tokens_details")
-    completion_details = usage.get("completion_tokens_details")
-    reasoning = _count(completion_details, "reasoning_tokens") or _count(usage, "reasoning_tokens")
-    return {
-        "input_tokens": prompt,
-        "input_tokens_details": {
-            "cached_tokens": _count(prompt_details, "cached_tokens"),
-            "cache_write_tokens": 0,
-        },
-        "output_tokens": completion,
-        "output_tokens_details": {"reasoning_tokens": reasoning},
-        "total_tokens": prompt + completion,
-    }
-
-
-def _sum(one: dict[str, Any] | None, other: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Two usages as one, with the details that they hold."""
-    if one is None or other is None:
-        return one or other
-    return {
-        name: _sum(value, other[name]) if isinstance(value, dict) else value + other[name]
-        for name, value in one.items()
-    }
-
-
-def _count(counts: Any, name: str) -> int:
-    value = counts.get(name) if isinstance(counts, dict) else None
-    return value if isinstance(value, int) else 0
 
 
 def _sentence(error: Any) -> str:

@@ -23,8 +23,8 @@ from sessile.api.mcp_tools import find_list
 from sessile.api.responses_body import Asked, chat_body
 from sessile.api.responses_calls import mcp_call
 from sessile.api.responses_context import Context
-from sessile.api.responses_events import usage_in
 from sessile.api.responses_tools import Called
+from sessile.api.responses_usage import usage_in
 from sessile.api.wire import engine_error
 from sessile.errors import InvalidRequest, SessileError
 from sessile.flow import Flow
