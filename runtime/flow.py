@@ -289,9 +289,11 @@ class Flow:
         """Whatever became of it: stop the engine, settle the accounts, tell the store."""
         self._running.discard(turn)
         receipt, replica = turn.receipt, turn.replica
-        if error is not None:  # a hang-up is an outcome too
-            receipt.outcome = outcome_of(error)
         cut = turn.hang_up()
+        if error is not None:  # a hang-up is an outcome too, but not of one who has had all of it
+            why = outcome_of(error)
+            if why != "client_gone" or cut or not turn.whole:
+                receipt.outcome = why
         if receipt.outcome == "running":
             refused = "ok" if turn.status < 400 else "refused"
             receipt.outcome = "client_gone" if cut else refused

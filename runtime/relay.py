@@ -13,19 +13,21 @@ import msgspec
 
 _CALL = re.compile(rb'"tool_calls"\s*:\s*\[.*?"name"\s*:\s*"([^"\\]{1,200})"', re.DOTALL)
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
+_DONE = (b"data: [DONE]\n\n", b"data: [DONE]\r\n\r\n", b"data:[DONE]\n\n")
 _BREAK = re.compile(rb"\r?\n\r?\n")
 
 
 class UsageRelay:
     """One streamed answer. `usage_body` is the last object seen that held a usage, if any, `called`
-    the name of the first tool that it calls."""
+    the name of the first tool that it calls, `done` whether it has said that it is at its end."""
 
-    __slots__ = ("_relay_usage", "_tail", "called", "usage_body")
+    __slots__ = ("_relay_usage", "_tail", "called", "done", "usage_body")
 
     def __init__(self, relay_usage: bool) -> None:
         self._relay_usage = relay_usage
         self._tail = b""
         self.called = ""
+        self.done = False
         self.usage_body: dict[str, Any] | None = None
 
     def feed(self, chunk: bytes) -> bytes:
@@ -40,6 +42,7 @@ class UsageRelay:
                 return b""
             self._tail = chunk[ends:]
             chunk = chunk[:ends]
+        self.done = chunk.endswith(_DONE)
         if b'"tool_calls"' in chunk and not self.called and (call := _CALL.search(chunk)):
             self.called = call[1].decode("utf-8", "replace")
         if b'"usage"' in chunk and _USAGE.search(chunk):

@@ -225,11 +225,9 @@ class Turn:
         if self._lost is None and (self._response is None or self._response.whole):
             if self._ended_early():
                 return passed
-            self.whole = True
+            self._end()
             if self._relay is not None:
                 passed += self._relay.rest()
-                self.usage_body = self._relay.usage_body
-                self.waits_for = self._relay.called
             if self._response is not None:
                 self._response.close()
         return passed
@@ -301,11 +299,21 @@ class Turn:
         return b"".join(self._kept) if self._kept else b""
 
     def hang_up(self) -> bool:
-        """Close an answer that has not ended; whether there was one."""
+        """Close an answer that has not ended; whether there was one. A client that leaves after
+        `[DONE]`, as most do, has had all of it, though the connection may not have ended."""
         if self.whole or self._response is None:
             return False
         self._response.close()
-        return True
+        if self._relay is None or not self._relay.done:
+            return True
+        self._end()
+        return False
+
+    def _end(self) -> None:
+        self.whole = True
+        if self._relay is not None:
+            self.usage_body = self._relay.usage_body
+            self.waits_for = self._relay.called
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The `X-Sessile-*` headers of the answer."""

@@ -45,7 +45,8 @@ class Fault(msgspec.Struct, kw_only=True, frozen=True):
     fit). `hang` answers nothing until the client hangs up. `drop_after` cuts the TCP connection
     after so many events, 0 before the first byte. `garbage_after` sends bytes there that are no
     event stream, and goes on. `error_after` ends the stream there with the error of an
-    engine whose core has died. `pause_s` is waited before each event, or before a whole answer.
+    engine whose core has died. `pause_s` is waited before each event, or before a whole answer,
+    `linger_s` behind the last event, before the stream ends.
     """
 
     status: int | None = None
@@ -54,6 +55,7 @@ class Fault(msgspec.Struct, kw_only=True, frozen=True):
     garbage_after: int | None = None
     error_after: int | None = None
     pause_s: float = 0.0
+    linger_s: float = 0.0
 
 
 class Seen(msgspec.Struct):
@@ -245,7 +247,11 @@ class FakeReplica:
             await send({"type": "http.response.body", "body": data, "more_body": True})
             if number == fault.error_after:
                 break
-        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+        done = {"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True}
+        await send(done)
+        if fault.linger_s:
+            await asyncio.sleep(fault.linger_s)
+        await send({"type": "http.response.body", "body": b""})
 
     def _match(self, prompt: list[str], prompt_tokens: int) -> int:
         """Tokens of the longest run of leading messages that was served before; as an engine, at

@@ -240,3 +240,15 @@ async def test_a_turn_taken_over_at_its_limit_has_its_end_only(site):
     assert bodies[0]["choices"][0]["finish_reason"] == "length"
     assert bodies[1]["usage"]["completion_tokens"] == 2
     assert not any(fake.seen for fake in site.fakes)
+
+
+async def test_a_client_that_leaves_after_the_last_event_has_had_all(site, http):
+    """Engines may end their stream a moment after they have said that it is over."""
+    site.faults.append(Fault(linger_s=60))
+    async with http.stream("POST", site.url + CHAT, json=ask()) as reply:
+        async for line in reply.aiter_lines():
+            if line == "data: [DONE]":
+                break
+    await site.until(lambda: not any(fake.running for fake in site.fakes))
+    receipt = await receipt_of(site, http, reply)
+    assert (receipt["outcome"], receipt["completion_tokens"]) == ("ok", len(WHOLE.split(" ")))
