@@ -49,11 +49,13 @@ class Durable:
         self.writer = EventWriter(self._log, lambda: store.available)
         self.feed = EventFeed(self._log, self.writer, self.adopt)
         self.stopping = False
+        self._there_since = 0.0  # when the store was first seen
         self.taken = 0
 
     def open(self) -> None:
         """Start writing, and looking for orphans."""
         loop = asyncio.get_running_loop()
+        self._there_since = self._store.available_since
         self._beside = [
             loop.create_task(self.writer.run(), name="write events"),
             loop.create_task(self._sweep(), name="look for orphans"),
@@ -87,7 +89,8 @@ class Durable:
         cannot be told, since the store has only just come back and its router may be about to.
         """
         back_at = self._store.available_since
-        if self.stopping or (back_at and time.monotonic() - back_at < self._log.limits.lease_s):
+        was_away = back_at not in (0.0, self._there_since)
+        if self.stopping or (was_away and time.monotonic() - back_at < self._log.limits.lease_s):
             return False
         try:
             taken = await self._log.take(tenant, turn, self.writer.owner)

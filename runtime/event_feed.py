@@ -76,13 +76,13 @@ class EventFeed:
         while True:
             live = self._writer.find(tenant, turn)
             if live is not None:
-                events = live.since(after)
+                events = live.since(after, live.safe)
                 if events:
                     after = events[-1][0]
                     yield events
                     continue
                 if events is not None:
-                    if live.ended:
+                    if live.ended and after >= live.next - 1:
                         return
                     await live.changed()
                     heard_at = time.monotonic()

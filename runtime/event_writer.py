@@ -1,8 +1,9 @@
-"""Writes the events of this router's turns to the log: many turns at once, a few ms behind.
+"""Writes the events of this router's turns to the log: many turns at once, every few ms.
 
-Whoever tells an event never waits for it to be written. While the store is away, events wait in
-memory, a bounded part of each turn; what fell out of that before it could be written is missing in
-the log for good, and counted.
+Clients are told an event once it is written. They wait for no more than 20 ms: a log that is late,
+or away, holds nobody up until it has caught up. While the store is away, events wait in memory,
+a bounded part of each turn; what fell out of that before it could be written is missing in the log
+for good, and counted.
 """
 
 import asyncio
@@ -17,7 +18,8 @@ from sessile.sessions.stream_log import Accept, StreamLog, Written
 
 log = logging.getLogger("sessile.events")
 
-_LINGER_S = 0.008
+_LINGER_S = 0.004
+_LATE_S = 0.02
 _RETRY_S = 0.1
 _RENEWALS = 4  # in the time of a lease
 _CLOSING_S = 1.0
@@ -30,12 +32,14 @@ class EventWriter:
     def __init__(self, log: StreamLog, available: Callable[[], bool]) -> None:
         self.owner = secrets.token_hex(6)
         self.lost_events = 0
+        self.late = False
         self._log = log
         self._available = available
         self._turns: dict[tuple[str, str], LiveTurn] = {}
         self._dirty: dict[LiveTurn, None] = {}
         self._due = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._patience: asyncio.TimerHandle | None = None
 
     def begin(
         self, tenant: str, turn: str, record: bytes, *, fence: int | None = None, first: int = 0
@@ -46,6 +50,7 @@ class EventWriter:
             int(time.time() * 1_000_000) if fence is None else fence,
             Accept(self.owner, record),
             self._note,
+            lambda: self.late,
             first,
             known=fence is not None,
         )
@@ -81,6 +86,7 @@ class EventWriter:
         if not turns:
             return True
         if not self._available():
+            self._give_way()
             self._drop_left()
             return False
         self._dirty.clear()
@@ -88,8 +94,9 @@ class EventWriter:
 
     async def aclose(self) -> None:
         """Write what is left, as far as the store takes it in a second."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._patience):
+            if timer is not None:
+                timer.cancel()
         until = time.monotonic() + _CLOSING_S
         while self._dirty and time.monotonic() < until and await self.flush():
             pass
@@ -101,7 +108,9 @@ class EventWriter:
             written = await self._log.append(batches)
         except StoreUnavailable:
             self._dirty |= dict.fromkeys(live for live in turns if live.dirty)
+            self._give_way()
             return False
+        self._in_time()
         for live, begin, batch, told in zip(turns, firsts, batches, written, strict=True):
             if told.state == "ok" and batch.first > begin:
                 self._count_lost(live, batch.first - begin)
@@ -138,6 +147,7 @@ class EventWriter:
 
     def _note(self, live: LiveTurn) -> None:
         self._dirty[live] = None
+        self._be_patient()
         if self._timer is None:
             self._soon()
 
@@ -148,6 +158,27 @@ class EventWriter:
     def _fire(self) -> None:
         self._timer = None
         self._due.set()
+
+    def _in_time(self) -> None:
+        """The log has what there was: what has come since has all its time."""
+        self.late = False
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        if self._dirty:
+            self._be_patient()
+
+    def _be_patient(self) -> None:
+        if self._patience is None and not self.late:
+            self._patience = asyncio.get_running_loop().call_later(_LATE_S, self._give_way)
+
+    def _give_way(self) -> None:
+        """The log is late: nobody waits for it."""
+        self._patience = None
+        if not self.late:
+            self.late = True
+            for live in self._turns.values():
+                live.wake()
 
     def _drop_left(self) -> None:
         """Of the turns that are over, keep so many for the store's return."""

@@ -1,6 +1,7 @@
 """A turn's events as this router tells them: the newest stay in memory, for those who follow here.
 
-Nothing is decided of durability: the writer takes what it has not written yet, and says so. What is
+An event is told to clients once the log has it, so that no client is ever ahead of what another
+router could tell; where the log is late, which the writer says, clients do not wait for it. What is
 neither in memory nor written any more is a hole, which numbers tell.
 """
 
@@ -21,13 +22,13 @@ class LiveTurn:
     """One running turn of this router. Made by the writer; events have the numbers `first` to
     `next`, those before `written` are in the log.
 
-    `stop` is called once, when somebody wants the turn cancelled or another router has it;
-    `stopped` says which.
+    `late` says whether the log is not to be waited for. `stop` is called once, when somebody wants
+    the turn cancelled or another router has it; `stopped` says which.
     """
 
     __slots__ = (
-        "_bytes", "_changed", "_events", "_told", "accept", "ended", "fence", "first", "key",
-        "known", "most_bytes", "next", "stop", "stopped", "written",
+        "_bytes", "_changed", "_events", "_late", "_teller", "_told", "accept", "ended", "fence",
+        "first", "key", "known", "most_bytes", "next", "stop", "stopped", "written",
     )  # fmt: skip
 
     def __init__(
@@ -36,6 +37,7 @@ class LiveTurn:
         fence: int,
         accept: Accept,
         told: Callable[["LiveTurn"], None],
+        late: Callable[[], bool],
         first: int = 0,
         known: bool = False,
     ) -> None:
@@ -49,9 +51,11 @@ class LiveTurn:
         self.most_bytes = _MOST_KEPT_BYTES
         self.stop: Callable[[], object] | None = None
         self._told = told
+        self._late = late
         self._events: list[bytes] = []
         self._bytes = 0
         self._changed: asyncio.Future[None] | None = None
+        self._teller: asyncio.Future[None] | None = None
 
     def tell(self, events: Sequence[bytes], ended: bool = False) -> None:
         """The next events; never waits. Nothing is told behind the terminal one."""
@@ -64,15 +68,32 @@ class LiveTurn:
         self.ended = ended
         if self._bytes > self.most_bytes:
             self._trim()
-        self._wake()
+        if self._late():
+            self.wake()
         self._told(self)
 
-    def since(self, after: int) -> list[tuple[int, bytes]] | None:
-        """The numbered events behind `after`, perhaps none yet; None if memory begins later."""
+    @property
+    def safe(self) -> int:
+        """Clients may be told the events before this number."""
+        return self.next if self._late() else max(self.written, self.first)
+
+    async def told(self) -> None:
+        """Wait until clients may be told everything, or it counts no more; for who tells it."""
+        upto = self.next
+        while self.safe < upto and self.stopped != "lost":
+            self._teller = asyncio.get_running_loop().create_future()
+            await self._teller
+
+    def since(self, after: int, upto: int | None = None) -> list[tuple[int, bytes]] | None:
+        """The numbered events behind `after` and before `upto`, perhaps none yet; None if memory
+        begins later."""
         start = after + 1 - self.first
         if start < 0:
             return None
-        return list(enumerate(self._events[start : start + _MOST_AT_ONCE], after + 1))
+        end = start + _MOST_AT_ONCE
+        if upto is not None:
+            end = min(end, max(start, upto - self.first))
+        return list(enumerate(self._events[start:end], after + 1))
 
     async def changed(self) -> None:
         """Wait until there is something new to know."""
@@ -111,6 +132,7 @@ class LiveTurn:
         """The log goes on at number `upto`."""
         self.known = True
         self.written = min(max(upto, self.first), self.next)
+        self.wake()
 
     def forgotten(self) -> None:
         """The log has lost the turn: it is given all that is still here."""
@@ -120,7 +142,7 @@ class LiveTurn:
     def lose(self) -> None:
         """Another router has the turn: what is told here counts no more."""
         self._stop("lost")
-        self._wake()
+        self.wake()
 
     def cancel(self) -> None:
         """Somebody wants the turn to end."""
@@ -131,11 +153,12 @@ class LiveTurn:
         if first and self.stop is not None:
             self.stop()
 
-    def _wake(self) -> None:
-        if self._changed is not None:
-            if not self._changed.done():
-                self._changed.set_result(None)
-            self._changed = None
+    def wake(self) -> None:
+        """There is something new to know."""
+        for future in (self._teller, self._changed):
+            if future is not None and not future.done():
+                future.set_result(None)
+        self._teller = self._changed = None
 
     def _trim(self) -> None:
         """Keep the newest three quarters of what may be kept, and the last event always."""

@@ -100,9 +100,11 @@ class Job:
         self.opened = True
 
     async def tell(self, ended: bool = False) -> None:
-        """Tell what is pending; those who follow first, which never waits."""
+        """Tell what is pending, once the log has it."""
         events = self.log(ended)
         if self.audience is not None and events:
+            if self.live is not None:
+                await self.live.told()
             await self.audience.tell(events)
 
     def log(self, ended: bool) -> list[Event]:

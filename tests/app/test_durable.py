@@ -553,13 +553,14 @@ async def test_what_was_not_kept_is_said(start, store, http, redis_server):
         events = await live.rest()
     await one.until(lambda: one.app.responses.turns.writer.find("default", response) is None)
     again = await replayed(http, two, response)
-    (gap,) = [event for event in again if event["type"] == "sessile.gap"]
-    missing = range(gap["first"], gap["last"] + 1)
+    gaps = [event for event in again if event["type"] == "sessile.gap"]
+    missing = {n for gap in gaps for n in range(gap["first"], gap["last"] + 1)}
     assert len(missing) > 10
-    assert [e for e in again if e is not gap] == [
+    assert [event for event in again if event not in gaps] == [
         event for event in events if event["sequence_number"] not in missing
     ]
-    assert one.app.responses.turns.writer.lost_events == len(missing)
+    # A batch whose reply was lost may have been written all the same.
+    assert one.app.responses.turns.writer.lost_events >= len(missing)
 
 
 async def test_a_response_in_the_background_without_redis(start, store, http, redis_server):

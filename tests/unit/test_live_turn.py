@@ -1,5 +1,6 @@
 """What a turn keeps in memory of its events, and what of it is to be written."""
 
+import asyncio
 from typing import Any
 
 from hypothesis import given
@@ -11,7 +12,9 @@ from sessile.sessions.stream_log import Accept
 
 def live(**changes: Any) -> LiveTurn:
     noted: list[LiveTurn] = []
-    turn = LiveTurn(("acme", "t"), 7, Accept("me", b"record"), noted.append, **changes)
+    turn = LiveTurn(
+        ("acme", "t"), 7, Accept("me", b"record"), noted.append, lambda: False, **changes
+    )
     turn.most_bytes = 100
     return turn
 
@@ -103,3 +106,21 @@ def test_what_is_kept_is_the_newest_and_keeps_its_numbers(
         batch = turn.batch()
         assert batch.first >= max(turn.first, turn.written)
         turn.wrote(batch.first + min(writes[number], len(batch.events)))
+
+
+async def test_clients_are_told_what_the_log_has() -> None:
+    """Or everything, where the log is late."""
+    late = False
+    turn = LiveTurn(("acme", "t"), 7, Accept("me", b"record"), lambda _: None, lambda: late)
+    turn.tell([b"a", b"b"])
+    assert turn.safe == 0 and turn.since(-1, turn.safe) == []
+    waiting = asyncio.create_task(turn.told())
+    await asyncio.sleep(0)
+    turn.wrote(1)
+    assert turn.since(-1, turn.safe) == [(0, b"a")] and turn.since(0, turn.safe) == []
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    late = True
+    turn.wake()
+    await waiting
+    assert turn.since(0, turn.safe) == [(1, b"b")]
