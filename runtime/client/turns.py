@@ -1,7 +1,9 @@
 """How a turn goes over the Responses WebSocket, without the socket: what is sent, what is read.
 
-Both clients drive a `Turn` in the same few lines: send `frame()`, feed `receive()` while it is
-`receiving`, run `calls` and hand the results to `answer()`, until it is `finished`.
+A session drives a `Turn` in a few lines: send `frame()`, feed `receive()` while it is `receiving`,
+run `calls` and hand the results to `answer()`, until it is `finished`. Where the connection was
+lost in between, `response` and `seen` say what to take up and from where; without a `response` the
+same `frame()` is sent again, which its key makes harmless.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,8 +14,9 @@ from typing import Any
 import msgspec
 
 from sessile.client.events import Event, Outcome, TextDelta, ToolCall, ToolResult
+from sessile.client.steers import Steers
 from sessile.client.tools import Tool
-from sessile.errors import ReplicaRefused, SessileError, from_code
+from sessile.errors import ConnectionTooOld, ReplicaRefused, SessileError, from_code
 from sessile.router.replica import Usage
 
 
@@ -21,8 +24,8 @@ from sessile.router.replica import Usage
 class Conversation:
     """What a session's handle knows; it changes only when a turn has ended well.
 
-    `head` is the response that the next turn follows. `unanswered` are calls of that response
-    which were not run (the turn had used up its rounds): the next turn says so first.
+    `head` is the response that the next turn follows. `owed` are items that the next turn says
+    first: that calls of that response were not run, since the turn had used up its rounds.
     """
 
     id: str
@@ -31,13 +34,13 @@ class Conversation:
     tools: Mapping[str, Tool]
     max_rounds: int
     head: str | None = None
-    unanswered: tuple[ToolCall, ...] = ()
+    owed: tuple[dict[str, Any], ...] = ()
     turns: int = field(default=0)
 
     def forked(self, id: str) -> "Conversation":
         """A child that begins where this one stands."""
         return Conversation(
-            id, self.model, self.system, self.tools, self.max_rounds, self.head, self.unanswered
+            id, self.model, self.system, self.tools, self.max_rounds, self.head, self.owed
         )
 
 
@@ -45,9 +48,11 @@ class _ServerEvent(msgspec.Struct):
     """The fields of the server's events that a turn reads."""
 
     type: str
+    sequence_number: int | None = None
     delta: Any = None
     item: dict[str, Any] | None = None
     response: dict[str, Any] | None = None
+    steer: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     code: str | None = None
     message: str | None = None
@@ -58,7 +63,11 @@ _decoder = msgspec.json.Decoder(_ServerEvent)
 
 
 class Turn:
-    """One turn in flight: made for one `send` or `stream`, thrown away after it."""
+    """One turn in flight: made for one `send`, `stream` or `background`, thrown away after it.
+
+    `response` is the one that runs, None until the router has told its id; `seen` the number of
+    its last event. `stale` says that the connection is too old to begin anything.
+    """
 
     def __init__(
         self,
@@ -70,15 +79,23 @@ class Turn:
         self._options = options
         self._parent = conversation.head
         self._input = [
-            *(_output_item(call.id, _NOT_RUN) for call in conversation.unanswered),
-            *([_user_item(content)] if isinstance(content, str) else content),
+            *conversation.owed,
+            *([user_item(content)] if isinstance(content, str) else content),
         ]
+        self._steers = Steers()
         self._rounds = 0
         self._usage = Usage(0, 0, 0)
-        self._deltas: list[str] = []
+        self._said = ""
+        self._hole = False
         self._made: list[ToolCall] = []
+        self._ended: dict[str, Any] | None = None
+        self._body: dict[str, Any] | None = None
+        self.key = token_hex(12)
+        self.response: str | None = None
+        self.seen = -1
         self.calls: list[ToolCall] = []
         self.receiving = False
+        self.stale = False
         self.outcome: Outcome | None = None
 
     @property
@@ -86,15 +103,27 @@ class Turn:
         """Whether the turn has ended well; `outcome` then holds its end."""
         return self.outcome is not None
 
-    def frame(self) -> str:
-        """The `response.create` to send now: only what is new, and the response it follows."""
+    @property
+    def answered(self) -> bool:
+        """Whether a response has ended with which the turn does not: its calls are to be run."""
+        return self._ended is not None and not self.receiving and self.outcome is None
+
+    @property
+    def stored(self) -> bool:
+        """Whether the router keeps it, so that it can be taken up again."""
+        return self._options.get("store") is not False
+
+    # -- what is sent
+
+    def body(self) -> dict[str, Any]:
+        """What to ask for now: only what is new, and the response it follows. It is the same
+        until it was answered."""
+        self.receiving, self.stale = True, False
+        if self._body is not None:
+            return self._body
         conversation = self._conversation
-        body: dict[str, Any] = {
-            **self._options,
-            "type": "response.create",
-            "model": conversation.model,
-            "input": self._input,
-        }
+        given = [*self._input, *self._steers.take()]
+        self._body = body = {**self._options, "model": conversation.model, "input": given}
         if conversation.system is not None:
             body["instructions"] = conversation.system
         if conversation.tools:
@@ -103,9 +132,46 @@ class Turn:
                 body["tool_choice"] = "none"
         if self._parent is not None:
             body["previous_response_id"] = self._parent
-        self.receiving = True
-        self.calls, self._deltas = [], []
+        return body
+
+    def frame(self) -> str:
+        """The same as a `response.create`; sent again under its key, it is not run again."""
+        body = {"type": "response.create", **self.body(), "idempotency_key": self.key}
         return msgspec.json.encode(body).decode()
+
+    def follow(self, response: str) -> None:
+        """Listen to a response that runs already, from its first event."""
+        self.receiving = True
+        self._begin(response)
+
+    def answer(self, results: Iterable[ToolResult]) -> list[Event]:
+        """Take the results of `calls`; they are the next frame's input."""
+        given = list(results)
+        self._input = [_output_item(result.id, result.output) for result in given]
+        self._rounds += bool(given)
+        self.key, self._body = token_hex(12), None
+        self.response, self.seen, self.calls = None, -1, []
+        self._said, self._hole, self._ended = "", False, None
+        return list(given)
+
+    # -- what is said into it
+
+    def steer(self, text: str) -> None:
+        """The caller says something into the turn."""
+        self._steers.say(text)
+
+    def steer_frames(self) -> list[str]:
+        """What to send for it now: only while there is a response that could take it."""
+        if self.response is None or self._ended is not None or not self.receiving:
+            return []
+        return self._steers.send(self.response)
+
+    def lost(self) -> list[Event]:
+        """The connection is gone; a response that was to follow by itself no longer does."""
+        self._steers.lost()
+        return [] if self._ended is None else self._settle()
+
+    # -- what is read
 
     def receive(self, frame: str | bytes) -> list[Event]:
         """The caller's events of one server event; raises the error that the event tells of."""
@@ -113,55 +179,105 @@ class Turn:
             event = _decoder.decode(frame)
         except msgspec.MsgspecError as error:
             raise ReplicaRefused(f"the router sent an event that is not one: {error}") from error
+        if event.type.startswith("response.steer."):
+            self._steers.told(event.type, event.steer or {})
+            return [] if self._ended is None else self._settle()
+        if event.type == "response.created":
+            response = event.response or {}
+            if response.get("id") != self.response:
+                self._steers.begun(response.get("previous_response_id"))
+                self._begin(response.get("id"))
+        if event.sequence_number is not None:
+            if event.sequence_number <= self.seen:
+                return []
+            self.seen = event.sequence_number
         match event.type:
             case "response.output_text.delta":
-                self._deltas.append(event.delta)
-                return [TextDelta(event.delta)]
+                return self._say(event.delta)
             case "response.output_item.done":
-                item = event.item or {}
-                if item.get("type") == "function_call":
-                    call = ToolCall(item["call_id"], item["name"], item.get("arguments") or "{}")
-                    self.calls.append(call)
-                    self._made.append(call)
-                    return [call]
+                return self._call(event.item or {})
             case "response.completed" | "response.incomplete":
-                self._end_round(event.response or {})
+                return self._end(event.response or {})
             case "response.failed":
                 told = (event.response or {}).get("error") or {}
                 # The API knows few codes for a failed response; the router's own is its type.
+                self.receiving = False
                 raise _as_error({**told, "code": told.get("type") or told.get("code")})
+            case "sessile.gap":
+                self._hole = True  # what is missing comes with the whole response
             case "error":
                 flat = {"code": event.code, "message": event.message, "param": event.param}
-                raise _as_error(event.error or flat)
+                failure = _as_error(event.error or flat)
+                if not isinstance(failure, ConnectionTooOld) or self.response is not None:
+                    self.receiving = False
+                    raise failure
+                self.stale = True
         return []
 
-    def answer(self, results: Iterable[ToolResult]) -> list[Event]:
-        """Take the results of `calls`; they are the next frame's input."""
-        given = list(results)
-        self._input = [_output_item(result.id, result.output) for result in given]
-        self._rounds += 1
-        return list(given)
+    def _begin(self, response: str | None) -> None:
+        self.response, self.seen, self._ended = response, -1, None
+        self._said, self._hole, self.calls = "", False, []
 
-    def _end_round(self, response: dict[str, Any]) -> None:
-        self.receiving = False
+    def _say(self, delta: str) -> list[Event]:
+        if self._hole:
+            return []
+        self._said += delta
+        return [TextDelta(delta)]
+
+    def _call(self, item: Mapping[str, Any]) -> list[Event]:
+        if item.get("type") != "function_call":
+            return []
+        call = ToolCall(item["call_id"], item["name"], item.get("arguments") or "{}")
+        if call in self.calls:
+            return []
+        self.calls.append(call)
+        self._made.append(call)
+        return [call]
+
+    def _end(self, response: dict[str, Any]) -> list[Event]:
+        """The response is there as a whole: what of it was not told is."""
+        events: list[Event] = []
+        whole = _text_of(response)
+        if len(whole) > len(self._said) and whole.startswith(self._said):
+            events.append(TextDelta(whole[len(self._said) :]))
+        if response.get("status") == "completed":
+            for item in response.get("output") or ():
+                events += self._call(item)
         self._parent = response["id"]
         self._usage = _sum(self._usage, _read_usage(response.get("usage")))
-        details = response.get("incomplete_details") or {}
-        incomplete = details.get("reason") if response.get("status") == "incomplete" else None
+        self._ended = response
+        return [*events, *self._settle()]
+
+    def _settle(self) -> list[Event]:
+        """The response has ended: the turn goes on with one that follows by itself, with tools,
+        with what was said meanwhile, or not at all."""
+        response = self._ended or {}
+        status, reason = response.get("status"), _why_incomplete(response)
+        open_calls = self.calls if status == "completed" else []
+        if not open_calls and self._steers.is_open(response["id"]) and reason != "cancelled":
+            return []
+        self.receiving = False
         conversation = self._conversation
-        if self.calls and incomplete is None and self._rounds < conversation.max_rounds:
-            return
+        rounds_left = self._rounds < conversation.max_rounds
+        if reason != "cancelled" and (
+            (open_calls and rounds_left) or (not open_calls and self._steers.waiting)
+        ):
+            return []
         self.outcome = Outcome(
             id=response["id"],
             session=conversation.id,
-            text=_text_of(response) or "".join(self._deltas),
+            text=_text_of(response) or self._said,
             usage=self._usage,
             tool_calls=tuple(self._made),
-            incomplete=incomplete,
+            incomplete=reason,
         )
-        conversation.head = response["id"]
-        conversation.unanswered = tuple(self.calls)
-        conversation.turns += 1
+        if reason != "cancelled":
+            conversation.head = response["id"]
+            not_run = [_output_item(call.id, _NOT_RUN) for call in self.calls]
+            self._steers.lost()
+            conversation.owed = (*not_run, *self._steers.take())
+            conversation.turns += 1
+        return []
 
 
 def new_id() -> str:
@@ -169,15 +285,24 @@ def new_id() -> str:
     return f"ses_{token_hex(12)}"
 
 
-_NOT_RUN = "not run: too many calls in one turn"
-
-
-def _user_item(text: str) -> dict[str, Any]:
+def user_item(text: str) -> dict[str, Any]:
+    """A text as the input item that it stands for."""
     return {"type": "message", "role": "user", "content": text}
+
+
+_NOT_RUN = "not run: too many calls in one turn"
 
 
 def _output_item(call: str, output: str) -> dict[str, Any]:
     return {"type": "function_call_output", "call_id": call, "output": output}
+
+
+def _why_incomplete(response: Mapping[str, Any]) -> str | None:
+    status = response.get("status")
+    if status == "cancelled":
+        return "cancelled"
+    details = response.get("incomplete_details") or {}
+    return details.get("reason") if status == "incomplete" else None
 
 
 def _text_of(response: Mapping[str, Any]) -> str:
