@@ -19,9 +19,12 @@ from sessile.api.admin import health_routes, native_routes
 from sessile.api.auth import Authenticator, check_exposure
 from sessile.api.chat import FastLane
 from sessile.api.conversations import conversation_routes
+from sessile.api.event_stream import event_routes
 from sessile.api.messages import Messages
 from sessile.api.models import model_routes
-from sessile.api.responses import responses_routes
+from sessile.api.responses import Responses
+from sessile.api.responses_http import responses_routes
+from sessile.api.responses_resume import resume_response
 from sessile.api.wire import openai_error, retry_headers, wire_of
 from sessile.engines.base import engine
 from sessile.errors import InvalidRequest, SessileError, SettingsError
@@ -35,6 +38,7 @@ from sessile.sessions.binding import Standings
 from sessile.sessions.memory_store import MemoryStore
 from sessile.sessions.redis_store import RedisStore
 from sessile.sessions.store import Store, StoreLimits
+from sessile.sessions.stream_log import LogLimits
 from sessile.settings import Settings
 from sessile.telemetry import Telemetry
 
@@ -79,6 +83,7 @@ class App:
             telemetry=self.telemetry,
             salt=self.auth.salt,
         )
+        self.responses = Responses(self.flow, self.pool, store, settings, resume_response)
         self.telemetry.watch(self.pool, store, lambda: len(self.flow.scheduler.queue))
         longest = settings.server.max_body_bytes
         self._lanes: dict[str, ASGIApp] = {
@@ -124,6 +129,8 @@ class App:
             stack.push_async_callback(self.feeds.aclose)
             self.flow.open()
             stack.push_async_callback(self.flow.aclose)
+            self.responses.turns.open()
+            stack.push_async_callback(self.responses.aclose)
             self.pool.on_change = self._sync
             self._sync()
             yield
@@ -150,9 +157,8 @@ class App:
         api.add_exception_handler(HTTPException, _on_http)  # type: ignore[arg-type]
         api.include_router(health_routes(self.pool, self.store, self.telemetry))
         api.include_router(model_routes(self.pool, self.auth))
-        api.include_router(
-            responses_routes(self.flow, self.pool, self.store, self.auth, self.settings)
-        )
+        api.include_router(responses_routes(self.responses, self.auth, self.settings))
+        api.include_router(event_routes(self.responses.turns, self.auth))
         api.include_router(conversation_routes(self.store, self.auth, self.settings))
         api.include_router(
             native_routes(
@@ -175,12 +181,15 @@ def create_app(
 
 def make_store(settings: Settings) -> Store:
     """The store that the settings name."""
-    sessions = settings.sessions
+    sessions, events = settings.sessions, settings.events
+    # An idempotency key stands for events: they are kept as long.
+    ttl_s = max(events.ttl_s, sessions.idempotency_ttl_s)
     limits = StoreLimits(
         ttl_s=sessions.ttl_s,
         binding_ttl_s=sessions.binding_ttl_s,
         turn_ttl_s=sessions.turn_ttl_s,
         idempotency_ttl_s=sessions.idempotency_ttl_s,
+        events=LogLimits(**{**dict(events), "ttl_s": ttl_s}),
     )
     url = settings.store.url
     if url is None:

@@ -28,6 +28,9 @@
     ├── StoreError                 the session store failed
     │   ├── StoreUnavailable       it is slow, gone, or the breaker is open
     │   └── TurnLockLost           the turn's fencing number is no longer the newest
+    ├── ClientGone                 the client hung up, and its turn was to end with it
+    ├── TurnCancelled              the turn was cancelled, as somebody asked
+    ├── RouterLost                 the router that ran the turn is gone, and could not be replaced
     ├── RouterUnreachable          no router answers at the address the SDK or the CLI was given
     └── SettingsError              a setting cannot be used; said before any socket opens
 
@@ -216,6 +219,25 @@ class TurnLockLost(StoreError):
     """A newer turn has taken the session's turn lock; this one's result was not written."""
 
     code = "turn_lock_lost"
+
+
+class ClientGone(SessileError):
+    """The client hung up, and its turn was to end with it."""
+
+    code = "client_gone"
+
+
+class TurnCancelled(SessileError):
+    """The turn was cancelled, as somebody asked."""
+
+    code = "turn_cancelled"
+
+
+class RouterLost(SessileError):
+    """The router that ran the turn is gone; what it had told stays, the rest is not known."""
+
+    code = "router_lost"
+    retryable = True
 
 
 class RouterUnreachable(SessileError):

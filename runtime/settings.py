@@ -99,6 +99,19 @@ class SessionSettings(_Slice):
     )
 
 
+class EventSettings(_Slice):
+    """What is kept of the events of a stored turn, so that its stream can be taken up again."""
+
+    ttl_s: float = Field(600.0, gt=0, description="A turn's events, from the last of them.")
+    lease_s: float = Field(
+        4.0, ge=0.5, description="A router that is silent for so long loses its turns to another."
+    )
+    most_bytes: int = Field(
+        8 * 2**20, ge=2**16, description="Of one turn; the oldest events go first."
+    )
+    most_events: int = Field(50_000, ge=1000, description="Of one turn, likewise.")
+
+
 class RouterSettings(_Slice):
     """How a replica is chosen and watched."""
 
@@ -211,6 +224,7 @@ class Settings(BaseSettings):
     auth: AuthSettings = AuthSettings()
     store: StoreSettings = StoreSettings()
     sessions: SessionSettings = SessionSettings()
+    events: EventSettings = EventSettings()
     router: RouterSettings = RouterSettings()
     websocket: WebSocketSettings = WebSocketSettings()
     mcp: McpSettings = McpSettings()

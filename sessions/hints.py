@@ -13,6 +13,8 @@ from sessile.errors import InvalidRequest
 
 _TIERS = {"priority": 0, "fast": 0, "auto": 1, "default": 1, "standard": 1, "flex": 2}
 _MOST_PRIORITY = 9
+HEADERS = frozenset((b"x-priority", b"x-dynamo-session-final"))
+"""All that `read_hints` looks at."""
 
 
 class Hints(msgspec.Struct, frozen=True, kw_only=True):

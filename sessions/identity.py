@@ -28,6 +28,8 @@ _HEADERS = (
 _PARENT_HEADERS = (b"x-parent-session-id", b"x-dynamo-parent-session-id")
 _RANK = {name: rank for rank, name in enumerate(_HEADERS)}
 _PARENT_RANK = {name: rank for rank, name in enumerate(_PARENT_HEADERS)}
+HEADERS = frozenset(_HEADERS + _PARENT_HEADERS)
+"""All that `read_claims` looks at."""
 _LONGEST_ID = 256
 _CLAUDE_CODE_USER = re.compile(r"_session_([0-9a-fA-F-]{36})$")
 

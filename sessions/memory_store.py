@@ -265,9 +265,6 @@ class MemoryStore:
             self._once.put((tenant, key), turn)
         return found
 
-    async def get_once(self, tenant: str, key: str) -> StoredResult | str | None:
-        return self._once.get((tenant, key))
-
     async def end_once(self, tenant: str, key: str, result: StoredResult | None) -> None:
         if result is None:
             self._once.drop((tenant, key))

@@ -352,10 +352,6 @@ class RedisStore:
         )
         return None if previous is None else _result(previous)
 
-    async def get_once(self, tenant: str, key: str) -> StoredResult | str | None:
-        found = await self._link.run(("GET", Keys.once(tenant, key)))
-        return None if found is None else _result(found)
-
     async def end_once(self, tenant: str, key: str, result: StoredResult | None) -> None:
         name = Keys.once(tenant, key)
         if result is None:

@@ -214,8 +214,5 @@ class Store(Protocol):
         it has been answered.
         """
 
-    async def get_once(self, tenant: str, key: str) -> StoredResult | str | None:
-        """What `begin_once` would tell, without reserving the key."""
-
     async def end_once(self, tenant: str, key: str, result: StoredResult | None) -> None:
         """Keep the answer under the key, or with None free the key for another try."""

@@ -56,6 +56,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None
     stream: bool
     store: bool
+    background: bool
     previous: str | None
     instructions: str | None
     items: list[dict[str, Any]]
@@ -95,7 +96,7 @@ def read_request(body: Mapping[str, Any]) -> Asked:
         "object": "response",
         "created_at": 0,
         "status": "in_progress",
-        "background": False,
+        "background": _flag(body, "background", False),
         "completed_at": None,
         "conversation": None if conversation is None else {"id": conversation},
         "error": None,
@@ -124,11 +125,14 @@ def read_request(body: Mapping[str, Any]) -> Asked:
         "usage": None,
         "user": _string(body, "user"),
     }
+    if response["background"] and not response["store"]:
+        raise InvalidRequest("a response in the background is always stored", param="store")
     _translate(response, include, chat)
     return Asked(
         model=response["model"] or None,
         stream=_flag(body, "stream", False),
         store=response["store"],
+        background=response["background"],
         previous=previous,
         instructions=response["instructions"],
         items=items,
@@ -198,7 +202,6 @@ def _translate(response: Mapping[str, Any], include: list[str], chat: dict[str, 
 def _refuse(body: Mapping[str, Any]) -> None:
     """Name what this version cannot do, where a request asks for it and not for the default."""
     defaults: tuple[tuple[str, tuple[Any, ...]], ...] = (
-        ("background", (False,)),
         ("prompt_cache_retention", ("in_memory",)),
         ("stream_options", ({}, {"include_obfuscation": False})),
     )

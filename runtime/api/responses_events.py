@@ -92,7 +92,9 @@ class ResponseStream:
     `stream_id` is echoed in every event. `called` says what the names stand for that an engine may
     call; `seals`: reasoning items also carry what they say sealed. A stream that is `silent` tells
     nothing of what the engine says: the turn computes its prompt only. An engine may be called
-    several times for one response: `pause` ends one call, what it fed next begins another.
+    several times for one response: `pause` ends one call, what it fed next begins another. One that
+    goes on where another was cut off begins at number `sequence`; `begun` says that
+    `response.in_progress` was told then.
     """
 
     def __init__(
@@ -103,17 +105,20 @@ class ResponseStream:
         *,
         seals: bool = False,
         silent: bool = False,
+        sequence: int = 0,
+        begun: bool = False,
     ) -> None:
         self.response = response
         self.ended = False
-        self._called = called
+        self.called = called
+        self._begun = begun
         self._seals = seals
         self._silent = silent
         self._waiting: list[tuple[int, dict[str, Any]]] = []  # MCP calls that are to be run
         self._spent: dict[str, Any] | None = None  # the usage of the engine calls before this one
         self._id: str = response["id"]
         self._extra = {} if stream_id is None else {"stream_id": stream_id}
-        self._sequence = 0
+        self._sequence = sequence
         self._output: list[dict[str, Any]] = response["output"]
         self._item: dict[str, Any] | None = None  # the open message or reasoning item
         self._item_index = 0
@@ -127,12 +132,29 @@ class ResponseStream:
 
     # -- what the turn does
 
-    def start(self) -> list[Event]:
-        """The first two events."""
+    def accept(self) -> list[Event]:
+        """The first two events of a response that waits until it can begin."""
+        self.response["status"] = "queued"
         return [
             self._event("response.created", response=self.response),
-            self._event("response.in_progress", response=self.response),
+            self._event("response.queued", response=self.response),
         ]
+
+    def start(self) -> list[Event]:
+        """The first two events, as far as they have not been told."""
+        self.response["status"] = "in_progress"
+        events = []
+        if self._sequence == 0:
+            events.append(self._event("response.created", response=self.response))
+        if not self._begun:
+            events.append(self._event("response.in_progress", response=self.response))
+        return events
+
+    def take_up(self, text: str) -> None:
+        """Go on within the one message of the output, of which `text` was told."""
+        self._item, self._item_index = self._output[0], 0
+        self._item |= {"status": "in_progress", "content": []}
+        self._kind, self._part_index, self._text = "output_text", 0, [text]
 
     def feed(self, data: bytes, events: list[Event]) -> None:
         """A stretch of whole server-sent events, as an engine sends them; what they tell is added
@@ -249,12 +271,7 @@ class ResponseStream:
         """The turn has failed: what was sent of it stays, marked incomplete."""
         if self.ended:
             return []
-        # NOTE: no event closes what failed: a client must not run a call that is not whole.
-        said = self._sequence
-        self._close([], "incomplete")
-        for _, item in self._waiting:
-            item["status"] = "incomplete"
-        self._sequence = said
+        self._cut_off()
         self.response["status"] = "failed"
         self.response["error"] = {
             "code": _failure(error),
@@ -262,6 +279,23 @@ class ResponseStream:
             "type": error.code,
         }
         return [self._end("response.failed", now)]
+
+    def cancel(self, now: float) -> list[Event]:
+        """The turn was cancelled: what was sent of it stays, marked incomplete. The API has no
+        event of that name."""
+        if self.ended:
+            return []
+        self._cut_off()
+        self.response["status"] = "cancelled"
+        return [self._end("response.incomplete", now)]
+
+    def _cut_off(self) -> None:
+        # NOTE: no event closes what was cut off: a client must not run a call that is not whole.
+        said = self._sequence
+        self._close([], "incomplete")
+        for _, item in self._waiting:
+            item["status"] = "incomplete"
+        self._sequence = said
 
     # -- one delta
 
@@ -347,7 +381,7 @@ class ResponseStream:
             if self._item is not None:
                 self._close_item(events, "completed")
             name = function.name or ""
-            called = self._called.get(name) or Called("function", name)
+            called = self.called.get(name) or Called("function", name)
             call = open_call(called, self._id, len(self._output), delta.id)
             self._calls[index] = call
             self._add(call.item, events)

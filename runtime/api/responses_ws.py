@@ -35,7 +35,7 @@ from sessile.settings import WebSocketSettings
 
 if TYPE_CHECKING:
     from sessile.api.responses import Responses
-    from sessile.turn import Turn
+    from sessile.api.responses_job import Answer
 
 log = logging.getLogger("sessile.api")
 
@@ -368,7 +368,7 @@ class _Hearing:
         """Whether the response is to end here, since it has been steered."""
         return self.response is not None and self._connection.stops(self.response)
 
-    async def open(self, turn: "Turn") -> None:
+    async def open(self, turn: "Answer") -> None:
         """The answer has begun; its headers tell whose it is."""
         told = dict(turn.headers())
         self.response = told[b"x-sessile-turn"].decode()

@@ -201,7 +201,8 @@ async def test_a_repeated_key_returns_the_first_response(router, http):
         (b'{"input": "x"}', 400, "model"),
         (b'{"model": "nope", "input": "x"}', 404, "model"),
         (b'{"model": "m"}', 400, "input"),
-        (b'{"model": "m", "input": "x", "background": true}', 501, "background"),
+        (b'{"model": "m", "input": "x", "background": 1}', 400, "background"),
+        (b'{"model": "m", "input": "x", "background": true, "store": false}', 400, "store"),
         (b'{"model": "m", "input": "x", "stream_id": "s"}', 400, "stream_id"),
         (
             b'{"model": "m", "input": "x", "previous_response_id": "resp_no"}',

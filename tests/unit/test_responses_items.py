@@ -215,7 +215,6 @@ def test_what_is_wrong_is_named(fields, param):
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"background": True}, "background"),
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"service_tier": "ultrafast"}, "service_tier"),
         ({"context_management": [{"type": "forgetting"}]}, "context_management[0].type"),

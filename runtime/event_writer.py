@@ -1,0 +1,161 @@
+"""Writes the events of this router's turns to the log: many turns at once, a few ms behind.
+
+Whoever tells an event never waits for it to be written. While the store is away, events wait in
+memory, a bounded part of each turn; what fell out of that before it could be written is missing in
+the log for good, and counted.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+
+from sessile.errors import StoreUnavailable
+from sessile.live_turn import LiveTurn
+from sessile.sessions.stream_log import Accept, StreamLog, Written
+
+log = logging.getLogger("sessile.events")
+
+_LINGER_S = 0.008
+_RETRY_S = 0.1
+_RENEWALS = 4  # in the time of a lease
+_CLOSING_S = 1.0
+_MOST_LEFT = 2_000  # turns that have ended and could not be written yet
+
+
+class EventWriter:
+    """One a router; `run` is its task."""
+
+    def __init__(self, log: StreamLog, available: Callable[[], bool]) -> None:
+        self.owner = secrets.token_hex(6)
+        self.lost_events = 0
+        self._log = log
+        self._available = available
+        self._turns: dict[tuple[str, str], LiveTurn] = {}
+        self._dirty: dict[LiveTurn, None] = {}
+        self._due = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(
+        self, tenant: str, turn: str, record: bytes, *, fence: int | None = None, first: int = 0
+    ) -> LiveTurn:
+        """Accept a turn, or with a `fence` go on with one that was taken over."""
+        live = LiveTurn(
+            (tenant, turn),
+            int(time.time() * 1_000_000) if fence is None else fence,
+            Accept(self.owner, record),
+            self._note,
+            first,
+            known=fence is not None,
+        )
+        self._turns[live.key] = live
+        self._note(live)
+        return live
+
+    def find(self, tenant: str, turn: str) -> LiveTurn | None:
+        """The turn, if it runs here, or has just ended here."""
+        return self._turns.get((tenant, turn))
+
+    def forget(self, live: LiveTurn) -> None:
+        """Leave a turn to whoever takes it; nothing of it is written any more."""
+        self._dirty.pop(live, None)
+        if self._turns.get(live.key) is live:
+            del self._turns[live.key]
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._renew())
+            while True:
+                await self._due.wait()
+                self._due.clear()
+                if not await self.flush():
+                    await asyncio.sleep(_RETRY_S)
+                if self._dirty:
+                    self._soon()
+
+    async def flush(self) -> bool:
+        """Write what there is, a batch of each turn; False while the store is away."""
+        turns = list(self._dirty)
+        if not turns:
+            return True
+        if not self._available():
+            self._drop_left()
+            return False
+        self._dirty.clear()
+        return await self._write(turns)
+
+    async def aclose(self) -> None:
+        """Write what is left, as far as the store takes it in a second."""
+        if self._timer is not None:
+            self._timer.cancel()
+        until = time.monotonic() + _CLOSING_S
+        while self._dirty and time.monotonic() < until and await self.flush():
+            pass
+
+    async def _write(self, turns: list[LiveTurn]) -> bool:
+        firsts = [live.written for live in turns]
+        batches = [live.batch() for live in turns]
+        try:
+            written = await self._log.append(batches)
+        except StoreUnavailable:
+            self._dirty |= dict.fromkeys(live for live in turns if live.dirty)
+            return False
+        for live, begin, batch, told in zip(turns, firsts, batches, written, strict=True):
+            if told.state == "ok" and batch.first > begin:
+                self._count_lost(live, batch.first - begin)
+            self._settle(live, told)
+        return True
+
+    def _settle(self, live: LiveTurn, told: Written) -> None:
+        if told.state == "ok":
+            live.wrote(told.next)
+            if told.cancel and not live.ended:
+                live.cancel()
+        elif told.state == "gone":
+            live.forgotten()
+        elif told.state == "ended":  # the reply to an earlier try was lost on its way
+            live.wrote(live.next)
+        else:
+            log.warning("turn was taken over by another router turn=%s", live.key[1])
+            self.forget(live)
+            live.lose()
+            return
+        if live.dirty:
+            self._dirty[live] = None
+        elif live.ended:
+            self.forget(live)
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(self._log.limits.lease_s / _RENEWALS)
+            quiet = [live for live in self._turns.values() if live not in self._dirty]
+            if quiet and self._available():
+                await self._write(quiet)
+                if self._dirty:
+                    self._soon()
+
+    def _note(self, live: LiveTurn) -> None:
+        self._dirty[live] = None
+        if self._timer is None:
+            self._soon()
+
+    def _soon(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_LINGER_S, self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        self._due.set()
+
+    def _drop_left(self) -> None:
+        """Of the turns that are over, keep so many for the store's return."""
+        over = [live for live in self._dirty if live.ended]
+        for live in over[: max(0, len(over) - _MOST_LEFT)]:
+            self._count_lost(live, live.next - live.written)
+            self.forget(live)
+
+    def _count_lost(self, live: LiveTurn, count: int) -> None:
+        self.lost_events += count
+        log.warning("events were not kept turn=%s count=%d", live.key[1], count)

@@ -1,0 +1,184 @@
+"""What it costs that events are kept: turns over the WebSocket, stored against not stored.
+
+`python -m sessile.lab.durability_cost [--redis URL]`: one router process on a real store, before a
+replica in this process whose tokens say when they were sent. Rounds of both kinds alternate, and
+medians are told. Each stream has the pace of a real engine, so that most batches hold one event of
+each turn: the dearest case. CPU is the router's alone; the store's own is not in it.
+"""
+
+import argparse
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from statistics import median
+
+import msgspec
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from websockets.asyncio.client import ClientConnection, connect
+
+from sessile.engines.embedded_store import embedded_store
+from sessile.engines.supervisor import free_ports
+from sessile.errors import RouterUnreachable, SettingsError
+from sessile.lab.bench import quantile
+from sessile.lab.processes import child, cpu_s
+
+_STREAMS = 32
+_TOKENS = 100
+_PAUSE_S = 0.02
+_ROUNDS = 8
+
+
+class Durability(msgspec.Struct):
+    """CPU of the router an event, in microseconds, and how long an event takes from the replica to
+    the client, in ms; `times` is how many times the plain path's CPU the durable one takes."""
+
+    plain_cpu_us: float
+    durable_cpu_us: float
+    times: float
+    plain_p50_ms: float
+    plain_p99_ms: float
+    durable_p50_ms: float
+    durable_p99_ms: float
+    events: int
+
+
+class _Stamps:
+    """A replica whose every token is the time at which it was sent."""
+
+    def __init__(self, tokens: int, pause_s: float) -> None:
+        self._tokens = tokens
+        self._pause_s = pause_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "GET":
+            await _start(send, b"application/json")
+            models = {"object": "list", "data": [{"id": "stamps", "object": "model"}]}
+            await send({"type": "http.response.body", "body": msgspec.json.encode(models)})
+            return
+        while (await receive()).get("more_body"):
+            pass
+        await _start(send, b"text/event-stream")
+        for _ in range(self._tokens):
+            await asyncio.sleep(self._pause_s)
+            await _chunk(send, {"content": f"{time.monotonic():.6f} "}, None)
+        await _chunk(send, {}, "stop")
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+
+async def _start(send: Send, kind: bytes) -> None:
+    headers = [(b"content-type", kind)]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+
+async def _chunk(send: Send, delta: dict[str, str], finish: str | None) -> None:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    data = msgspec.json.encode({"object": "chat.completion.chunk", "choices": [choice]})
+    body = b"data: " + data + b"\n\n"
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+@asynccontextmanager
+async def _replica(tokens: int, pause_s: float) -> AsyncIterator[str]:
+    (port,) = free_ports(1)
+    app = _Stamps(tokens, pause_s)
+    config = uvicorn.Config(app, port=port, lifespan="off", access_log=False, log_config=None)
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def measure(
+    redis: str | None, *, streams: int, tokens: int, pause_s: float, rounds: int
+) -> Durability:
+    """Rounds of streams over open WebSockets, plain and durable in turn."""
+    async with AsyncExitStack() as stack:
+        store = redis or await stack.enter_async_context(embedded_store())
+        if store is None:
+            raise SettingsError("the store is to be on: install sessile[local], or name a --redis")
+        replica = await stack.enter_async_context(_replica(tokens, pause_s))
+        (port,) = free_ports(1)
+        command = ["-m", "sessile.cli", "serve", "--replica", f"openai={replica}", "--redis", store,
+                   "--port", str(port)]  # fmt: skip
+        url = f"http://127.0.0.1:{port}"
+        pid = await stack.enter_async_context(child(command, url, "/ready", 20.0))
+        address = f"ws://127.0.0.1:{port}/v1/responses"
+        sockets = [
+            await stack.enter_async_context(connect(address, compression=None))
+            for _ in range(streams)
+        ]
+        await _round(sockets, True)
+        cost: dict[bool, list[float]] = {False: [], True: []}
+        taken: dict[bool, list[float]] = {False: [], True: []}
+        events = 0
+        for _ in range(rounds):
+            for stored in (False, True):
+                before = cpu_s(pid)
+                latencies = await _round(sockets, stored)
+                await asyncio.sleep(0.1)  # what is written behind belongs to it
+                cost[stored].append((cpu_s(pid) - before) / len(latencies))
+                taken[stored] += latencies
+                events += len(latencies)
+    plain, durable = median(cost[False]), median(cost[True])
+    return Durability(
+        plain_cpu_us=plain * 1e6,
+        durable_cpu_us=durable * 1e6,
+        times=durable / plain,
+        plain_p50_ms=_ms(taken[False], 0.5),
+        plain_p99_ms=_ms(taken[False], 0.99),
+        durable_p50_ms=_ms(taken[True], 0.5),
+        durable_p99_ms=_ms(taken[True], 0.99),
+        events=events,
+    )
+
+
+async def _round(sockets: list[ClientConnection], stored: bool) -> list[float]:
+    """One turn on every socket at once; how long each of its tokens took."""
+    return sum(await asyncio.gather(*(_turn(socket, stored) for socket in sockets)), [])
+
+
+async def _turn(socket: ClientConnection, stored: bool) -> list[float]:
+    create = {"type": "response.create", "model": "stamps", "input": "Go.", "store": stored}
+    await socket.send(msgspec.json.encode(create).decode())
+    latencies: list[float] = []
+    async for frame in socket:
+        now = time.monotonic()
+        event = msgspec.json.decode(frame)
+        if event["type"] == "response.output_text.delta":
+            latencies.append(now - float(event["delta"]))
+        elif event["type"] == "response.completed":
+            return latencies
+        elif event["type"] in ("error", "response.failed"):
+            raise RouterUnreachable(f"a turn failed: {event}")
+    raise RouterUnreachable("a WebSocket was closed in the middle of a turn")
+
+
+def _ms(latencies: list[float], share: float) -> float:
+    return (quantile(latencies, share) or 0.0) * 1e3
+
+
+def main() -> None:
+    """Measure, and print one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--redis", help="a running server instead of one of its own")
+    parser.add_argument("--streams", type=int, default=_STREAMS, help="turns at once")
+    parser.add_argument("--tokens", type=int, default=_TOKENS, help="events of a turn")
+    parser.add_argument("--pause", type=float, default=_PAUSE_S, help="seconds between two of them")
+    parser.add_argument("--rounds", type=int, default=_ROUNDS)
+    asked = parser.parse_args()
+    found = asyncio.run(
+        measure(
+            asked.redis, streams=asked.streams, tokens=asked.tokens, pause_s=asked.pause,
+            rounds=asked.rounds,
+        )
+    )  # fmt: skip
+    print(msgspec.json.encode(found).decode())
+
+
+if __name__ == "__main__":
+    main()

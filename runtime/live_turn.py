@@ -1,0 +1,147 @@
+"""A turn's events as this router tells them: the newest stay in memory, for those who follow here.
+
+Nothing is decided of durability: the writer takes what it has not written yet, and says so. What is
+neither in memory nor written any more is a hole, which numbers tell.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from sessile.sessions.stream_log import Accept, Batch
+
+_MOST_KEPT_BYTES = 2**20
+_MOST_AT_ONCE = 512
+_MOST_AT_ONCE_BYTES = 64 * 1024
+
+Stop = Literal["cancelled", "lost"]
+
+
+class LiveTurn:
+    """One running turn of this router. Made by the writer; events have the numbers `first` to
+    `next`, those before `written` are in the log.
+
+    `stop` is called once, when somebody wants the turn cancelled or another router has it;
+    `stopped` says which.
+    """
+
+    __slots__ = (
+        "_bytes", "_changed", "_events", "_told", "accept", "ended", "fence", "first", "key",
+        "known", "most_bytes", "next", "stop", "stopped", "written",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        key: tuple[str, str],
+        fence: int,
+        accept: Accept,
+        told: Callable[["LiveTurn"], None],
+        first: int = 0,
+        known: bool = False,
+    ) -> None:
+        self.key = key
+        self.fence = fence
+        self.accept = accept
+        self.first = self.next = self.written = first
+        self.known = known  # to the log
+        self.ended = False
+        self.stopped: Stop | None = None
+        self.most_bytes = _MOST_KEPT_BYTES
+        self.stop: Callable[[], object] | None = None
+        self._told = told
+        self._events: list[bytes] = []
+        self._bytes = 0
+        self._changed: asyncio.Future[None] | None = None
+
+    def tell(self, events: Sequence[bytes], ended: bool = False) -> None:
+        """The next events; never waits. Nothing is told behind the terminal one."""
+        if self.ended or self.stopped == "lost":
+            return
+        self._events += events
+        self.next += len(events)
+        for event in events:
+            self._bytes += len(event)
+        self.ended = ended
+        if self._bytes > self.most_bytes:
+            self._trim()
+        self._wake()
+        self._told(self)
+
+    def since(self, after: int) -> list[tuple[int, bytes]] | None:
+        """The numbered events behind `after`, perhaps none yet; None if memory begins later."""
+        start = after + 1 - self.first
+        if start < 0:
+            return None
+        return list(enumerate(self._events[start : start + _MOST_AT_ONCE], after + 1))
+
+    async def changed(self) -> None:
+        """Wait until there is something new to know."""
+        if self._changed is None:
+            self._changed = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._changed)
+
+    @property
+    def dirty(self) -> bool:
+        """Whether the log lacks something of it."""
+        return self.stopped != "lost" and (self.written < self.next or not self.known)
+
+    def batch(self) -> Batch:
+        """What is to be written next; with nothing new, the renewal of the lease."""
+        begin = max(self.written, self.first)
+        start = begin - self.first
+        events = self._events[start : start + _MOST_AT_ONCE]
+        size = 0
+        for count, event in enumerate(events):
+            size += len(event)
+            if size > _MOST_AT_ONCE_BYTES and count:
+                del events[count:]
+                break
+        tenant, turn = self.key
+        return Batch(
+            tenant=tenant,
+            turn=turn,
+            fence=self.fence,
+            first=begin,
+            events=events,
+            ended=self.ended and bool(events) and begin + len(events) == self.next,
+            accept=None if self.known else self.accept,
+        )
+
+    def wrote(self, upto: int) -> None:
+        """The log goes on at number `upto`."""
+        self.known = True
+        self.written = min(max(upto, self.first), self.next)
+
+    def forgotten(self) -> None:
+        """The log has lost the turn: it is given all that is still here."""
+        self.known = False
+        self.written = self.first
+
+    def lose(self) -> None:
+        """Another router has the turn: what is told here counts no more."""
+        self._stop("lost")
+        self._wake()
+
+    def cancel(self) -> None:
+        """Somebody wants the turn to end."""
+        self._stop("cancelled")
+
+    def _stop(self, why: Stop) -> None:
+        first, self.stopped = self.stopped is None, why
+        if first and self.stop is not None:
+            self.stop()
+
+    def _wake(self) -> None:
+        if self._changed is not None:
+            if not self._changed.done():
+                self._changed.set_result(None)
+            self._changed = None
+
+    def _trim(self) -> None:
+        """Keep the newest three quarters of what may be kept, and the last event always."""
+        dropped = 0
+        while self._bytes > self.most_bytes * 3 // 4 and dropped < len(self._events) - 1:
+            self._bytes -= len(self._events[dropped])
+            dropped += 1
+        del self._events[:dropped]
+        self.first += dropped

@@ -1,0 +1,40 @@
+"""What is kept of an accepted response."""
+
+import pytest
+
+from sessile.api.responses_body import read_request
+from sessile.api.responses_record import Accepted, on_disconnect, read_accepted, write_accepted
+from sessile.errors import InvalidRequest
+
+BODY = {"model": "m", "input": [{"role": "user", "content": "é"}], "temperature": 0.5, "x": [1]}
+
+
+def test_it_comes_back_without_who_asked() -> None:
+    """All that decides how it is run, and no key of the caller's."""
+    accepted = Accepted(
+        turn="resp_1",
+        created_at=5,
+        asked=read_request(BODY),
+        body=BODY,
+        headers=[(b"authorization", b"Bearer secret"), (b"x-session-id", b"s"), (b"cookie", b"c"),
+                 (b"x-priority", b"0")],
+        once="k",
+        stream_id="lane",
+    )  # fmt: skip
+    data = write_accepted(accepted)
+    assert b"secret" not in data
+    again = read_accepted(data)
+    assert again.headers == [(b"x-session-id", b"s"), (b"x-priority", b"0")]
+    assert (again.turn, again.created_at, again.once, again.stream_id) == ("resp_1", 5, "k", "lane")
+    assert again.body == BODY and again.asked == accepted.asked
+    assert again.skeleton("m")["id"] == "resp_1"
+
+
+def test_what_becomes_of_a_turn_whose_client_goes() -> None:
+    """It ends, unless it was declared otherwise, in so many words."""
+    assert on_disconnect([]) == "abort"
+    assert on_disconnect([(b"x-sessile-on-disconnect", b"detach")]) == "detach"
+    assert on_disconnect([(b"x-sessile-on-disconnect", b"abort")]) == "abort"
+    for values in ([b"keep"], [b""], [b"detach", b"abort"]):
+        with pytest.raises(InvalidRequest):
+            on_disconnect([(b"x-sessile-on-disconnect", value) for value in values])
