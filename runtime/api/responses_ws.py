@@ -23,7 +23,7 @@ from sessile.api.lanes import Branch, Branches, Job, Lane, Lanes
 from sessile.api.responses_events import Event
 from sessile.api.steering import Steer, Steering, generates, joined, successor
 from sessile.api.wire import openai_error, wire_of
-from sessile.api.ws_frames import error_frame, read_frame, read_lane
+from sessile.api.ws_frames import error_frame, read_frame, read_lane, take_key
 from sessile.errors import (
     ConnectionTooOld,
     Forbidden,
@@ -187,7 +187,7 @@ class _Connection:
             lane = read_lane(frame)
             if self._old:
                 raise self._too_old()
-            job = Job(frame, len(text))
+            job = Job(frame, len(text), once=take_key(frame))
             if self._lanes.put(lane, job):
                 self._start(self._work(lane, job))
         except SessileError as error:
@@ -223,7 +223,7 @@ class _Connection:
         failure: SessileError | None = None
         try:
             made = await self._responses.make(
-                self._tenant, self._headers, frame, hearing, stream_id=lane,
+                self._tenant, self._headers, frame, hearing, once=job.once, stream_id=lane,
                 stop=hearing.stops, forks=branch.forks, remember=True,
             )  # fmt: skip
         except SessileError as error:

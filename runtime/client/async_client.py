@@ -13,7 +13,7 @@ from sessile.client.line import Line
 from sessile.client.sockets import AsyncSocket
 from sessile.client.tools import read_tools
 from sessile.client.turns import Conversation, new_id
-from sessile.errors import NoReplica, SessionExpired
+from sessile.errors import NoReplica, SessionExpired, SessionNotFound
 
 MAX_ROUNDS = 32
 _LEAVING_S = 2.0
@@ -86,8 +86,10 @@ class AsyncClient:
     ) -> AsyncSession:
         """A session that was begun elsewhere, to go on with from its last turn.
 
-        `system` None keeps the one it was begun with. Tools are functions of a process, so they
-        are given again. Raises `SessionNotFound`, or `SessionExpired` if it was closed.
+        A turn of it that is running, or that has called tools which nobody ran, is its `running`:
+        listen to it there, or just send the next turn, which waits for it. `system` None keeps the
+        one it was begun with. Tools are functions of a process, so they are given again. Raises
+        `SessionNotFound`, or `SessionExpired` if it was closed.
 
         >>> first = client.session()
         >>> reply = await first.send("My name is Ada.")
@@ -95,15 +97,21 @@ class AsyncClient:
         >>> (await again.send("What is my name?")).session == first.id
         True
         """
-        found = await self._http.call(calls.show_session(session_id))
+        running = (await self._http.call(calls.find_running(session_id))).turn
+        found = await self._find_session(session_id, running)
         if found.state == "closed":
             raise SessionExpired(f"session {session_id} is closed")
-        if system is None and found.head is not None:
-            system = (await self._http.call(calls.show_turn(found.head))).instructions
+        if running is not None:
+            info = await self._http.call(calls.describe_response(running))
+            system = info.instructions if system is None else system
+        elif found.head is not None:
+            turn = await self._http.call(calls.show_turn(found.head))
+            system = turn.instructions if system is None else system
+            running = found.head if tools and turn.calls else None
         conversation = Conversation(
             found.session, found.model, system, read_tools(tools), max_rounds, found.head
         )
-        return AsyncSession(self, conversation)
+        return AsyncSession(self, conversation, running)
 
     async def aclose(self) -> None:
         """Let go of every connection. The sessions stay open: `attach` goes on with them.
@@ -133,6 +141,16 @@ class AsyncClient:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+    async def _find_session(self, session: str, running: str | None) -> calls.SessionInfo:
+        """What the router knows of it; one whose first turn runs is known by that only."""
+        try:
+            return await self._http.call(calls.show_session(session))
+        except SessionNotFound:
+            if running is None:
+                raise
+            info = await self._http.call(calls.describe_response(running))
+            return calls.SessionInfo(session=session, model=info.model)
 
     async def _first_model(self) -> str:
         if not self._models:

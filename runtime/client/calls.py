@@ -55,6 +55,12 @@ class TurnInfo(msgspec.Struct, kw_only=True):
 
     turn: str
     instructions: str | None = None
+    output_items: list[dict[str, Any]] = []
+
+    @property
+    def calls(self) -> bool:
+        """Whether it ends with calls that its client is to answer."""
+        return any(item.get("type") == "function_call" for item in self.output_items)
 
 
 class ResponseInfo(msgspec.Struct):
@@ -66,7 +72,7 @@ class ResponseInfo(msgspec.Struct):
 
 
 class RunningTurn(msgspec.Struct):
-    """The session's newest turn that is known to run, or to have ended a moment ago."""
+    """The session's turn that runs now, if there is one."""
 
     session: str
     turn: str | None = None
@@ -185,6 +191,14 @@ def show_receipt(turn: str) -> Call[Receipt]:
 def begin_response(body: dict[str, Any], key: str, headers: dict[str, str]) -> Call[ResponseInfo]:
     body = {**body, "background": True}
     return Call("POST", "/v1/responses", ResponseInfo, body, {**headers, "Idempotency-Key": key})
+
+
+def find_running(session: str) -> Call[RunningTurn]:
+    return Call("GET", f"{_V1}/running/{_part(session)}", RunningTurn)
+
+
+def describe_response(response: str) -> Call[ResponseInfo]:
+    return Call("GET", f"/v1/responses/{_part(response)}", ResponseInfo)
 
 
 def show_response(response: str) -> Call[dict[str, Any]]:

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from sessile.client import calls
 from sessile.client.events import Event
@@ -19,7 +19,7 @@ from sessile.client.http import AsyncHttp
 from sessile.client.retry import Tries
 from sessile.client.sockets import AsyncSocket, Lost, session_headers
 from sessile.client.turns import Turn
-from sessile.errors import CapacityError, RouterUnreachable, SessileError
+from sessile.errors import CapacityError, RouterUnreachable, SessileError, StreamBroken
 
 _LEAVING_S = 30.0  # that a turn which nobody wants is waited for, to learn its id
 
@@ -46,7 +46,7 @@ class Line:
             try:
                 made = await self._http.call(call)
             except RouterUnreachable as error:
-                await self._pause(error)
+                await self._pause(error, met=False)
             else:
                 break
         self._tries.went_on()
@@ -74,8 +74,8 @@ class Line:
                     if not turn.receiving:
                         return
                     if not turn.stored:
-                        raise
-                    await self._pause(error)
+                        _give_up(error)
+                    await self._pause(error, met=turn.response is not None)
                     continue
                 self._tries.went_on()
                 for event in turn.receive(frame):
@@ -118,23 +118,30 @@ class Line:
             self._follower = None
         await self._socket.drop()
 
-    async def _pause(self, error: SessileError) -> None:
+    async def _pause(self, error: Exception, *, met: bool) -> None:
         """Wait until the next try; raises the error where there was never a router, and one that
         says what can be done where it did not come back."""
-        if not self._socket.was_open:
-            raise error
+        if not (met or self._socket.was_open):
+            _give_up(error)
         pause_s = self._tries.next(time.monotonic())
         if pause_s is None:
             raise RouterUnreachable(
-                f"no router came back within {self._reconnect_s:g} s ({error.message}); the turn"
+                f"no router came back within {self._reconnect_s:g} s ({error}); the turn"
                 f" may run on: attach to session {self._session!r} to go on with it"
             ) from error
         await asyncio.sleep(pause_s)
 
 
+def _give_up(error: Exception) -> NoReturn:
+    """A loss that is not made good, as the caller is told of it."""
+    if isinstance(error, SessileError):
+        raise error
+    raise StreamBroken(f"{error}; send the turn again to repeat it") from error
+
+
 async def _stop(http: AsyncHttp, socket: AsyncSocket, turn: Turn) -> None:
     if turn.stored and turn.response is None:
-        with suppress(SessileError, TimeoutError):
+        with suppress(SessileError, TimeoutError, Lost):
             async with asyncio.timeout(_LEAVING_S):
                 while turn.receiving and turn.response is None:
                     turn.receive(await socket.receive())

@@ -13,7 +13,7 @@ from websockets.protocol import State
 
 from sessile.client.address import Address
 from sessile.client.calls import read_error, unreachable
-from sessile.errors import InvalidRequest, ReplicaTimeout, SessileError, StreamBroken
+from sessile.errors import InvalidRequest, ReplicaTimeout, SessileError
 
 _MAX_FRAME_BYTES = 64 * 2**20
 _OPEN_S = 10.0
@@ -34,8 +34,8 @@ def _not_opened(address: Address, error: Exception) -> SessileError:
     return unreachable(address.url, error)
 
 
-class Lost(StreamBroken):
-    """The connection ended; whether what was sent runs is not known here."""
+class Lost(ConnectionError):
+    """The connection ended; whether what was sent runs is not known here. Callers never see it."""
 
 
 def _lost(error: ConnectionClosed) -> Lost:

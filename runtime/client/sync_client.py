@@ -77,8 +77,10 @@ class Client:
     ) -> Session:
         """A session that was begun elsewhere, to go on with from its last turn.
 
-        `system` None keeps the one it was begun with. Tools are functions of a process, so they
-        are given again. Raises `SessionNotFound`, or `SessionExpired` if it was closed.
+        A turn of it that is running, or that has called tools which nobody ran, is its `running`:
+        listen to it there, or just send the next turn, which waits for it. `system` None keeps the
+        one it was begun with. Tools are functions of a process, so they are given again. Raises
+        `SessionNotFound`, or `SessionExpired` if it was closed.
 
         >>> first = client.session()
         >>> reply = first.send("My name is Ada.")
