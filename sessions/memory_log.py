@@ -115,6 +115,10 @@ class MemoryLog:
         turn = self._newest.get((tenant, session))
         return turn if turn is not None and self._find((tenant, turn)) is not None else None
 
+    async def forget(self, tenant: str, turn: str) -> None:
+        if (tenant, turn) in self._turns:
+            self._drop((tenant, turn))
+
     async def orphans(self, most: int) -> list[tuple[str, str]]:
         left = [(turn.until, key) for key, turn in self._turns.items()
                 if not turn.ended and turn.until <= self._clock()]  # fmt: skip

@@ -150,6 +150,14 @@ class RedisLog:
         found = await self._link.run(("GET", self._newest(tenant, session)))
         return None if found is None else found.decode()
 
+    async def forget(self, tenant: str, turn: str) -> None:
+        await self._link.run_all(
+            [
+                ("DEL", *self._keys(tenant, turn)),
+                ("ZREM", self._open, tenant + _SEPARATOR + turn),
+            ]
+        )
+
     async def orphans(self, most: int) -> list[tuple[str, str]]:
         found = await self._link.run(
             ("ZRANGE", self._open, "-inf", time.time(), "BYSCORE", "LIMIT", 0, most)

@@ -122,5 +122,8 @@ class StreamLog(Protocol):
     async def newest(self, tenant: str, session: str) -> str | None:
         """The turn of that session that was accepted last; None where none is known (any more)."""
 
+    async def forget(self, tenant: str, turn: str) -> None:
+        """Drop all that is kept of the turn."""
+
     async def orphans(self, most: int) -> list[tuple[str, str]]:
         """Tenant and turn of some whose lease may have run out, the longest ago first."""

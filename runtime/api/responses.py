@@ -56,7 +56,7 @@ class Responses:
         self.clock = clock
         self.turns = Durable(store, lambda orphan: resume(self, orphan))
         self.once = Once(store, self.turns, settings.sessions.lock_wait_s)
-        self.surface = Surface(flow, pool, store, self._transcripts, self._contexts)
+        self.surface = Surface(flow, pool, store, self._contexts)
 
     async def aclose(self) -> None:
         """Leave to other routers what runs without a client, and write what was told."""
@@ -182,7 +182,7 @@ class Responses:
         return True
 
     def forget(self, tenant: str, response: str) -> None:
-        """A response that was remembered without being stored can be continued no longer."""
+        """Do not remember a response: it can be continued no longer, unless it is stored."""
         self._transcripts.forget(tenant, response)
 
     # -- making one

@@ -29,7 +29,7 @@ def responses_routes(responses: Responses, auth: Authenticator, settings: Settin
     """`/v1/responses` over HTTP and as a WebSocket."""
     routes = APIRouter(tags=["responses"])
     routes.include_router(stored_routes(responses.surface, auth, settings))
-    kept = KeptResponses(responses.store, responses.turns)
+    kept = KeptResponses(responses)
     longest = settings.server.max_body_bytes
 
     def tenant_of(request: Request) -> str:
@@ -68,6 +68,13 @@ def responses_routes(responses: Responses, auth: Authenticator, settings: Settin
         """Stop a response that runs in the background."""
         tenant = tenant_of(request)
         return _json(await kept.cancel(tenant, response_id), response_id)
+
+    @routes.delete("/v1/responses/{response_id}")
+    async def delete(request: Request, response_id: str) -> Response:
+        """Forget a stored response, and its events."""
+        await kept.delete(tenant_of(request), response_id)
+        told = {"id": response_id, "object": "response", "deleted": True}
+        return _json(told, response_id)
 
     routes.add_websocket_route(
         "/v1/responses",

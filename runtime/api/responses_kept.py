@@ -4,22 +4,22 @@ import asyncio
 from contextlib import suppress
 from typing import Any
 
+from sessile.api.responses import Responses
 from sessile.api.responses_record import read_accepted, response_in
-from sessile.durable import Durable
 from sessile.errors import InvalidRequest, ResponseNotFound, TurnNotFound
 from sessile.event_feed import kind_of
-from sessile.sessions.store import Store
 
 _CANCEL_S = 5.0
 _RUNNING = ("queued", "in_progress")
 
 
 class KeptResponses:
-    """Finds, follows and cancels responses. One a router, made by `responses_routes`."""
+    """Finds, follows, cancels and deletes responses. One a router, made by `responses_routes`."""
 
-    def __init__(self, store: Store, turns: Durable) -> None:
-        self._store = store
-        self._turns = turns
+    def __init__(self, responses: Responses) -> None:
+        self._responses = responses
+        self._store = responses.store
+        self._turns = responses.turns
 
     async def find(self, tenant: str, response: str) -> dict[str, Any]:
         """A stored response, or as much as was told of one that runs. Raises `ResponseNotFound`."""
@@ -78,6 +78,21 @@ class KeptResponses:
                 async for _ in self._turns.feed.follow(tenant, response, -1):
                     pass
         return await self.find(tenant, response)
+
+    async def delete(self, tenant: str, response: str) -> None:
+        """Forget a response that has ended; what follows it can then not be continued.
+
+        Raises `ResponseNotFound`, and `InvalidRequest` for one that is still being made.
+        """
+        if (await self.find(tenant, response))["status"] in _RUNNING:
+            raise InvalidRequest(
+                f"response {response!r} is still being made: cancel it first", param="response_id"
+            )
+        if (live := self._turns.writer.find(tenant, response)) is not None:
+            self._turns.writer.forget(live)
+        self._responses.forget(tenant, response)
+        await self._store.events.forget(tenant, response)
+        await self._store.delete_turn(tenant, response)
 
     async def _newest(self, tenant: str, response: str) -> dict[str, Any] | None:
         """The newest object that was told of a response whose events are kept; None for none."""

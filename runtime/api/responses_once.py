@@ -18,6 +18,7 @@ from sessile.sessions.store import Store, StoredResult
 log = logging.getLogger("sessile.api")
 
 _EVENTS = "application/x-ndjson"
+_APPEAR_S = 1.0  # that the events of a response may come to the log after its key
 
 
 class Earlier(Followed, frozen=True):
@@ -55,13 +56,14 @@ class Once:
                 turn = found.turn if isinstance(found, StoredResult) else found
                 if await self._is_told(job.tenant, turn):
                     return Earlier(turn)
-                if isinstance(found, StoredResult):  # its events are gone before their time
+                waited_s = time.monotonic() - began
+                if isinstance(found, StoredResult) and waited_s > _APPEAR_S:  # they are gone
                     await self._store.end_once(job.tenant, job.once, None)
                     continue
             except StoreUnavailable:
                 job.once = None
                 return None
-            if time.monotonic() - began > self._wait_s:
+            if waited_s > self._wait_s:
                 raise SessionBusy(
                     f"response {turn} with the same idempotency key is still being made",
                     retry_after_s=1.0,

@@ -1,5 +1,5 @@
-"""What else there is to be done with responses than to make them: delete one, list what it was
-given, count what one would be given, and compact a conversation."""
+"""What else there is to be done with responses than to make them: list what one was given, count
+what one would be given, and compact a conversation."""
 
 import secrets
 from collections.abc import Sequence
@@ -21,7 +21,6 @@ from sessile.flow import Flow
 from sessile.router.pool import Pool
 from sessile.sessions.record import TurnRecord
 from sessile.sessions.store import Store
-from sessile.sessions.transcript import Transcripts
 from sessile.settings import Settings
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -38,21 +37,11 @@ _NO_USAGE = {
 class Surface:
     """The calls. One a router, made by `Responses`."""
 
-    def __init__(
-        self, flow: Flow, pool: Pool, store: Store, transcripts: Transcripts, contexts: Contexts
-    ) -> None:
+    def __init__(self, flow: Flow, pool: Pool, store: Store, contexts: Contexts) -> None:
         self._flow = flow
         self._pool = pool
         self._store = store
-        self._transcripts = transcripts
         self._contexts = contexts
-
-    async def delete(self, tenant: str, response: str) -> None:
-        """Forget a stored response; what follows it can then not be continued. Raises
-        `ResponseNotFound`."""
-        await self._find(tenant, response)
-        self._transcripts.forget(tenant, response)
-        await self._store.delete_turn(tenant, response)
 
     async def input_items(
         self, tenant: str, response: str, *, after: str | None, limit: int, newest_first: bool
@@ -121,12 +110,6 @@ def stored_routes(surface: Surface, auth: Authenticator, settings: Settings) -> 
         tenant = tenant_of(request)
         body = await body_of(request)
         return _json(await surface.compact(tenant, request.scope["headers"], body))
-
-    @routes.delete("/v1/responses/{response_id}")
-    async def delete(request: Request, response_id: str) -> Response:
-        """Forget a stored response."""
-        await surface.delete(tenant_of(request), response_id)
-        return _json({"id": response_id, "object": "response", "deleted": True})
 
     @routes.get("/v1/responses/{response_id}/input_items")
     async def input_items(

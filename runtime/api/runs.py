@@ -14,7 +14,7 @@ from sessile.api.responses_kept import KeptResponses
 def run_routes(responses: Responses, auth: Authenticator) -> APIRouter:
     """`/sessile/v1/running/{session}` and `/sessile/v1/turns/{turn}/cancel`."""
     routes = APIRouter(prefix="/sessile/v1", tags=["sessile"])
-    kept = KeptResponses(responses.store, responses.turns)
+    kept = KeptResponses(responses)
 
     def tenant_of(request: Request) -> str:
         return auth.tenant(header(request.scope["headers"], b"authorization"))

@@ -109,7 +109,7 @@ class Line:
     def _follow(self, turn: Turn) -> Follower:
         if self._follower is None:
             assert turn.response is not None
-            self._follower = Follower(self._http, turn.response, turn.seen, self._timeout_s)
+            self._follower = Follower(self._http, turn.response, turn.after, self._timeout_s)
         return self._follower
 
     async def _drop(self) -> None:

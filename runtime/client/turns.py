@@ -2,10 +2,16 @@
 
 A session drives a `Turn` in a few lines: send `frame()`, feed `receive()` while it is `receiving`,
 run `calls` and hand the results to `answer()`, until it is `finished`. Where the connection was
-lost in between, `response` and `seen` say what to take up and from where; without a `response` the
+lost in between, `response` and `after` say what to take up and from where; without a `response` the
 same `frame()` is sent again, which its key makes harmless.
+
+A router tells an event a moment before it is in the log. One that is killed in that moment leaves a
+client that has heard more than the next router knows, which then numbers and says it anew. So a
+response is taken up some events early: where they are not the ones that were heard, the text goes
+on behind what was.
 """
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from secrets import token_hex
@@ -16,7 +22,13 @@ import msgspec
 from sessile.client.events import Event, Outcome, TextDelta, ToolCall, ToolResult
 from sessile.client.steers import Steers
 from sessile.client.tools import Tool
-from sessile.errors import ConnectionTooOld, ReplicaRefused, SessileError, from_code
+from sessile.errors import (
+    ConnectionTooOld,
+    ReplicaRefused,
+    SessileError,
+    StreamBroken,
+    from_code,
+)
 from sessile.router.replica import Usage
 
 
@@ -44,6 +56,18 @@ class Conversation:
         )
 
 
+OVERLAP = 64
+"""How many events before the last one a response is taken up."""
+
+
+class _Heard(msgspec.Struct, frozen=True):
+    """An event that came: its number, how much had been said before it, and what tells it apart."""
+
+    number: int
+    said: int
+    digest: int
+
+
 class _ServerEvent(msgspec.Struct):
     """The fields of the server's events that a turn reads."""
 
@@ -65,8 +89,8 @@ _decoder = msgspec.json.Decoder(_ServerEvent)
 class Turn:
     """One turn in flight: made for one `send`, `stream` or `background`, thrown away after it.
 
-    `response` is the one that runs, None until the router has told its id; `seen` the number of
-    its last event. `stale` says that the connection is too old to begin anything.
+    `response` is the one that runs, None until the router has told its id. `stale` says that the
+    connection is too old to begin anything.
     """
 
     def __init__(
@@ -86,13 +110,15 @@ class Turn:
         self._rounds = 0
         self._usage = Usage(0, 0, 0)
         self._said = ""
+        self._skip = 0
         self._hole = False
+        self._seen = -1
+        self._heard: deque[_Heard] = deque(maxlen=OVERLAP)
         self._made: list[ToolCall] = []
         self._ended: dict[str, Any] | None = None
         self._body: dict[str, Any] | None = None
         self.key = token_hex(12)
         self.response: str | None = None
-        self.seen = -1
         self.calls: list[ToolCall] = []
         self.receiving = False
         self.stale = False
@@ -112,6 +138,11 @@ class Turn:
     def stored(self) -> bool:
         """Whether the router keeps it, so that it can be taken up again."""
         return self._options.get("store") is not False
+
+    @property
+    def after(self) -> int:
+        """The number behind which its response is taken up, -1 for the first event on."""
+        return max(-1, self._seen - OVERLAP)
 
     # -- what is sent
 
@@ -150,8 +181,7 @@ class Turn:
         self._input = [_output_item(result.id, result.output) for result in given]
         self._rounds += bool(given)
         self.key, self._body = token_hex(12), None
-        self.response, self.seen, self.calls = None, -1, []
-        self._said, self._hole, self._ended = "", False, None
+        self._begin(None)
         return list(given)
 
     # -- what is said into it
@@ -187,10 +217,8 @@ class Turn:
             if response.get("id") != self.response:
                 self._steers.begun(response.get("previous_response_id"))
                 self._begin(response.get("id"))
-        if event.sequence_number is not None:
-            if event.sequence_number <= self.seen:
-                return []
-            self.seen = event.sequence_number
+        if event.sequence_number is not None and not self._note(event, frame):
+            return []
         match event.type:
             case "response.output_text.delta":
                 return self._say(event.delta)
@@ -215,14 +243,38 @@ class Turn:
         return []
 
     def _begin(self, response: str | None) -> None:
-        self.response, self.seen, self._ended = response, -1, None
-        self._said, self._hole, self.calls = "", False, []
+        self.response, self._ended, self._seen = response, None, -1
+        self._said, self._skip, self._hole, self.calls = "", 0, False, []
+        self._heard.clear()
+
+    def _note(self, event: _ServerEvent, frame: str | bytes) -> bool:
+        """Whether a numbered event is new; one that was heard is not, unless it is another now."""
+        number = event.sequence_number
+        assert number is not None
+        digest = hash(frame.encode() if isinstance(frame, str) else frame)
+        if number <= self._seen:
+            known = next((heard for heard in self._heard if heard.number == number), None)
+            if event.type == "sessile.gap" or (known is not None and known.digest == digest):
+                return False
+            if known is None or (len(self._heard) == OVERLAP and known is self._heard[0]):
+                raise StreamBroken(
+                    "the router that went on with the turn knows less than was told of it; send it"
+                    " again to repeat it"
+                )
+            self._skip = len(self._said) - known.said
+            while self._heard and self._heard[-1].number >= number:
+                self._heard.pop()
+        self._seen = number
+        self._heard.append(_Heard(number, len(self._said) - self._skip, digest))
+        return True
 
     def _say(self, delta: str) -> list[Event]:
         if self._hole:
             return []
-        self._said += delta
-        return [TextDelta(delta)]
+        skipped = min(self._skip, len(delta))
+        self._skip -= skipped
+        self._said += delta[skipped:]
+        return [TextDelta(delta[skipped:])] if skipped < len(delta) else []
 
     def _call(self, item: Mapping[str, Any]) -> list[Event]:
         if item.get("type") != "function_call":

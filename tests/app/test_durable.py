@@ -2,13 +2,17 @@
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx2
 import pytest
 from openai import AsyncOpenAI
 
+from sessile.lab.fake_replica import Fault, serve_fake
+from sessile.router.replica import ReplicaSpec
 from sessile.sessions.record import TurnRecord
 
 ASK = {"model": "m", "input": "Hi", "stream": True}
@@ -96,6 +100,10 @@ async def begun(http: Any, router: Any, **fields: Any) -> dict[str, Any]:
 async def object_of(http: Any, router: Any, response: str) -> dict[str, Any]:
     found: dict[str, Any] = (await http.get(f"{router.url}/v1/responses/{response}")).json()
     return found
+
+
+async def gone(http: Any, url: str) -> None:
+    assert (await http.get(url)).status_code == 404
 
 
 async def ended(http: Any, router: Any, response: str) -> dict[str, Any]:
@@ -205,6 +213,27 @@ async def test_what_cannot_be_cancelled(router, http):
         answer = await http.post(f"{router.url}/v1/responses/{response}/cancel")
         assert answer.status_code == status
         assert answer.json()["error"]["param"] == "response_id"
+
+
+async def test_a_deleted_response_is_gone_with_its_events(start, store, http):
+    """At every router; one that is still being made is to be cancelled first."""
+    one, two = await pair(start, store)
+    go = asyncio.Event()
+    one.engine.plays("Hel", go, _finish())
+    made = await begun(http, one)
+    await one.until(lambda: one.engine.running == 1)
+    for router in (one, two):
+        early = await http.delete(f"{router.url}/v1/responses/{made['id']}")
+        assert early.status_code == 400 and early.json()["error"]["param"] == "response_id"
+    go.set()
+    await ended(http, two, made["id"])
+    deleted = await http.delete(f"{two.url}/v1/responses/{made['id']}")
+    assert deleted.json() == {"id": made["id"], "object": "response", "deleted": True}
+    for router in (one, two):
+        await gone(http, f"{router.url}/v1/responses/{made['id']}")
+        await gone(http, f"{router.url}/v1/responses/{made['id']}?stream=true")
+        await gone(http, f"{router.url}/sessile/v1/turns/{made['id']}/events")
+    assert (await http.delete(f"{two.url}/v1/responses/{made['id']}")).status_code == 404
 
 
 # -- taking a stream up again
@@ -418,6 +447,60 @@ async def test_a_repeated_key_in_the_background(start, store, http):
     assert len(one.engine.asked) == 1
 
 
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_repeated_key_gives_the_finished_response(start, store, http, stored, stream):
+    """At another router, event for event, whether or not the response was stored."""
+    one, two = await pair(start, store)
+    one.engine.says("Hel", "lo")
+    key = {"Idempotency-Key": "k"}
+    body = {**ASK, "stream": stream, "store": stored}
+    answers = [
+        await http.post(f"{router.url}/v1/responses", json=body, headers=key)
+        for router in (one, two, one)
+    ]
+    assert len({answer.headers["x-sessile-turn"] for answer in answers}) == 1
+    assert answers[0].text == answers[1].text == answers[2].text
+    assert "Hello" in answers[1].text and len(one.engine.asked) == 1
+
+
+async def test_a_repeated_key_waits_for_what_cannot_be_followed(start, store, http):
+    """A response that is not stored is in no log: its end is waited for, and told."""
+    one, two = await pair(start, store)
+    go = asyncio.Event()
+    one.engine.plays("Hel", go, "lo", _finish())
+    body, key = {**ASK, "store": False}, {"Idempotency-Key": "k"}
+    first = asyncio.create_task(http.post(f"{one.url}/v1/responses", json=body, headers=key))
+    await one.until(lambda: one.engine.running == 1)
+    again = asyncio.create_task(http.post(f"{two.url}/v1/responses", json=body, headers=key))
+    await asyncio.sleep(0.1)
+    go.set()
+    assert (await first).text == (await again).text and len(one.engine.asked) == 1
+
+
+@pytest.mark.parametrize("stored", [True, False])
+async def test_a_failed_try_frees_its_key(router, http, stored):
+    """Refused, failed in the middle, hung up on: the next try with the key runs."""
+    body, key = {**ASK, "store": stored}, {"Idempotency-Key": "k"}
+    url = f"{router.url}/v1/responses"
+    router.engine.refuses(400, "maximum context length is 10")
+    assert (await http.post(url, json=body, headers=key)).status_code == 400
+    go = asyncio.Event()
+    router.engine.plays("Hel", go, {"error": {"message": "no", "code": 400}})
+    async with http.stream("POST", url, json=body, headers=key) as answer:
+        stream = Stream(answer)
+        await stream.until("response.output_text.delta")
+        go.set()
+        assert (await stream.rest())[-1]["type"] == "response.failed"
+    router.engine.plays("Hel", asyncio.Event())
+    async with http.stream("POST", url, json=body, headers=key) as answer:
+        await Stream(answer).until("response.output_text.delta")
+    await router.until(lambda: router.engine.aborted == 1)
+    router.engine.says("Hello")
+    assert "Hello" in (await http.post(url, json=body, headers=key)).text
+    assert len(router.engine.asked) == 4
+
+
 # -- the store is gone
 
 
@@ -540,6 +623,65 @@ async def test_a_turn_that_told_output_fails_once(start, store, http):
     assert failed["output"][0]["content"][0]["text"] == "Hel"
     await one.until(lambda: one.engine.running == 0)
     assert await replayed(http, two, made["id"]) == told
+
+
+@pytest.fixture
+async def talkers(start, store):
+    """Two routers before two replicas that take their time and can go on from a text."""
+    one, two = await pair(start, store, events=SOON)
+    async with AsyncExitStack() as stack:
+        faults = deque([Fault(pause_s=0.03), Fault(pause_s=0.03)])
+        fakes = [
+            await stack.enter_async_context(serve_fake(model="m", faults=faults)) for _ in range(2)
+        ]
+        for router in (one, two):
+            await router.app.pool.remove("one")
+            for name, fake in zip(("left", "right"), fakes, strict=True):
+                router.app.pool.add(ReplicaSpec(id=name, engine="sglang", url=fake.url))
+            await router.until(lambda r=router: len(r.app.pool.candidates("m")) == 2)
+        yield one, two
+        await one.until(lambda: not any(fake.running for fake in fakes))
+
+
+@pytest.mark.parametrize("fields", [{}, {"max_output_tokens": 12}])
+async def test_a_text_goes_on_at_another_router(talkers, http, fields):
+    """From what was told, in the same sequence: no word is lost or told twice, an event says where
+    it went on, the counts are those of the whole, and the receipt tells of it."""
+    one, two = talkers
+    said = " ".join(f"w{n}" for n in range(20))
+    made = await begun(http, one, input=said, **fields)
+    live = one.app.responses.turns.writer.find("default", made["id"])
+    await one.until(lambda: live.next >= 8)
+    await one.app.responses.aclose()
+    events = await replayed(http, two, made["id"])
+    assert numbers(events) == list(range(len(events)))
+    words = f"echo: {said}".split(" ")[: fields.get("max_output_tokens")]
+    assert text(events) == " ".join(words)
+    kinds = [event["type"] for event in events]
+    assert kinds.count("response.sessile.continued") == 1
+    assert kinds.count("response.output_item.added") == kinds.count("response.created") == 1
+    whole = events[-1]["response"]
+    assert whole["status"] == ("incomplete" if fields else "completed")
+    assert whole["output"][0]["content"][0]["text"] == text(events)
+    assert whole["usage"]["output_tokens"] == len(words)
+    assert await object_of(http, two, made["id"]) == whole
+    receipt = (await http.get(f"{two.url}/sessile/v1/turns/{made['id']}/receipt")).json()
+    assert receipt["continued"] == 1 and receipt["outcome"] == "ok"
+
+
+async def test_a_turn_with_tools_of_others_is_not_run_again(start, store, http):
+    """Its first router may have called them, and only that one had their keys: it fails."""
+    one, two = await pair(start, store, events=SOON)
+    one.engine.plays(asyncio.Event())
+    server = {"type": "mcp", "server_label": "s", "server_url": "http://127.0.0.1:9/mcp",
+              "authorization": "secret", "require_approval": "never"}  # fmt: skip
+    made = await begun(http, one, tools=[server])
+    await one.until(lambda: one.engine.running == 1)
+    assert b"secret" not in one.app.responses.turns.writer.find("default", made["id"]).accept.record
+    await orphaned(one, made["id"])
+    failed = (await replayed(http, two, made["id"]))[-1]
+    assert failed["response"]["error"]["type"] == "router_lost"
+    assert len(one.engine.asked) == 1
 
 
 async def test_a_turn_that_was_stored_only_lacks_its_last_word(start, store, http):

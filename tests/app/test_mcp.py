@@ -114,6 +114,23 @@ async def test_the_model_uses_a_servers_tool(router, client, calculator):
     assert said[1]["tool_calls"][0]["function"]["name"] == ADD and said[2]["content"] == "3"
 
 
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_repeated_key_calls_no_tool_again(router, calculator, stored, stream):
+    """The whole response is given again, with all of its engine's calls, and nothing runs."""
+    router.engine.calls(ADD, '{"a":1,"b":2}')
+    router.engine.says("Three.")
+    body = {"model": "m", "input": "1+2?", "tools": [tool(calculator)], "store": stored,
+            "stream": stream}  # fmt: skip
+    async with httpx2.AsyncClient(base_url=router.url, trust_env=False) as http:
+        answers = [
+            await http.post("/v1/responses", json=body, headers={"Idempotency-Key": "k"})
+            for _ in range(2)
+        ]
+    assert answers[0].text == answers[1].text and "Three." in answers[0].text
+    assert calculator.asked == [(1, 2)] and len(router.engine.asked) == 2
+
+
 async def test_the_next_turn_does_not_list_again(router, client, calculator):
     """What an earlier turn has listed is in the conversation, and its calls stay in the prompt."""
     router.engine.calls(ADD, '{"a":1,"b":2}')

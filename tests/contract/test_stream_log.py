@@ -177,6 +177,18 @@ async def test_a_sequence_is_gone_after_its_time(bench: Any, log: StreamLog) -> 
     assert await log.look("acme", "t") is None and await told(log) == []
 
 
+async def test_a_turn_that_is_forgotten_is_gone(log: StreamLog) -> None:
+    """With its events, and nobody takes it; the next of that name begins anew."""
+    await write(log, batch(0, "a", accept=ACCEPT))
+    await log.release("acme", "t", 7)
+    await log.forget("acme", "t")
+    await log.forget("acme", "never")
+    assert await log.look("acme", "t") is None and await told(log) == []
+    assert await log.orphans(10) == []
+    assert await write(log, batch(0, "b"), batch(0, "b", accept=ACCEPT)) == ["gone", "ok"]
+    assert await told(log) == [(0, b"b")]
+
+
 async def test_only_so_many_events_are_kept(log: StreamLog) -> None:
     """Over the limit the oldest go, the newest batch never."""
     await write(log, batch(0, accept=ACCEPT))

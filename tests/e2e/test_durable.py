@@ -32,11 +32,11 @@ class Fleet:
         self.replica = replica
         self.routers: dict[str, subprocess.Popen[bytes]] = {}
 
-    async def start(self) -> tuple[str, str]:
+    async def start(self, engine: str = "openai") -> tuple[str, str]:
         """Start them, and wait until both are ready and their stores have been there for long."""
         settings = {"SESSILE_EVENTS__LEASE_S": "1", "SESSILE_STORE__TIMEOUT_S": "0.5"}
         for port in free_ports(2):
-            command = [SESSILE, "serve", "--replica", f"openai={self.replica.url}",
+            command = [SESSILE, "serve", "--replica", f"{engine}={self.replica.url}",
                        "--redis", self.redis.url, "--port", str(port)]  # fmt: skip
             self.routers[f"http://127.0.0.1:{port}"] = _started(command, settings)
         async with httpx2.AsyncClient(trust_env=False) as http:
@@ -145,6 +145,29 @@ async def test_a_router_killed_in_the_middle_of_a_stream(fleet: Fleet) -> None:
         assert failed.output_text == said and f"echo: {WORDS}".startswith(said)
         assert (await other.responses.retrieve(response)).status == "failed"
         assert await left(other, response, kept[-1].sequence_number) == rest
+    await fleet.replica.until(lambda replica: replica.running == 0)
+
+
+async def test_a_router_killed_in_the_middle_of_a_text(fleet: Fleet) -> None:
+    """Before an engine that can go on from a text, the client is told all of it at the other
+    router, as one sequence: no word is missing or comes twice."""
+    one, two = await fleet.start("sglang")
+    fleet.replica.fail(Fault(pause_s=0.05))
+    async with client(one) as first, client(two) as other:
+        async with await first.responses.create(model="fake", input=WORDS, stream=True) as stream:
+            seen = await seen_until(stream, 8)
+            response = seen[0].response.id
+            await asyncio.sleep(0.3)  # more is told than this client reads
+            fleet.kill(one)
+        rest = await left(other, response, seen[-1].sequence_number)
+        events = [*seen, *rest]
+        assert [event.sequence_number for event in events] == list(range(len(events)))
+        said = "".join(e.delta for e in events if e.type == "response.output_text.delta")
+        assert said == f"echo: {WORDS}"
+        assert [e.type for e in events if e.type in TERMINAL] == ["response.completed"]
+        assert rest[-1].response.output_text == said
+        assert [e.type for e in rest].count("response.sessile.continued") == 1
+        assert (await other.responses.retrieve(response)).output_text == said
     await fleet.replica.until(lambda replica: replica.running == 0)
 
 

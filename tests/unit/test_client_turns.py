@@ -27,7 +27,8 @@ _numbers = count()
 
 
 def event(type: str, **fields: Any) -> bytes:
-    return msgspec.json.encode({"type": type, "sequence_number": next(_numbers), **fields})
+    fields.setdefault("sequence_number", next(_numbers))
+    return msgspec.json.encode({"type": type, **fields})
 
 
 def created(id: str, after: str | None = None) -> bytes:
@@ -206,6 +207,40 @@ def test_events_that_were_heard_are_not_told_again() -> None:
     said += [said for event in told for said in turn.receive(event)]
     assert said == [TextDelta("a"), TextDelta("b"), TextDelta("c")]
     assert turn.outcome is not None and turn.outcome.text == "abc"
+
+
+def test_what_another_router_numbers_anew_is_not_said_twice() -> None:
+    """The client had heard more than was kept: the text goes on behind it."""
+    turn = Turn(conversation(), "x", {})
+    turn.frame()
+
+    def numbered(number: int, type: str, **fields: Any) -> bytes:
+        return msgspec.json.encode({"type": type, **fields, "sequence_number": number})
+
+    first = [numbered(0, "response.created", response={"id": "r1"})]
+    first += [numbered(n, "response.output_text.delta", delta=f"w{n} ") for n in range(1, 6)]
+    for told in first:
+        turn.receive(told)
+    assert (turn.lost(), turn.after) == ([], -1)
+    again = [*first[:4], numbered(4, "response.sessile.continued")]
+    again += [numbered(n + 1, "response.output_text.delta", delta=f"w{n} ") for n in (4, 5, 6, 7)]
+    said = [said for told in again for said in turn.receive(told)]
+    assert said == [TextDelta("w6 "), TextDelta("w7 ")]
+    assert turn.lost() == [] and [s for told in again for s in turn.receive(told)] == []
+    turn.receive(numbered(9, "response.completed", response={"id": "r1", "status": "completed"}))
+    assert turn.outcome is not None and turn.outcome.text == "w1 w2 w3 w4 w5 w6 w7 "
+
+
+def test_a_turn_of_which_too_much_was_lost_is_an_error() -> None:
+    """Nothing is guessed where no event is the one that was heard."""
+    turn = Turn(conversation(), "x", {})
+    turn.frame()
+    turn.receive(created("r1"))
+    for n in range(100):
+        turn.receive(delta(f"w{n}", sequence_number=1000 + n))
+    assert turn.after == 1099 - 64
+    with pytest.raises(errors.StreamBroken, match="knows less"):
+        turn.receive(delta("other", sequence_number=1036))
 
 
 def test_what_was_not_kept_comes_with_the_whole_response() -> None:

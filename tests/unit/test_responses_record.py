@@ -30,6 +30,21 @@ def test_it_comes_back_without_who_asked() -> None:
     assert again.skeleton("m")["id"] == "resp_1"
 
 
+def test_it_comes_back_without_the_keys_of_mcp_servers() -> None:
+    """What lets one in there is of use to nobody else; the server is still named."""
+    server = {"type": "mcp", "server_label": "s", "server_url": "https://example.com/mcp",
+              "authorization": "secret", "headers": {"x": "secret"}}  # fmt: skip
+    body = {**BODY, "tools": [server]}
+    accepted = Accepted(
+        turn="r", created_at=5, asked=read_request(body), body=body, headers=[], forks=True
+    )
+    data = write_accepted(accepted)
+    assert b"secret" not in data
+    again = read_accepted(data)
+    assert again.forks and again.asked.toolset.servers[0]["server_label"] == "s"
+    assert body["tools"][0]["authorization"] == "secret"
+
+
 def test_what_becomes_of_a_turn_whose_client_goes() -> None:
     """It ends, unless it was declared otherwise, in so many words."""
     assert on_disconnect([]) == "abort"

@@ -8,6 +8,7 @@ import pytest
 from sessile.api.responses_body import read_request
 from sessile.api.responses_events import ResponseStream
 from sessile.api.responses_told import read_told
+from sessile.api.responses_tools import Called
 from sessile.errors import StreamBroken
 
 CHUNKS = (
@@ -39,6 +40,53 @@ def test_it_is_what_a_failed_response_holds(count: int) -> None:
     made.fail(StreamBroken("cut"), 1.0)
     assert told.output == made.response["output"]
     assert told.created and told.begun and told.whole and told.next == len(events)
+
+
+def test_a_text_can_go_on_while_it_is_open() -> None:
+    """Only where it is all that was told, and has not come to its end."""
+    made = stream()
+    events = made.start()
+    found = []
+    for delta in ({"content": "Hel"}, {"content": "lo"}, {}, {"reasoning_content": "x"}):
+        made.feed(chunk(delta=delta), events)
+        found.append(read_told(event.body for event in events).text)
+    assert found == ["Hel", "Hello", "Hello", None]
+    assert read_told(event.body for event in stream().start()).text is None
+
+
+def test_a_stream_goes_on_within_a_text() -> None:
+    """The events behind a cut are those of a stream that was not cut."""
+    whole, first = stream(), stream()
+    one, two = whole.start(), first.start()
+    for delta in ({"content": "Hel"}, {"content": "lo"}):
+        whole.feed(chunk(delta=delta), one)
+    first.feed(chunk(delta={"content": "Hel"}), two)
+    told = read_told(event.body for event in two)
+    asked = read_request({"model": "m", "input": "x"})
+    response = {**asked.response, "id": "resp_1", "output": told.output}
+    second = ResponseStream(response, sequence=told.next, begun=told.begun)
+    second.take_up(told.text or "")
+    two += second.start()
+    second.feed(chunk(delta={"content": "lo"}), two)
+    for made, events in ((whole, one), (second, two)):
+        made.feed(chunk(delta={}, finish_reason="stop"), events)
+        events += made.finish(1.0)
+    assert one == two
+
+
+def test_calls_are_read_back_too() -> None:
+    """A custom tool's input and an MCP tool's arguments, as far as they were told."""
+    made = stream()
+    made.called = {"sh": Called("custom", "sh"), "add": Called("mcp", "add", "s")}
+    events = made.start()
+    for index, (name, arguments) in enumerate((("sh", '{"input":"ls'), ("add", '{"a":'))):
+        call = {"index": index, "id": f"c{index}", "function": {"name": name}}
+        made.feed(chunk(delta={"tool_calls": [call]}), events)
+        more = {"index": index, "function": {"arguments": arguments}}
+        made.feed(chunk(delta={"tool_calls": [more]}), events)
+    custom, mcp = read_told(event.body for event in events).output
+    assert (custom["input"], custom["status"]) == ("ls", "incomplete")
+    assert (mcp["arguments"], mcp["status"]) == ('{"a":', "incomplete")
 
 
 def test_a_response_that_only_waits_has_told_nothing() -> None:
