@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sessile.api.admin import health_routes, native_routes
 from sessile.api.auth import Authenticator, check_exposure
+from sessile.api.browser import browser_routes
 from sessile.api.chat import FastLane
 from sessile.api.conversations import conversation_routes
 from sessile.api.event_stream import event_routes
@@ -161,6 +162,7 @@ class App:
         api.include_router(responses_routes(self.responses, self.auth, self.settings))
         api.include_router(event_routes(self.responses.turns, self.auth))
         api.include_router(run_routes(self.responses, self.auth))
+        api.include_router(browser_routes())
         api.include_router(conversation_routes(self.store, self.auth, self.settings))
         api.include_router(
             native_routes(

@@ -18,6 +18,7 @@ import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
 from sessile.api.auth import Authenticator
+from sessile.api.browser import declared
 from sessile.api.chat import header
 from sessile.api.lanes import Branch, Branches, Job, Lane, Lanes
 from sessile.api.responses_events import Event
@@ -84,7 +85,12 @@ class Sockets:
                     }
                 )
                 await _Connection(
-                    self._responses, tenant, scope["headers"], receive, send, self._settings
+                    self._responses,
+                    tenant,
+                    declared(scope["headers"], scope.get("query_string", b"")),
+                    receive,
+                    send,
+                    self._settings,
                 ).serve()
         finally:
             self.connections -= 1

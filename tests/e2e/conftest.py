@@ -153,6 +153,12 @@ def launched(log: Path, replicas: int, *command: str, **variables: str) -> Itera
                 process.kill()
 
 
+@pytest.fixture(scope="session")
+def launch() -> Callable[..., AbstractContextManager[str]]:
+    """`launched`, for tests that need a process with settings of their own."""
+    return launched
+
+
 def ready_replicas(url: str) -> int:
     """How many replicas the router at `url` has found ready; 0 if there is no router yet."""
     try:
