@@ -12,6 +12,7 @@ from sessile.client.events import Done, Event
 from sessile.client.turns import Conversation, Turn, new_id
 from sessile.errors import (
     InvalidRequest,
+    RouterUnreachable,
     SessileError,
     SessionBusy,
     SessionExpired,
@@ -263,6 +264,9 @@ class AsyncSession:
             async with aclosing(drive(self._line, turn, self._conversation.tools)) as events:
                 async for event in events:
                     yield event
+        except RouterUnreachable:
+            turn.receiving = False  # it may run on, and be attached to: nobody stops it
+            raise
         finally:
             if not turn.finished and turn.receiving:
                 stopping = self._client._spawn(self._line.leave(turn))
