@@ -1,4 +1,5 @@
-"""The Lua of the log of events. Every script touches the keys of one turn, which share a hash tag.
+"""The Lua of the log of events. The keys of one turn share a hash tag; on a Cluster, no script is
+given more than one turn's.
 
 A turn is a hash (`fence owner record next until ended cancel taken bytes count`) and a stream of
 batches.
@@ -7,54 +8,67 @@ its fields are the number of its first event and its events. Times are the serve
 """
 
 APPEND = """
--- KEYS turn stream
--- ARGV fence first last data ended lease_ms ttl_ms most_events most_bytes owner record
--- No data: the lease is renewed. {ok 0 | gone 1 | fenced 2 | ended 3, next, cancel}
+-- The next batches of several turns, each by itself.
+-- KEYS turn stream, for each turn
+-- ARGV most_events most_bytes lease_ms ttl_ms, and for each turn: fence first last data ended owner
+-- record. No data: the lease is renewed.
+-- For each turn {ok 0 | gone 1 | fenced 2 | ended 3, next, cancel}
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local facts = redis.call('HMGET', KEYS[1], 'fence', 'next', 'ended', 'cancel', 'bytes', 'count')
-if not facts[1] then
-  if ARGV[10] == '' then
-    return {1, 0, 0}
-  end
-  redis.call('DEL', KEYS[2])
-  redis.call('HSET', KEYS[1], 'fence', ARGV[1], 'next', ARGV[2], 'owner', ARGV[10],
-    'record', ARGV[11])
-  facts = {ARGV[1], ARGV[2], false, false, false, false}
-end
-if facts[1] ~= ARGV[1] then
-  return {2, 0, 0}
-end
-if facts[3] then
-  return {3, 0, 0}
-end
-local upto = tonumber(facts[2])
-local until_ms = string.format('%.0f', now + ARGV[6])
-if ARGV[4] ~= '' and tonumber(ARGV[2]) >= upto then
-  upto = ARGV[3] + 1
-  redis.call('XADD', KEYS[2], string.format('%.0f-0', upto), 'n', ARGV[2], 'e', ARGV[4])
-  local bytes = (tonumber(facts[5]) or 0) + #ARGV[4]
-  local count = (tonumber(facts[6]) or 0) + upto - ARGV[2]
-  while bytes > tonumber(ARGV[9]) or count > tonumber(ARGV[8]) do
-    local oldest = redis.call('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)[1]
-    local id = tonumber(string.match(oldest[1], '^%d+'))
-    if id == upto then
-      break
+local until_ms = string.format('%.0f', now + ARGV[3])
+local most_events, most_bytes, ttl_ms = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[4]
+
+local function append(turn, stream, fence, first, last, data, ended, owner, record)
+  local facts = redis.call('HMGET', turn, 'fence', 'next', 'ended', 'cancel', 'bytes', 'count')
+  if not facts[1] then
+    if owner == '' then
+      return {1, 0, 0}
     end
-    bytes = bytes - #oldest[2][4]
-    count = count - (id - oldest[2][2])
-    redis.call('XDEL', KEYS[2], oldest[1])
+    redis.call('DEL', stream)
+    redis.call('HSET', turn, 'fence', fence, 'next', first, 'owner', owner, 'record', record)
+    facts = {fence, first, false, false, false, false}
   end
-  redis.call('HSET', KEYS[1], 'next', upto, 'bytes', bytes, 'count', count, 'until', until_ms)
-  if ARGV[5] == '1' then
-    redis.call('HSET', KEYS[1], 'ended', '1')
+  if facts[1] ~= fence then
+    return {2, 0, 0}
   end
-else
-  redis.call('HSET', KEYS[1], 'until', until_ms)
+  if facts[3] then
+    return {3, 0, 0}
+  end
+  local upto = tonumber(facts[2])
+  if data ~= '' and tonumber(first) >= upto then
+    upto = last + 1
+    redis.call('XADD', stream, string.format('%.0f-0', upto), 'n', first, 'e', data)
+    local bytes = (tonumber(facts[5]) or 0) + #data
+    local count = (tonumber(facts[6]) or 0) + upto - first
+    while bytes > most_bytes or count > most_events do
+      local oldest = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+      local id = tonumber(string.match(oldest[1], '^%d+'))
+      if id == upto then
+        break
+      end
+      bytes = bytes - #oldest[2][4]
+      count = count - (id - oldest[2][2])
+      redis.call('XDEL', stream, oldest[1])
+    end
+    redis.call('HSET', turn, 'next', upto, 'bytes', bytes, 'count', count, 'until', until_ms)
+    if ended == '1' then
+      redis.call('HSET', turn, 'ended', '1')
+    end
+  else
+    redis.call('HSET', turn, 'until', until_ms)
+  end
+  redis.call('PEXPIRE', turn, ttl_ms)
+  redis.call('PEXPIRE', stream, ttl_ms)
+  return {0, upto, facts[4] and 1 or 0}
 end
-redis.call('PEXPIRE', KEYS[1], ARGV[7])
-redis.call('PEXPIRE', KEYS[2], ARGV[7])
-return {0, upto, facts[4] and 1 or 0}
+
+local told = {}
+for n = 1, #KEYS / 2 do
+  local a = 7 * n - 2
+  told[n] = append(KEYS[2 * n - 1], KEYS[2 * n], ARGV[a], ARGV[a + 1], ARGV[a + 2], ARGV[a + 3],
+    ARGV[a + 4], ARGV[a + 5], ARGV[a + 6])
+end
+return told
 """
 
 READ = """

@@ -75,6 +75,7 @@ class RedisLink:
         self, url: str, scripts: Sequence[Script], *, timeout_s: float, retry_after_s: float
     ) -> None:
         self._wire = _wire(url)
+        self.is_cluster = isinstance(self._wire, _Cluster)
         self._scripts = {script.sha: script for script in scripts}
         self._timeout_s = timeout_s
         self._retry_after_s = retry_after_s

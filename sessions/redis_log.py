@@ -1,13 +1,14 @@
 """The log of events that many routers share, over Redis Streams.
 
-Travels by the store's own link: batches of many turns are one round trip, and the breaker is one.
+Travels by the store's own link: batches of many turns are one round trip, where one server holds
+all keys one call of a script, and the breaker is one.
 The list of open turns lies in a slot of its own and is only a hint for those who look for orphans;
 each turn's own hash decides.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -23,6 +24,7 @@ _RELEASE = Script(log_scripts.RELEASE_TURN)
 _CANCEL = Script(log_scripts.CANCEL)
 SCRIPTS = (_APPEND, _READ, _LOOK, _TAKE, _RELEASE, _CANCEL)
 
+_MOST_TURNS = 64  # in one call of a script: the server does nothing else meanwhile
 _PAGE = 16  # batches, each at most a writer's; so that no reply is what the time-out catches
 _STATES: tuple[Literal["ok", "gone", "fenced", "ended"], ...] = ("ok", "gone", "fenced", "ended")
 _SEPARATOR = "\x1f"
@@ -53,29 +55,34 @@ class RedisLog:
         self._ttl_ms = max(1, round(limits.ttl_s * 1000))
 
     async def append(self, batches: Sequence[Batch]) -> list[Written]:
-        commands = [self._append(batch) for batch in batches]
+        size = 1 if self._link.is_cluster else _MOST_TURNS
+        commands = [
+            self._append(batches[start : start + size]) for start in range(0, len(batches), size)
+        ]
         replies = await self._link.run_together([*commands, *self._hints(batches)])
         return [
             Written(_STATES[state], upto, cancel == 1)
-            for state, upto, cancel in replies[: len(batches)]
+            for told in replies[: len(commands)]
+            for state, upto, cancel in told
         ]
 
-    def _append(self, batch: Batch) -> Command:
-        events, accept = batch.events, batch.accept
-        return _APPEND.command(
-            self._keys(batch.tenant, batch.turn),
-            batch.fence,
-            batch.first,
-            batch.first + len(events) - 1,
-            _encode(events) if events else b"",
-            "1" if batch.ended else "",
-            self._lease_ms,
-            self._ttl_ms,
-            self.limits.most_events,
-            self.limits.most_bytes,
-            accept.owner if accept is not None else "",
-            accept.record if accept is not None else b"",
-        )
+    def _append(self, batches: Sequence[Batch]) -> Command:
+        limits = self.limits
+        keys: list[str] = []
+        told: list[Any] = [limits.most_events, limits.most_bytes, self._lease_ms, self._ttl_ms]
+        for batch in batches:
+            events, accept = batch.events, batch.accept
+            keys += self._keys(batch.tenant, batch.turn)
+            told += (
+                batch.fence,
+                batch.first,
+                batch.first + len(events) - 1,
+                _encode(events) if events else b"",
+                "1" if batch.ended else "",
+                accept.owner if accept is not None else "",
+                accept.record if accept is not None else b"",
+            )
+        return _APPEND.command(keys, *told)
 
     def _hints(self, batches: Sequence[Batch]) -> list[Command]:
         """Tell the list of open turns of those that begin, live on or end."""

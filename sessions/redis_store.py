@@ -97,8 +97,7 @@ class Keys:
 
     @staticmethod
     def events(tenant: str, turn: str) -> tuple[str, str]:
-        tag = _digest(tenant, turn)
-        return f"sessile:{{{tag}}}:events", f"sessile:{{{tag}}}:batches"
+        return _keys_of_events(tenant, turn)
 
     @staticmethod
     def open_turns() -> str:
@@ -372,6 +371,12 @@ def _digest(*parts: str) -> str:
 
 
 _known_digest = lru_cache(maxsize=16_384)(_digest)  # of what comes again turn after turn
+
+
+@lru_cache(maxsize=4_096)  # of the turns that run
+def _keys_of_events(tenant: str, turn: str) -> tuple[str, str]:
+    tag = _digest(tenant, turn)
+    return f"sessile:{{{tag}}}:events", f"sessile:{{{tag}}}:batches"
 
 
 def _pairs(flat: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
