@@ -38,6 +38,7 @@ class Line:
         self._tries = Tries(reconnect_s)
         self._reconnect_s = reconnect_s
         self._follower: Follower | None = None
+        self._over_socket = False
 
     async def begin(self, turn: Turn) -> None:
         """Ask for the turn's next response in the background: from here on it runs by itself."""
@@ -57,17 +58,16 @@ class Line:
 
         Raises what the router tells of, and `RouterUnreachable` once it was looked for long enough.
         """
-        over_socket = False
         turn.receiving = True
         try:
             while turn.receiving:
                 try:
-                    if turn.response is None and not over_socket:
+                    if turn.response is None and not self._over_socket:
                         await self._socket.send(turn.frame(), detach=turn.stored)
-                        over_socket = True
-                    frame = await (self._socket if over_socket else self._follow(turn)).receive()
+                        self._over_socket = True
+                    source = self._socket if self._over_socket else self._follow(turn)
+                    frame = await source.receive()
                 except (Lost, RouterUnreachable, CapacityError) as error:
-                    over_socket = False
                     await self._drop()
                     for event in turn.lost():
                         yield event
@@ -77,22 +77,25 @@ class Line:
                         _give_up(error)
                     await self._pause(error, met=turn.response is not None)
                     continue
-                self._tries.went_on()
-                for event in turn.receive(frame):
+                before = turn.heard
+                events = turn.receive(frame)
+                if turn.heard != before:
+                    self._tries.went_on()
+                for event in events:
                     yield event
                 if turn.stale:
-                    over_socket = False
                     await self._drop()
-                elif over_socket:
-                    await self.say(turn)
+                    await self._pause(Lost("the connection is too old"), met=True)
+                await self.say(turn)
         finally:
+            self._over_socket = False
             if self._follower is not None:
                 await self._follower.aclose()
                 self._follower = None
 
     async def say(self, turn: Turn) -> None:
         """Bring what the caller has said meanwhile to the running response, if it can be."""
-        if self._follower is None:
+        if self._over_socket:
             for frame in turn.steer_frames():
                 await self._socket.say(frame)
 
@@ -113,6 +116,7 @@ class Line:
         return self._follower
 
     async def _drop(self) -> None:
+        self._over_socket = False
         if self._follower is not None:
             await self._follower.aclose()
             self._follower = None

@@ -4,14 +4,8 @@ A session drives a `Turn` in a few lines: send `frame()`, feed `receive()` while
 run `calls` and hand the results to `answer()`, until it is `finished`. Where the connection was
 lost in between, `response` and `after` say what to take up and from where; without a `response` the
 same `frame()` is sent again, which its key makes harmless.
-
-A router tells an event a moment before it is in the log. One that is killed in that moment leaves a
-client that has heard more than the next router knows, which then numbers and says it anew. So a
-response is taken up some events early: where they are not the ones that were heard, the text goes
-on behind what was.
 """
 
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from secrets import token_hex
@@ -20,15 +14,11 @@ from typing import Any
 import msgspec
 
 from sessile.client.events import Event, Outcome, TextDelta, ToolCall, ToolResult
+from sessile.client.heard import Heard
+from sessile.client.reading import added, as_error, read_usage, text_of, why_incomplete
 from sessile.client.steers import Steers
 from sessile.client.tools import Tool
-from sessile.errors import (
-    ConnectionTooOld,
-    ReplicaRefused,
-    SessileError,
-    StreamBroken,
-    from_code,
-)
+from sessile.errors import ConnectionTooOld, ReplicaRefused
 from sessile.router.replica import Usage
 
 
@@ -54,18 +44,6 @@ class Conversation:
         return Conversation(
             id, self.model, self.system, self.tools, self.max_rounds, self.head, self.owed
         )
-
-
-OVERLAP = 64
-"""How many events before the last one a response is taken up."""
-
-
-class _Heard(msgspec.Struct, frozen=True):
-    """An event that came: its number, how much had been said before it, and what tells it apart."""
-
-    number: int
-    said: int
-    digest: int
 
 
 class _ServerEvent(msgspec.Struct):
@@ -112,8 +90,7 @@ class Turn:
         self._said = ""
         self._skip = 0
         self._hole = False
-        self._seen = -1
-        self._heard: deque[_Heard] = deque(maxlen=OVERLAP)
+        self._heard = Heard()
         self._made: list[ToolCall] = []
         self._ended: dict[str, Any] | None = None
         self._body: dict[str, Any] | None = None
@@ -142,7 +119,12 @@ class Turn:
     @property
     def after(self) -> int:
         """The number behind which its response is taken up, -1 for the first event on."""
-        return max(-1, self._seen - OVERLAP)
+        return self._heard.overlap
+
+    @property
+    def heard(self) -> tuple[str | None, int]:
+        """The response and the number of its newest event: what grows while the turn goes on."""
+        return self.response, self._heard.newest
 
     # -- what is sent
 
@@ -217,7 +199,8 @@ class Turn:
             if response.get("id") != self.response:
                 self._steers.begun(response.get("previous_response_id"))
                 self._begin(response.get("id"))
-        if event.sequence_number is not None and not self._note(event, frame):
+        number = event.sequence_number
+        if number is not None and not self._note(number, event.type, frame):
             return []
         match event.type:
             case "response.output_text.delta":
@@ -230,12 +213,12 @@ class Turn:
                 told = (event.response or {}).get("error") or {}
                 # The API knows few codes for a failed response; the router's own is its type.
                 self.receiving = False
-                raise _as_error({**told, "code": told.get("type") or told.get("code")})
+                raise as_error({**told, "code": told.get("type") or told.get("code")})
             case "sessile.gap":
                 self._hole = True  # what is missing comes with the whole response
             case "error":
                 flat = {"code": event.code, "message": event.message, "param": event.param}
-                failure = _as_error(event.error or flat)
+                failure = as_error(event.error or flat)
                 if not isinstance(failure, ConnectionTooOld) or self.response is not None:
                     self.receiving = False
                     raise failure
@@ -243,29 +226,16 @@ class Turn:
         return []
 
     def _begin(self, response: str | None) -> None:
-        self.response, self._ended, self._seen = response, None, -1
+        self.response, self._ended, self._heard = response, None, Heard()
         self._said, self._skip, self._hole, self.calls = "", 0, False, []
-        self._heard.clear()
 
-    def _note(self, event: _ServerEvent, frame: str | bytes) -> bool:
+    def _note(self, number: int, kind: str, frame: str | bytes) -> bool:
         """Whether a numbered event is new; one that was heard is not, unless it is another now."""
-        number = event.sequence_number
-        assert number is not None
-        digest = hash(frame.encode() if isinstance(frame, str) else frame)
-        if number <= self._seen:
-            known = next((heard for heard in self._heard if heard.number == number), None)
-            if event.type == "sessile.gap" or (known is not None and known.digest == digest):
+        if number <= self._heard.newest:
+            if kind == "sessile.gap" or self._heard.knows(number, frame):
                 return False
-            if known is None or (len(self._heard) == OVERLAP and known is self._heard[0]):
-                raise StreamBroken(
-                    "the router that went on with the turn knows less than was told of it; send it"
-                    " again to repeat it"
-                )
-            self._skip = len(self._said) - known.said
-            while self._heard and self._heard[-1].number >= number:
-                self._heard.pop()
-        self._seen = number
-        self._heard.append(_Heard(number, len(self._said) - self._skip, digest))
+            self._skip = len(self._said) - self._heard.rewind(number)
+        self._heard.add(number, len(self._said) - self._skip, frame)
         return True
 
     def _say(self, delta: str) -> list[Event]:
@@ -289,14 +259,14 @@ class Turn:
     def _end(self, response: dict[str, Any]) -> list[Event]:
         """The response is there as a whole: what of it was not told is."""
         events: list[Event] = []
-        whole = _text_of(response)
+        whole = text_of(response)
         if len(whole) > len(self._said) and whole.startswith(self._said):
             events.append(TextDelta(whole[len(self._said) :]))
         if response.get("status") == "completed":
             for item in response.get("output") or ():
                 events += self._call(item)
         self._parent = response["id"]
-        self._usage = _sum(self._usage, _read_usage(response.get("usage")))
+        self._usage = added(self._usage, read_usage(response.get("usage")))
         self._ended = response
         return [*events, *self._settle()]
 
@@ -304,7 +274,7 @@ class Turn:
         """The response has ended: the turn goes on with one that follows by itself, with tools,
         with what was said meanwhile, or not at all."""
         response = self._ended or {}
-        status, reason = response.get("status"), _why_incomplete(response)
+        status, reason = response.get("status"), why_incomplete(response)
         open_calls = self.calls if status == "completed" else []
         if not open_calls and self._steers.is_open(response["id"]) and reason != "cancelled":
             return []
@@ -318,7 +288,7 @@ class Turn:
         self.outcome = Outcome(
             id=response["id"],
             session=conversation.id,
-            text=_text_of(response) or self._said,
+            text=text_of(response) or self._said,
             usage=self._usage,
             tool_calls=tuple(self._made),
             incomplete=reason,
@@ -347,48 +317,3 @@ _NOT_RUN = "not run: too many calls in one turn"
 
 def _output_item(call: str, output: str) -> dict[str, Any]:
     return {"type": "function_call_output", "call_id": call, "output": output}
-
-
-def _why_incomplete(response: Mapping[str, Any]) -> str | None:
-    status = response.get("status")
-    if status == "cancelled":
-        return "cancelled"
-    details = response.get("incomplete_details") or {}
-    return details.get("reason") if status == "incomplete" else None
-
-
-def _text_of(response: Mapping[str, Any]) -> str:
-    return "".join(
-        part.get("text", "")
-        for item in response.get("output") or ()
-        if item.get("type") == "message"
-        for part in item.get("content") or ()
-        if part.get("type") == "output_text"
-    )
-
-
-def _read_usage(usage: Mapping[str, Any] | None) -> Usage:
-    if usage is None:
-        return Usage()
-    details = usage.get("input_tokens_details") or {}
-    return Usage(
-        usage.get("input_tokens"), usage.get("output_tokens"), details.get("cached_tokens")
-    )
-
-
-def _sum(one: Usage, other: Usage) -> Usage:
-    """Counts added; what is unknown in one of them is unknown in the sum."""
-
-    def add(a: int | None, b: int | None) -> int | None:
-        return None if a is None or b is None else a + b
-
-    return Usage(
-        add(one.prompt_tokens, other.prompt_tokens),
-        add(one.completion_tokens, other.completion_tokens),
-        add(one.cached_tokens, other.cached_tokens),
-    )
-
-
-def _as_error(told: Mapping[str, Any]) -> SessileError:
-    message = told.get("message") or "the router gave no reason"
-    return from_code(told.get("code") or "", message, param=told.get("param"))

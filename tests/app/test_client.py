@@ -343,6 +343,17 @@ def test_what_cannot_be_taken_up_says_what_to_do(play: Any) -> None:
             session.send("e")
 
 
+def test_a_router_that_tells_nothing_new_is_no_progress(play: Any) -> None:
+    """However often it answers: the time without a new event is what is bounded."""
+    router = play(hangs_up)
+    router.replays = [replay(*HALF)] * 1000
+    with (
+        Client(router.url, reconnect_s=0.2) as client,
+        pytest.raises(errors.RouterUnreachable, match="attach"),
+    ):
+        client.session().send("a")
+
+
 def test_a_stream_left_early_stops_its_turn(play: Any) -> None:
     """The connection is closed under it, and the next turn follows the last whole one."""
     router = play(says("one"), talks_on, says("three"))

@@ -10,7 +10,6 @@ import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -129,27 +128,27 @@ async def replica() -> AsyncIterator[FakeReplica]:
 
 
 @pytest.fixture
-async def page(
-    browser: str, pages: str, replica: FakeReplica, launch: Any, logs: Path
-) -> AsyncIterator[Page]:
-    """The chat, before a router process that lets it call."""
-    origins = json.dumps([pages])
-    serving: AbstractContextManager[str] = launch(
-        logs / "browser.log", 1, "serve", "--replica", f"openai={replica.url}",
-        SESSILE_SERVER__CORS_ORIGINS=origins,
+async def router(mortal: Any, pages: str, redis_server: Any, replica: FakeReplica) -> Any:
+    """A router process that lets the page call."""
+    router = mortal(
+        "--replica", f"sglang={replica.url}", "--redis", redis_server.url,
+        SESSILE_SERVER__CORS_ORIGINS=json.dumps([pages]),
     )  # fmt: skip
-    router = await asyncio.to_thread(serving.__enter__)
-    try:
-        async with httpx2.AsyncClient(trust_env=False) as http:
-            address = f"{browser}/json/new?{pages}/browser_chat.html?router={router}"
-            target = (await http.put(address)).json()
-        async with connect(target["webSocketDebuggerUrl"], max_size=None) as ws:
-            page = Page(ws)
-            await page.until(lambda shown: shown[0] == "ready")
-            yield page
-            await page.ask("Page.close")
-    finally:
-        await asyncio.to_thread(serving.__exit__, None, None, None)
+    await router.start()
+    return router
+
+
+@pytest.fixture
+async def page(browser: str, pages: str, router: Any) -> AsyncIterator[Page]:
+    """The chat."""
+    async with httpx2.AsyncClient(trust_env=False) as http:
+        address = f"{browser}/json/new?{pages}/browser_chat.html?router={router.url}"
+        target = (await http.put(address)).json()
+    async with connect(target["webSocketDebuggerUrl"], max_size=None) as ws:
+        page = Page(ws)
+        await page.until(lambda shown: shown[0] == "ready")
+        yield page
+        await page.ask("Page.close")
 
 
 async def test_a_page_talks_over_many_turns(page: Page, replica: FakeReplica) -> None:
@@ -181,6 +180,17 @@ async def test_a_page_survives_a_reload(page: Page, replica: FakeReplica) -> Non
     assert [m["content"] for m in replica.seen[-1].body["messages"]][1:] == [
         WORDS, f"echo: {WORDS}", "next",
     ]  # fmt: skip
+
+
+async def test_a_page_outlives_its_router(page: Page, replica: FakeReplica, router: Any) -> None:
+    """Killed amid an answer; the page finds the one in its place, and is told the rest there."""
+    replica.fail(SLOW)
+    await page.say(WORDS)
+    await page.until(lambda shown: len(shown) > 2 and "w5 " in shown[2])
+    router.kill()
+    await router.start()
+    shown = await page.until(lambda shown: shown[0] == "ready" and len(shown) == 3)
+    assert shown[1:] == [WORDS, f"echo: {WORDS}"]
 
 
 async def test_a_page_reloads_before_the_answer(page: Page, replica: FakeReplica) -> None:

@@ -1,22 +1,15 @@
 """The SDK where processes die: its own, and its router's; and with the real small model."""
 
 import asyncio
-import os
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
 from sessile import AsyncClient, AsyncReply, Client, Done, TextDelta
-from sessile.engines.guard import guarded
-from sessile.engines.supervisor import free_ports
 from sessile.lab.fake_replica import FakeReplica, Fault, serve_fake
 
-SESSILE = str(Path(sys.executable).with_name("sessile"))
 WORDS = " ".join(f"w{n}" for n in range(40))
 SLOW = Fault(pause_s=0.05)
 
@@ -32,47 +25,6 @@ with Client(sys.argv[1]) as client:
 """
 
 
-class Router:
-    """A router process that can be killed and started again where it was."""
-
-    def __init__(self, redis: str, replica: str) -> None:
-        (port,) = free_ports(1)
-        self.url = f"http://127.0.0.1:{port}"
-        self._command = [
-            SESSILE, "serve", "--replica", replica, "--redis", redis, "--port", str(port)
-        ]  # fmt: skip
-        self._process: subprocess.Popen[bytes] | None = None
-
-    async def start(self) -> None:
-        settings = {"SESSILE_EVENTS__LEASE_S": "1", "SESSILE_STORE__TIMEOUT_S": "0.5"}
-        self._process = _started(self._command, settings)
-        async with httpx2.AsyncClient(trust_env=False) as http:
-            while not await _ready(http, self.url):
-                assert self._process.poll() is None, "the router has ended"
-                await asyncio.sleep(0.05)
-
-    def kill(self) -> None:
-        """As a crash does."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-
-
-def _started(command: list[str], settings: dict[str, str]) -> "subprocess.Popen[bytes]":
-    quiet = subprocess.DEVNULL
-    return subprocess.Popen(
-        guarded(command), stdout=quiet, stderr=quiet, env={**os.environ, **settings}
-    )
-
-
-async def _ready(http: httpx2.AsyncClient, url: str) -> bool:
-    try:
-        return (await http.get(url + "/ready")).status_code == 200
-    except httpx2.TransportError:
-        return False
-
-
 @pytest.fixture
 async def replica() -> AsyncIterator[FakeReplica]:
     async with serve_fake() as replica:
@@ -80,12 +32,11 @@ async def replica() -> AsyncIterator[FakeReplica]:
 
 
 @pytest.fixture
-async def router(redis_server: Any, replica: FakeReplica) -> AsyncIterator[Router]:
+async def router(mortal: Any, redis_server: Any, replica: FakeReplica) -> Any:
     """A router of its own before an engine that can go on from a text."""
-    router = Router(redis_server.url, f"sglang={replica.url}")
+    router = mortal("--replica", f"sglang={replica.url}", "--redis", redis_server.url)
     await router.start()
-    yield router
-    router.kill()
+    return router
 
 
 async def heard(events: Any, words: int) -> str:
@@ -109,7 +60,7 @@ async def rest(events: Any) -> tuple[str, AsyncReply]:
     raise AssertionError("the turn has no end")
 
 
-async def test_a_router_killed_in_the_middle_of_a_turn(router: Router, replica: Any) -> None:
+async def test_a_router_killed_in_the_middle_of_a_turn(router: Any, replica: Any) -> None:
     """The session finds the one that is started in its place, and is told the rest of the text
     there, word for word; the next turn goes on."""
     replica.fail(SLOW)
@@ -126,7 +77,7 @@ async def test_a_router_killed_in_the_middle_of_a_turn(router: Router, replica: 
     await replica.until(lambda replica: replica.running == 0)
 
 
-async def test_a_router_killed_before_the_first_token(router: Router, replica: Any) -> None:
+async def test_a_router_killed_before_the_first_token(router: Any, replica: Any) -> None:
     """The same turn, under its key: the router that comes takes up the one that was accepted."""
     replica.fail(Fault(hang=True))
     async with AsyncClient(router.url) as client:
@@ -139,7 +90,7 @@ async def test_a_router_killed_before_the_first_token(router: Router, replica: A
     assert len(replica.seen) == 2
 
 
-async def test_a_router_killed_within_a_tool_loop(router: Router, replica: Any) -> None:
+async def test_a_router_killed_within_a_tool_loop(router: Any, replica: Any) -> None:
     """Twenty calls, the router killed every so often: each tool's output is sent once, in order."""
     rounds: list[int] = []
 
@@ -159,7 +110,7 @@ async def test_a_router_killed_within_a_tool_loop(router: Router, replica: Any) 
     assert outputs == [f"noted {n + 1}" for n in range(20)]
 
 
-async def test_a_process_killed_in_the_middle_of_a_turn(router: Router, replica: Any) -> None:
+async def test_a_process_killed_in_the_middle_of_a_turn(router: Any, replica: Any) -> None:
     """Another attaches while the turn runs, hears it from its first word, and goes on."""
     replica.fail(SLOW)
     talking = await asyncio.create_subprocess_exec(
