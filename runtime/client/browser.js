@@ -158,7 +158,8 @@ export class Session {
           lostAt = null;
           tries = 0;
           yield* this.#take(turn, event);
-          this.#save();
+          // Not each word: what was said since is told again when the response is taken up.
+          if (event.type !== "response.output_text.delta") this.#save();
           if (this.#over()) return;
           this.#sendSteers();
         }
