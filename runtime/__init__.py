@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sessile.client import AsyncClient as AsyncClient
     from sessile.client import AsyncReply as AsyncReply
+    from sessile.client import AsyncRun as AsyncRun
     from sessile.client import AsyncSession as AsyncSession
     from sessile.client import Client as Client
     from sessile.client import Done as Done
     from sessile.client import Receipt as Receipt
     from sessile.client import Reply as Reply
+    from sessile.client import Run as Run
     from sessile.client import Session as Session
     from sessile.client import TextDelta as TextDelta
     from sessile.client import ToolCall as ToolCall
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
     from sessile.errors import SessileError as SessileError
 
 _SDK = (
-    "AsyncClient", "AsyncReply", "AsyncSession", "Client", "Done", "Receipt", "Reply", "Session",
-    "TextDelta", "ToolCall", "ToolResult", "Usage",
+    "AsyncClient", "AsyncReply", "AsyncRun", "AsyncSession", "Client", "Done", "Receipt", "Reply",
+    "Run", "Session", "TextDelta", "ToolCall", "ToolResult", "Usage",
 )  # fmt: skip
 
 __all__ = [*_SDK, "SessileError"]

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sessile.api.admin import health_routes, native_routes
 from sessile.api.auth import Authenticator, check_exposure
+from sessile.api.browser import browser_routes
 from sessile.api.chat import FastLane
 from sessile.api.conversations import conversation_routes
 from sessile.api.event_stream import event_routes
@@ -25,6 +26,7 @@ from sessile.api.models import model_routes
 from sessile.api.responses import Responses
 from sessile.api.responses_http import responses_routes
 from sessile.api.responses_resume import resume_response
+from sessile.api.runs import run_routes
 from sessile.api.wire import openai_error, retry_headers, wire_of
 from sessile.engines.base import engine
 from sessile.errors import InvalidRequest, SessileError, SettingsError
@@ -158,6 +160,8 @@ class App:
         api.include_router(model_routes(self.pool, self.auth))
         api.include_router(responses_routes(self.responses, self.auth, self.settings))
         api.include_router(event_routes(self.responses.turns, self.auth))
+        api.include_router(run_routes(self.responses, self.auth))
+        api.include_router(browser_routes())
         api.include_router(conversation_routes(self.store, self.auth, self.settings))
         api.include_router(
             native_routes(

@@ -42,13 +42,14 @@ class EventWriter:
         self._patience: asyncio.TimerHandle | None = None
 
     def begin(
-        self, tenant: str, turn: str, record: bytes, *, fence: int | None = None, first: int = 0
-    ) -> LiveTurn:
+        self, tenant: str, turn: str, record: bytes, *, session: str | None = None,
+        fence: int | None = None, first: int = 0,
+    ) -> LiveTurn:  # fmt: skip
         """Accept a turn, or with a `fence` go on with one that was taken over."""
         live = LiveTurn(
             (tenant, turn),
             int(time.time() * 1_000_000) if fence is None else fence,
-            Accept(self.owner, record),
+            Accept(self.owner, record, session),
             self._note,
             lambda: self.late,
             first,

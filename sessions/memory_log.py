@@ -13,6 +13,7 @@ from sessile.sessions.stream_log import Accept, Batch, LogLimits, Page, Standing
 
 _MOST_IN_ALL_BYTES = 64 * 2**20
 _PAGE = 1024
+_MOST_SESSIONS = 10_000
 
 
 class _Turn(msgspec.Struct):
@@ -41,6 +42,7 @@ class MemoryLog:
         self._clock = clock
         self._most_in_all = most_bytes_in_all
         self._turns: OrderedDict[tuple[str, str], _Turn] = OrderedDict()
+        self._newest: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._size = 0
 
     async def append(self, batches: Sequence[Batch]) -> list[Written]:
@@ -54,6 +56,8 @@ class MemoryLog:
                 return Written("gone")
             turn = _Turn(batch.fence, batch.accept, batch.first, now, now)
             self._turns[key] = turn
+            if batch.accept.session is not None:
+                self._note(batch.tenant, batch.accept.session, batch.turn)
         if turn.fence != batch.fence:
             return Written("fenced")
         if turn.ended:
@@ -107,6 +111,10 @@ class MemoryLog:
         found.cancel = True
         return True
 
+    async def newest(self, tenant: str, session: str) -> str | None:
+        turn = self._newest.get((tenant, session))
+        return turn if turn is not None and self._find((tenant, turn)) is not None else None
+
     async def forget(self, tenant: str, turn: str) -> None:
         if (tenant, turn) in self._turns:
             self._drop((tenant, turn))
@@ -115,6 +123,12 @@ class MemoryLog:
         left = [(turn.until, key) for key, turn in self._turns.items()
                 if not turn.ended and turn.until <= self._clock()]  # fmt: skip
         return [key for _, key in sorted(left)[:most]]
+
+    def _note(self, tenant: str, session: str, turn: str) -> None:
+        self._newest[tenant, session] = turn
+        self._newest.move_to_end((tenant, session))
+        if len(self._newest) > _MOST_SESSIONS:
+            self._newest.popitem(last=False)
 
     def _find(self, key: tuple[str, str]) -> _Turn | None:
         turn = self._turns.get(key)

@@ -28,6 +28,7 @@ _MOST_TURNS = 64  # in one call of a script: the server does nothing else meanwh
 _PAGE = 16  # batches, each at most a writer's; so that no reply is what the time-out catches
 _STATES: tuple[Literal["ok", "gone", "fenced", "ended"], ...] = ("ok", "gone", "fenced", "ended")
 _SEPARATOR = "\x1f"
+_NEWEST_TTLS = 6  # a turn may run for so many times longer than its last event is kept
 
 _encode = msgspec.msgpack.Encoder().encode
 _events = msgspec.msgpack.Decoder(list[bytes]).decode
@@ -35,7 +36,7 @@ _events = msgspec.msgpack.Decoder(list[bytes]).decode
 
 class RedisLog:
     """Implements `StreamLog`. Made by `RedisStore`; `keys` gives a turn's two keys, `open_turns` is
-    the list of open turns."""
+    the list of open turns, `newest` gives the key of a session's newest turn."""
 
     def __init__(
         self,
@@ -43,11 +44,13 @@ class RedisLog:
         limits: LogLimits,
         keys: Callable[[str, str], tuple[str, str]],
         open_turns: str,
+        newest: Callable[[str, str], str],
     ) -> None:
         self.limits = limits
         self._link = link
         self._keys = keys
         self._open = open_turns
+        self._newest = newest
         self._lease_ms = max(1, round(limits.lease_s * 1000))
         self._ttl_ms = max(1, round(limits.ttl_s * 1000))
 
@@ -97,6 +100,10 @@ class RedisLog:
             commands.append(("PEXPIRE", self._open, self._ttl_ms))
         if over:
             commands.append(("ZREM", self._open, *over))
+        for batch in batches:
+            if batch.accept is not None and batch.accept.session is not None:
+                key = self._newest(batch.tenant, batch.accept.session)
+                commands.append(("SET", key, batch.turn, "PX", _NEWEST_TTLS * self._ttl_ms))
         return commands
 
     async def read(self, tenant: str, turn: str, after: int) -> Page | None:
@@ -145,6 +152,10 @@ class RedisLog:
 
     async def cancel(self, tenant: str, turn: str) -> bool:
         return bool(await self._link.run(_CANCEL.command(self._keys(tenant, turn)[:1])))
+
+    async def newest(self, tenant: str, session: str) -> str | None:
+        found = await self._link.run(("GET", self._newest(tenant, session)))
+        return None if found is None else found.decode()
 
     async def forget(self, tenant: str, turn: str) -> None:
         await self._link.run_all(

@@ -104,6 +104,10 @@ class Keys:
         return "sessile:{open}:turns"
 
     @staticmethod
+    def newest(tenant: str, session: str) -> str:
+        return f"sessile:newest:{_digest(tenant, session)}"
+
+    @staticmethod
     def once(tenant: str, key: str) -> str:
         return f"sessile:once:{_digest(tenant, key)}"
 
@@ -122,7 +126,9 @@ class RedisStore:
     ) -> None:
         """Raises `SettingsError` for a URL that names no Redis. Nothing is connected yet."""
         self._link = RedisLink(url, _SCRIPTS, timeout_s=timeout_s, retry_after_s=retry_after_s)
-        self.events = RedisLog(self._link, limits.events, Keys.events, Keys.open_turns())
+        self.events = RedisLog(
+            self._link, limits.events, Keys.events, Keys.open_turns(), Keys.newest
+        )
         self._most_recent = most_recent
         self._recent: dict[str, dict[str, float]] = {}  # by tenant and session, not sent yet
         self._telling: asyncio.Task[None] | None = None

@@ -25,10 +25,12 @@ class LogLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Accept(msgspec.Struct, frozen=True):
-    """That a turn was accepted: by whom, and all that is needed to run it again elsewhere."""
+    """That a turn was accepted: by whom, all that is needed to run it again elsewhere, and the
+    session of which it is the newest turn, if it has named one."""
 
     owner: str
     record: bytes
+    session: str | None = None
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +118,9 @@ class StreamLog(Protocol):
 
     async def cancel(self, tenant: str, turn: str) -> bool:
         """Ask the turn's owner to stop; False if it is unknown, or has ended."""
+
+    async def newest(self, tenant: str, session: str) -> str | None:
+        """The turn of that session that was accepted last; None where none is known (any more)."""
 
     async def forget(self, tenant: str, turn: str) -> None:
         """Drop all that is kept of the turn."""

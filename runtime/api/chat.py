@@ -131,10 +131,14 @@ def header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str | None:
 def idempotency_key(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
     """The `Idempotency-Key` of a request; raises `InvalidRequest` for one that cannot be one."""
     key = header(headers, b"idempotency-key")
-    if key is not None and not (0 < len(key) <= _LONGEST_KEY and key.isprintable()):
+    return None if key is None else checked_key(key, "idempotency-key")
+
+
+def checked_key(key: object, param: str) -> str:
+    """An idempotency key; raises `InvalidRequest` for what cannot be one."""
+    if not (isinstance(key, str) and 0 < len(key) <= _LONGEST_KEY and key.isprintable()):
         raise InvalidRequest(
-            f"Idempotency-Key must be 1 to {_LONGEST_KEY} printable characters",
-            param="idempotency-key",
+            f"an idempotency key must be 1 to {_LONGEST_KEY} printable characters", param=param
         )
     return key
 

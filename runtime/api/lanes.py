@@ -21,11 +21,13 @@ Lane = str | None
 
 class Job(msgspec.Struct, frozen=True):
     """A response to make: the `response.create` that asks for it and its size as text. `steers`
-    are those that it was made for, if it follows a steered response by itself."""
+    are those that it was made for, if it follows a steered response by itself; `once` is the key
+    under which it is made once, however often it is asked for."""
 
     frame: dict[str, Any]
     size: int = 0
     steers: Sequence[Steer] = ()
+    once: str | None = None
 
 
 class Lanes:

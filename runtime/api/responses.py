@@ -212,7 +212,8 @@ class Responses:
 
     def _accept(self, job: Job) -> LiveTurn:
         """From now on the turn is known to all routers, and its events are kept."""
-        job.live = self.turns.writer.begin(job.tenant, job.id, write_accepted(job.accepted))
+        record, session = write_accepted(job.accepted), job.request.claims.explicit
+        job.live = self.turns.writer.begin(job.tenant, job.id, record, session=session)
         return job.live
 
     async def _again(self, tenant: str, earlier: Earlier, audience: Audience) -> Made:

@@ -63,6 +63,11 @@ class KeptResponses:
             raise InvalidRequest(
                 f"response {response!r} has ended already: it is {status}", param="response_id"
             )
+        return await self.stop(tenant, response)
+
+    async def stop(self, tenant: str, response: str) -> dict[str, Any]:
+        """Stop a response that runs by itself, in the background or since its client may come and
+        go; its object afterwards. One that has ended stays as it is. Raises `ResponseNotFound`."""
         live = self._turns.writer.find(tenant, response)
         if live is not None:
             live.cancel()

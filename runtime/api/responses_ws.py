@@ -18,12 +18,13 @@ import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
 from sessile.api.auth import Authenticator
+from sessile.api.browser import declared
 from sessile.api.chat import header
 from sessile.api.lanes import Branch, Branches, Job, Lane, Lanes
 from sessile.api.responses_events import Event
 from sessile.api.steering import Steer, Steering, generates, joined, successor
 from sessile.api.wire import openai_error, wire_of
-from sessile.api.ws_frames import error_frame, read_frame, read_lane
+from sessile.api.ws_frames import error_frame, read_frame, read_lane, take_key
 from sessile.errors import (
     ConnectionTooOld,
     Forbidden,
@@ -84,7 +85,12 @@ class Sockets:
                     }
                 )
                 await _Connection(
-                    self._responses, tenant, scope["headers"], receive, send, self._settings
+                    self._responses,
+                    tenant,
+                    declared(scope["headers"], scope.get("query_string", b"")),
+                    receive,
+                    send,
+                    self._settings,
                 ).serve()
         finally:
             self.connections -= 1
@@ -187,7 +193,7 @@ class _Connection:
             lane = read_lane(frame)
             if self._old:
                 raise self._too_old()
-            job = Job(frame, len(text))
+            job = Job(frame, len(text), once=take_key(frame))
             if self._lanes.put(lane, job):
                 self._start(self._work(lane, job))
         except SessileError as error:
@@ -223,7 +229,7 @@ class _Connection:
         failure: SessileError | None = None
         try:
             made = await self._responses.make(
-                self._tenant, self._headers, frame, hearing, stream_id=lane,
+                self._tenant, self._headers, frame, hearing, once=job.once, stream_id=lane,
                 stop=hearing.stops, forks=branch.forks, remember=True,
             )  # fmt: skip
         except SessileError as error:

@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from sessile.api.chat import checked_key
 from sessile.api.lanes import Lane
 from sessile.api.wire import openai_error, retry_headers, wire_of
 from sessile.errors import InvalidRequest, SessileError
@@ -32,6 +33,13 @@ def read_frame(text: str) -> dict[str, Any]:
     if frame.get("type") not in ("response.create", "response.steer"):
         raise InvalidRequest("type must be response.create or response.steer", param="type")
     return frame
+
+
+def take_key(frame: dict[str, Any]) -> str | None:
+    """The `idempotency_key` of a `response.create`, which is no part of what it asks for. Raises
+    `InvalidRequest`."""
+    key = frame.pop("idempotency_key", None)
+    return None if key is None else checked_key(key, "idempotency_key")
 
 
 def read_lane(frame: dict[str, Any]) -> Lane:

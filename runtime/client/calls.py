@@ -55,6 +55,27 @@ class TurnInfo(msgspec.Struct, kw_only=True):
 
     turn: str
     instructions: str | None = None
+    output_items: list[dict[str, Any]] = []
+
+    @property
+    def calls(self) -> bool:
+        """Whether it ends with calls that its client is to answer."""
+        return any(item.get("type") == "function_call" for item in self.output_items)
+
+
+class ResponseInfo(msgspec.Struct):
+    """What of a response its session's handle needs."""
+
+    id: str
+    model: str
+    instructions: str | None = None
+
+
+class RunningTurn(msgspec.Struct):
+    """The session's turn that runs now, if there is one."""
+
+    session: str
+    turn: str | None = None
 
 
 class ReplicaInfo(msgspec.Struct, kw_only=True):
@@ -108,6 +129,7 @@ class Call(Generic[T]):
     path: str
     answer: type[T]
     body: dict[str, Any] | None = None
+    headers: dict[str, str] | None = None
     accepts: tuple[int, ...] = (200, 201, 202, 204)
 
     def content(self) -> bytes | None:
@@ -164,6 +186,33 @@ def show_turn(turn: str) -> Call[TurnInfo]:
 
 def show_receipt(turn: str) -> Call[Receipt]:
     return Call("GET", f"{_V1}/turns/{_part(turn)}/receipt", Receipt)
+
+
+def begin_response(body: dict[str, Any], key: str, headers: dict[str, str]) -> Call[ResponseInfo]:
+    body = {**body, "background": True}
+    return Call("POST", "/v1/responses", ResponseInfo, body, {**headers, "Idempotency-Key": key})
+
+
+def find_running(session: str) -> Call[RunningTurn]:
+    return Call("GET", f"{_V1}/running/{_part(session)}", RunningTurn)
+
+
+def describe_response(response: str) -> Call[ResponseInfo]:
+    return Call("GET", f"/v1/responses/{_part(response)}", ResponseInfo)
+
+
+def show_response(response: str) -> Call[dict[str, Any]]:
+    return Call("GET", f"/v1/responses/{_part(response)}", dict[str, Any])
+
+
+def follow_response(response: str, after: int) -> Call[Any]:
+    """Its events behind number `after`, as server-sent events; all of them behind -1."""
+    behind = "" if after < 0 else f"&starting_after={after}"
+    return Call("GET", f"/v1/responses/{_part(response)}?stream=true{behind}", object)
+
+
+def cancel_turn(turn: str) -> Call[Any]:
+    return Call("POST", f"{_V1}/turns/{_part(turn)}/cancel", object)
 
 
 def list_replicas() -> Call[ReplicaList]:

@@ -56,7 +56,7 @@ class Outcome:
 class Reply(Outcome):
     """What `Session.send` returns."""
 
-    _fetch: Callable[[str], Receipt] | None = field(default=None, repr=False, compare=False)
+    _fetch: Callable[[], Receipt] | None = field(default=None, repr=False, compare=False)
 
     @property
     def receipt(self) -> Receipt:
@@ -70,7 +70,7 @@ class Reply(Outcome):
         """
         if "_receipt" not in self.__dict__:
             assert self._fetch is not None
-            self.__dict__["_receipt"] = self._fetch(self.id)
+            self.__dict__["_receipt"] = self._fetch()
         receipt: Receipt = self.__dict__["_receipt"]
         return receipt
 

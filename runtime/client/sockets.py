@@ -1,38 +1,30 @@
-"""A session's WebSocket, in a thread's way and in a loop's: opened at need, and again after a drop.
+"""A session's WebSocket: opened at need, and again after a drop.
 
-A frame that could not be sent is sent on a new connection, since the router has not seen it. A
-connection that drops after that is an error: whether the turn ran is then not known here.
+A frame that could not be sent is sent on a new connection, since the router has not seen it. What
+becomes of a turn whose connection drops after that is `line`'s to decide.
 """
 
 import asyncio
-import socket
-from contextlib import suppress
 from typing import Any
 
 import websockets.asyncio.client
-import websockets.sync.client
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.protocol import State
 
 from sessile.client.address import Address
 from sessile.client.calls import read_error, unreachable
-from sessile.errors import InvalidRequest, ReplicaTimeout, SessileError, StreamBroken
+from sessile.errors import InvalidRequest, ReplicaTimeout, SessileError
 
 _MAX_FRAME_BYTES = 64 * 2**20
 _OPEN_S = 10.0
 _CLOSE_S = 2.0
 
 
-def _options(address: Address, session: str) -> dict[str, Any]:
+def session_headers(session: str) -> dict[str, str]:
+    """What names the session in a request; raises `InvalidRequest` for an id that cannot."""
     if not (session.isascii() and session.isprintable() and session.strip()):
         raise InvalidRequest("a session's id is printable ASCII text", param="session")
-    return {
-        "additional_headers": {**address.headers(), "X-Session-ID": session},
-        "compression": None,
-        "open_timeout": _OPEN_S,
-        "close_timeout": _CLOSE_S,
-        "max_size": _MAX_FRAME_BYTES,
-    }
+    return {"X-Session-ID": session}
 
 
 def _not_opened(address: Address, error: Exception) -> SessileError:
@@ -42,87 +34,20 @@ def _not_opened(address: Address, error: Exception) -> SessileError:
     return unreachable(address.url, error)
 
 
-def _lost(error: ConnectionClosed) -> SessileError:
-    """The connection ended inside a turn."""
+class Lost(ConnectionError):
+    """The connection ended; whether what was sent runs is not known here. Callers never see it."""
+
+
+def _lost(error: ConnectionClosed) -> Lost:
     told = error.rcvd.reason if error.rcvd and error.rcvd.reason else "without a reason"
-    return StreamBroken(
-        f"the router closed the connection during the turn ({told}); send it again to repeat it"
-    )
-
-
-def _silent(timeout_s: float) -> SessileError:
-    return ReplicaTimeout(f"no event of the turn came for {timeout_s:g} s")
-
-
-class Socket:
-    """One session's connection, for threads.
-
-    While it is connected it is in `connected`, so that its client can close it even if its
-    session's handle is gone.
-    """
-
-    def __init__(
-        self, address: Address, session: str, timeout_s: float, connected: "set[Socket]"
-    ) -> None:
-        self._connected = connected
-        self._address = address
-        self._session = session
-        self._timeout_s = timeout_s
-        self._connection: websockets.sync.client.ClientConnection | None = None
-
-    def send(self, frame: str) -> None:
-        """Send on the open connection, or on a new one."""
-        connection = self._connection
-        if connection is not None and connection.state is State.OPEN:
-            try:
-                return connection.send(frame)
-            except ConnectionClosed:
-                pass  # it dropped since the last turn: the same as having been closed
-        self.drop()
-        self._connection = self._open()
-        self._connected.add(self)
-        try:
-            self._connection.send(frame)
-        except ConnectionClosed as error:
-            raise _lost(error) from error
-
-    def receive(self) -> str | bytes:
-        """The next frame."""
-        assert self._connection is not None
-        try:
-            return self._connection.recv(timeout=self._timeout_s)
-        except TimeoutError as error:
-            raise _silent(self._timeout_s) from error
-        except ConnectionClosed as error:
-            raise _lost(error) from error
-
-    def drop(self) -> None:
-        """Close the connection, if there is one; the next `send` opens another."""
-        connection, self._connection = self._connection, None
-        self._connected.discard(self)
-        if connection is not None:
-            connection.close()
-
-    def abandon(self) -> None:
-        """End the connection at once, amid a turn: a farewell would wait behind its events."""
-        if self._connection is not None:
-            with suppress(OSError):  # it is closed already
-                self._connection.socket.shutdown(socket.SHUT_RDWR)
-            self.drop()
-
-    def _open(self) -> websockets.sync.client.ClientConnection:
-        options = _options(self._address, self._session)
-        try:
-            return websockets.sync.client.connect(self._address.websocket_url, **options)
-        except (OSError, InvalidHandshake, EOFError) as error:
-            raise _not_opened(self._address, error) from error
+    return Lost(f"the router closed the connection during the turn ({told})")
 
 
 class AsyncSocket:
-    """One session's connection, for an event loop.
+    """One session's connection.
 
     While it is connected it is in `connected`, so that its client can close it even if its
-    session's handle is gone.
+    session's handle is gone. `was_open` says that the router was there once.
     """
 
     def __init__(
@@ -133,31 +58,52 @@ class AsyncSocket:
         self._session = session
         self._timeout_s = timeout_s
         self._connection: websockets.asyncio.client.ClientConnection | None = None
+        self._detaches = False
+        self.was_open = False
 
-    async def send(self, frame: str) -> None:
-        """Send on the open connection, or on a new one."""
+    def another(self) -> "AsyncSocket":
+        """One of the same session, not connected yet."""
+        made = AsyncSocket(self._address, self._session, self._timeout_s, self._connected)
+        made.was_open = self.was_open
+        return made
+
+    async def send(self, frame: str, *, detach: bool) -> None:
+        """Send on the open connection, or on a new one. Turns of one that is to `detach` go on
+        without it."""
         connection = self._connection
-        if connection is not None and connection.state is State.OPEN:
+        is_open = connection is not None and connection.state is State.OPEN
+        if connection is not None and is_open and self._detaches == detach:
             try:
                 return await connection.send(frame)
             except ConnectionClosed:
                 pass  # it dropped since the last turn: the same as having been closed
         await self.drop()
-        self._connection = await self._open()
+        self._connection = connection = await self._open(detach)
+        self._detaches = detach
         self._connected.add(self)
+        self.was_open = True
         try:
-            await self._connection.send(frame)
+            await connection.send(frame)
         except ConnectionClosed as error:
             raise _lost(error) from error
 
+    async def say(self, frame: str) -> None:
+        """Send on the open connection; one that is not open is noticed by who listens."""
+        if self._connection is not None:
+            try:
+                await self._connection.send(frame)
+            except ConnectionClosed:
+                return
+
     async def receive(self) -> str | bytes:
-        """The next frame."""
-        assert self._connection is not None
+        """The next frame; raises `Lost` where the connection is, `ReplicaTimeout` in silence."""
+        if self._connection is None:
+            raise Lost("the connection was closed during the turn")
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._connection.recv()
         except TimeoutError as error:
-            raise _silent(self._timeout_s) from error
+            raise ReplicaTimeout(f"no event of the turn came for {self._timeout_s:g} s") from error
         except ConnectionClosed as error:
             raise _lost(error) from error
 
@@ -174,9 +120,21 @@ class AsyncSocket:
             self._connection.transport.abort()
             await self.drop()
 
-    async def _open(self) -> websockets.asyncio.client.ClientConnection:
-        options = _options(self._address, self._session)
+    async def _open(self, detach: bool) -> websockets.asyncio.client.ClientConnection:
+        headers = {**self._address.headers(), **session_headers(self._session)}
+        if detach:
+            headers["X-Sessile-On-Disconnect"] = "detach"
         try:
-            return await websockets.asyncio.client.connect(self._address.websocket_url, **options)
+            return await websockets.asyncio.client.connect(
+                self._address.websocket_url, additional_headers=headers, **_OPTIONS
+            )
         except (OSError, InvalidHandshake, EOFError) as error:
             raise _not_opened(self._address, error) from error
+
+
+_OPTIONS: dict[str, Any] = {
+    "compression": None,
+    "open_timeout": _OPEN_S,
+    "close_timeout": _CLOSE_S,
+    "max_size": _MAX_FRAME_BYTES,
+}

@@ -1,6 +1,7 @@
 """The SDK against a scripted router: what it sends, and what it does when the line misbehaves."""
 
 import asyncio
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ class Router:
         self.script = list(script)
         self.frames: list[dict[str, Any]] = []
         self.handshakes: list[Request] = []
+        self.replays: list[tuple[int, str]] = []
+        self.asked: list[str] = []
         self.began = threading.Semaphore(0)
         self.ended = threading.Semaphore(0)
         self.server: Server = serve(
@@ -41,6 +44,10 @@ class Router:
     def _http(self, connection: ServerConnection, request: Request) -> Response | None:
         if request.path == "/v1/models":
             return connection.respond(HTTPStatus.OK, '{"data":[{"id":"first"},{"id":"second"}]}')
+        if request.path.startswith("/v1/responses/"):
+            self.asked.append(request.path)
+            status, body = self.replays.pop(0)
+            return connection.respond(HTTPStatus(status), body)
         if request.headers.get("Authorization") == "Bearer wrong":
             told = '{"error":{"message":"no such key","code":"invalid_api_key"}}'
             return connection.respond(HTTPStatus.UNAUTHORIZED, told)
@@ -93,9 +100,38 @@ def calls(*names: str) -> Handler:
     return handle
 
 
-def hangs_up(router: Router, connection: ServerConnection, frame: dict[str, Any]) -> None:
-    tell(connection, "response.output_text.delta", delta="half")
+def drops_at_once(router: Router, connection: ServerConnection, frame: dict[str, Any]) -> None:
     connection.close(1012, "restarting")
+
+
+def hangs_up(router: Router, connection: ServerConnection, frame: dict[str, Any]) -> None:
+    """Amid its answer, after two numbered events."""
+    for event in HALF:
+        connection.send(json.dumps(event))
+    connection.close(1012, "restarting")
+
+
+def replay(*events: dict[str, Any]) -> tuple[int, str]:
+    """Numbered events as the router replays them."""
+    lines = [f"id: {e['sequence_number']}\ndata: {json.dumps(e)}\n\n" for e in events]
+    return 200, "".join(lines)
+
+
+HALF = (
+    {"type": "response.created", "response": {"id": "resp_x"}, "sequence_number": 0},
+    {"type": "response.output_text.delta", "delta": "half", "sequence_number": 1},
+)
+REST = (
+    {"type": "response.output_text.delta", "delta": " and", "sequence_number": 2},
+    {"type": "response.output_text.delta", "delta": " half", "sequence_number": 3},
+    {
+        "type": "response.completed",
+        "response": {"id": "resp_x", "status": "completed", "output": []},
+        "sequence_number": 4,
+    },
+)
+AWAY = (503, '{"error":{"message":"the store is away","code":"store_unavailable"}}')
+GONE = (404, '{"error":{"message":"no such response","code":"previous_response_not_found"}}')
 
 
 def talks_on(router: Router, connection: ServerConnection, frame: dict[str, Any]) -> None:
@@ -229,16 +265,93 @@ async def test_a_dropped_connection_is_opened_again_in_a_loop_too(play: Any) -> 
     assert len(router.handshakes) == 2
 
 
-def test_a_drop_inside_a_turn_is_an_error_and_leaves_the_session(play: Any) -> None:
-    """What was sent may have run, so it is not sent again by itself; the next turn goes on."""
-    router = play(says("one"), hangs_up, says("three"))
+def test_a_drop_inside_a_turn_is_taken_up_again(play: Any) -> None:
+    """From whichever router answers, until the turn's end, and nothing is told twice; the next
+    turn has a connection again."""
+    router = play(hangs_up, says("two"))
+    router.replays = [AWAY, replay(*HALF, *REST[:1]), replay(*HALF, *REST)]
     with Client(router.url) as client:
         session = client.session()
+        events = list(session.stream("a"))
+        assert events[:-1] == [TextDelta("half"), TextDelta(" and"), TextDelta(" half")]
+        assert events[-1].reply.text == "half and half"
+        assert session.send("b").text == "two"
+    assert router.asked == ["/v1/responses/resp_x?stream=true"] * 3
+    assert router.frames[1]["previous_response_id"] == "resp_x"
+    assert [h.headers["X-Sessile-On-Disconnect"] for h in router.handshakes] == ["detach"] * 2
+
+
+def test_a_drop_before_the_answer_repeats_the_request(play: Any) -> None:
+    """Word for word, under the same key, so that the turn runs once."""
+    router = play(drops_at_once, drops_at_once, says("one"), says("two"))
+    with Client(router.url) as client:
+        session = client.session()
+        assert session.send("a").text == "one"
+        session.send("b")
+    first, second, third, other = router.frames
+    assert first == second == third and len(router.handshakes) == 3
+    assert other["idempotency_key"] != first["idempotency_key"]
+
+
+def test_a_connection_too_old_for_a_turn_is_changed(play: Any) -> None:
+    """The router begins nothing on it, and says so."""
+
+    def is_old(router: Router, connection: ServerConnection, frame: dict[str, Any]) -> None:
+        told = {"code": "websocket_connection_limit_reached", "message": "too old"}
+        tell(connection, "error", error=told)
+
+    router = play(is_old, says("one"))
+    with Client(router.url) as client:
+        assert client.session().send("a").text == "one"
+    assert len(router.handshakes) == 2 and router.frames[0] == router.frames[1]
+
+
+def test_a_turn_whose_events_are_gone_ends_as_its_response_did(play: Any) -> None:
+    """What was not heard is told from the response."""
+    router = play(hangs_up)
+    text = [{"type": "output_text", "text": "half and more"}]
+    whole = {
+        "id": "resp_x",
+        "status": "completed",
+        "output": [{"type": "message", "content": text}],
+    }
+    gone = (400, '{"error":{"message":"not kept","code":"invalid_request","param":"stream"}}')
+    running = (200, '{"id":"resp_x","status":"in_progress","output":[]}')
+    router.replays = [gone, running, (200, json.dumps(whole))]
+    with Client(router.url) as client:
+        events = list(client.session().stream("a"))
+    assert events[:2] == [TextDelta("half"), TextDelta(" and more")]
+
+
+def test_what_cannot_be_taken_up_says_what_to_do(play: Any) -> None:
+    """A response that the router has forgotten, a turn that is not stored, a router that does not
+    come back."""
+    router = play(says("one"), hangs_up, says("three"), hangs_up, hangs_up)
+    with Client(router.url, reconnect_s=0.2) as client:
+        session = client.session("s-1")
         session.send("a")
-        with pytest.raises(errors.StreamBroken, match="restarting"):
+        router.replays = [GONE]
+        with pytest.raises(errors.StreamBroken, match="send the turn again"):
             session.send("b")
         assert session.send("c").text == "three"
-    assert router.frames[2]["previous_response_id"] == "resp_1"
+        assert router.frames[2]["previous_response_id"] == "resp_1"
+        with pytest.raises(errors.StreamBroken, match="restarting"):
+            session.send("d", store=False)
+        assert "X-Sessile-On-Disconnect" not in router.handshakes[-1].headers
+        router.replays = [AWAY] * 100
+        with pytest.raises(errors.RouterUnreachable, match=r"0\.2 s .*attach to session 's-1'"):
+            session.send("e")
+
+
+def test_a_router_that_tells_nothing_new_is_no_progress(play: Any) -> None:
+    """However often it answers: the time without a new event is what is bounded."""
+    router = play(hangs_up)
+    router.replays = [replay(*HALF)] * 1000
+    with (
+        Client(router.url, reconnect_s=0.2) as client,
+        pytest.raises(errors.RouterUnreachable, match="attach"),
+    ):
+        client.session().send("a")
 
 
 def test_a_stream_left_early_stops_its_turn(play: Any) -> None:

@@ -225,3 +225,15 @@ async def test_long_sequences_come_in_pages(bench: Any) -> None:
     for first in range(0, 3000, 30):
         await write(log, batch(first, *(f"{first + n}" for n in range(30))))
     assert [int(event) for _, event in await told(log)] == list(range(3000))
+
+
+async def test_a_sessions_newest_turn_is_found(log: StreamLog) -> None:
+    """The one that was accepted last, by its tenant; a turn without a session changes nothing."""
+    assert await log.newest("acme", "s") is None
+    for turn in ("t", "u"):
+        accept = Accept("router-1", b"all of it", "s")
+        await write(log, batch(0, turn=turn, accept=accept), batch(0, "a", turn=turn))
+    await write(log, batch(0, turn="v", accept=ACCEPT))
+    await write(log, batch(0, turn="w", tenant="other", accept=Accept("r", b"", "s2")))
+    assert await log.newest("acme", "s") == "u"
+    assert await log.newest("acme", "s2") is None and await log.newest("other", "s") is None

@@ -1,5 +1,6 @@
 """Routers as a client meets them: on a port of this machine, with replicas behind them."""
 
+import asyncio
 import json
 import os
 import signal
@@ -19,6 +20,9 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.types import ASGIApp
+
+from sessile.engines.guard import guarded
+from sessile.engines.supervisor import free_ports
 
 
 @contextmanager
@@ -151,6 +155,52 @@ def launched(log: Path, replicas: int, *command: str, **variables: str) -> Itera
                 process.wait(30)
             finally:
                 process.kill()
+
+
+class Mortal:
+    """A router process that can be killed and started again where it was."""
+
+    def __init__(self, *options: str, **variables: str) -> None:
+        (port,) = free_ports(1)
+        self.url = f"http://127.0.0.1:{port}"
+        sessile = str(Path(sys.executable).with_name("sessile"))
+        self._command = guarded([sessile, "serve", *options, "--port", str(port)])
+        settings = {"SESSILE_EVENTS__LEASE_S": "1", "SESSILE_STORE__TIMEOUT_S": "0.5"}
+        self._variables = {**os.environ, **settings, **variables}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        """Start it, and return once it is ready."""
+        self._process = _started(self._command, self._variables)
+        while ready_replicas(self.url) == 0:
+            assert self._process.poll() is None, "the router has ended"
+            await asyncio.sleep(0.05)
+
+    def kill(self) -> None:
+        """As a crash does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def _started(command: list[str], variables: dict[str, str]) -> "subprocess.Popen[bytes]":
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, stdout=quiet, stderr=quiet, env=variables)
+
+
+@pytest.fixture
+def mortal() -> Iterator[Callable[..., Mortal]]:
+    """Makes routers that a test kills; those that live are killed after it."""
+    made: list[Mortal] = []
+
+    def make(*options: str, **variables: str) -> Mortal:
+        made.append(Mortal(*options, **variables))
+        return made[-1]
+
+    yield make
+    for router in made:
+        router.kill()
 
 
 def ready_replicas(url: str) -> int:

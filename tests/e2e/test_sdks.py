@@ -32,7 +32,15 @@ from pydantic_ai.providers.openai import OpenAIProvider
 
 import sessile
 from sessile import AsyncClient, Client, TextDelta, errors
-from sessile.client import async_client, events, sync_client
+from sessile.client import (
+    async_client,
+    async_run,
+    async_session,
+    events,
+    sync_client,
+    sync_run,
+    sync_session,
+)
 
 WEATHER: Any = {
     "type": "function",
@@ -66,7 +74,9 @@ def client(router: str) -> Any:
 def examples() -> list[doctest.DocTest]:
     """Every docstring of the SDK that holds an example."""
     finder = doctest.DocTestFinder(exclude_empty=True)
-    modules = (events, sync_client, async_client)
+    modules = (
+        events, sync_client, sync_session, sync_run, async_client, async_session, async_run
+    )  # fmt: skip
     return [test for module in modules for test in finder.find(module) if test.examples]
 
 
@@ -76,7 +86,7 @@ async def test_sdk_examples_are_true(example: doctest.DocTest, router: str) -> N
 
     Those of the async client use `await` as `python -m asyncio` allows it.
     """
-    is_async = "async_client" in example.name
+    is_async = "async_" in example.name
     with Client(router) as sync:
         async with AsyncClient(router) as loop:
             client: Any = loop if is_async else sync
@@ -113,8 +123,12 @@ def test_every_public_method_has_an_example() -> None:
     """No method of the SDK's classes is left without one."""
     with_example = {test.name.removeprefix("sessile.client.") for test in examples()}
     for module, names in (
-        (sync_client, ("Client", "Session")),
-        (async_client, ("AsyncClient", "AsyncSession", "AsyncReply")),
+        (sync_client, ("Client",)),
+        (sync_session, ("Session",)),
+        (sync_run, ("Run",)),
+        (async_client, ("AsyncClient",)),
+        (async_session, ("AsyncSession",)),
+        (async_run, ("AsyncReply", "AsyncRun")),
         (events, ("Reply",)),
     ):
         for name in names:

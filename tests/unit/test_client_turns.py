@@ -1,5 +1,6 @@
 """A turn over the Responses WebSocket, event by event, with no socket."""
 
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -22,8 +23,20 @@ def conversation(**changes: Any) -> Conversation:
     return Conversation("s1", "m", **settings)
 
 
+_numbers = count()
+
+
 def event(type: str, **fields: Any) -> bytes:
-    return msgspec.json.encode({"type": type, "sequence_number": 0, **fields})
+    fields.setdefault("sequence_number", next(_numbers))
+    return msgspec.json.encode({"type": type, **fields})
+
+
+def created(id: str, after: str | None = None) -> bytes:
+    return event("response.created", response={"id": id, "previous_response_id": after})
+
+
+def delta(text: str, **fields: Any) -> bytes:
+    return event("response.output_text.delta", delta=text, **fields)
 
 
 def completed(id: str, text: str = "", usage: Any = (10, 2, 8), **fields: Any) -> bytes:
@@ -57,7 +70,9 @@ def test_each_turn_sends_only_what_is_new() -> None:
     """The second turn names the first one's response, and carries its own text alone."""
     talk = conversation(system="Be brief.")
     first = Turn(talk, "one", {"temperature": 0})
-    assert sent(first) == {
+    frame = sent(first)
+    assert frame.pop("idempotency_key") == first.key
+    assert frame == {
         "type": "response.create",
         "model": "m",
         "temperature": 0,
@@ -65,7 +80,7 @@ def test_each_turn_sends_only_what_is_new() -> None:
         "input": [{"type": "message", "role": "user", "content": "one"}],
     }
     assert first.receive(event("response.created", response={"id": "r1"})) == []
-    assert first.receive(event("response.output_text.delta", delta="o")) == [TextDelta("o")]
+    assert first.receive(event("response.output_text.delta", delta="ok")) == [TextDelta("ok")]
     assert first.receiving and not first.finished
     assert first.receive(completed("r1", "ok")) == []
     assert first.outcome is not None and not first.receiving
@@ -162,3 +177,190 @@ def test_unknown_events_pass_and_nonsense_does_not() -> None:
     for nonsense in (b"{", b"[]", "{}", b"\xff"):
         with pytest.raises(errors.ReplicaRefused):
             turn.receive(nonsense)
+
+
+# -- what is lost on the way
+
+
+def test_a_request_is_repeated_word_for_word_under_its_key() -> None:
+    """Whatever was said meanwhile; each round has a key of its own."""
+    turn = Turn(conversation(tools=read_tools([add])), "sum", {})
+    first = turn.frame()
+    turn.steer("Quick.")
+    assert turn.lost() == [] and turn.frame() == first
+    turn.receive(created("r1"))
+    turn.receive(call_item("c1"))
+    turn.receive(completed("r1"))
+    turn.answer([ToolResult("c1", "add", "3")])
+    second = sent(turn)
+    assert second["idempotency_key"] != msgspec.json.decode(first)["idempotency_key"]
+    assert [item.get("content") for item in second["input"]] == [None, "Quick."]
+
+
+def test_events_that_were_heard_are_not_told_again() -> None:
+    """A replay that begins too early doubles nothing."""
+    turn = Turn(conversation(), "x", {})
+    turn.frame()
+    told = [created("r1"), delta("a"), delta("b"), delta("c"), completed("r1", "abc")]
+    said = [said for event in told[:3] for said in turn.receive(event)]
+    assert (turn.response, turn.lost()) == ("r1", [])
+    said += [said for event in told for said in turn.receive(event)]
+    assert said == [TextDelta("a"), TextDelta("b"), TextDelta("c")]
+    assert turn.outcome is not None and turn.outcome.text == "abc"
+
+
+def test_what_another_router_numbers_anew_is_not_said_twice() -> None:
+    """The client had heard more than was kept: the text goes on behind it."""
+    turn = Turn(conversation(), "x", {})
+    turn.frame()
+
+    def numbered(number: int, type: str, **fields: Any) -> bytes:
+        return msgspec.json.encode({"type": type, **fields, "sequence_number": number})
+
+    first = [numbered(0, "response.created", response={"id": "r1"})]
+    first += [numbered(n, "response.output_text.delta", delta=f"w{n} ") for n in range(1, 6)]
+    for told in first:
+        turn.receive(told)
+    assert (turn.lost(), turn.after) == ([], -1)
+    again = [*first[:4], numbered(4, "response.sessile.continued")]
+    again += [numbered(n + 1, "response.output_text.delta", delta=f"w{n} ") for n in (4, 5, 6, 7)]
+    said = [said for told in again for said in turn.receive(told)]
+    assert said == [TextDelta("w6 "), TextDelta("w7 ")]
+    assert turn.lost() == [] and [s for told in again for s in turn.receive(told)] == []
+    turn.receive(numbered(9, "response.completed", response={"id": "r1", "status": "completed"}))
+    assert turn.outcome is not None and turn.outcome.text == "w1 w2 w3 w4 w5 w6 w7 "
+
+
+def test_a_turn_of_which_too_much_was_lost_is_an_error() -> None:
+    """Nothing is guessed where no event is the one that was heard."""
+    turn = Turn(conversation(), "x", {})
+    turn.frame()
+    turn.receive(created("r1"))
+    for n in range(100):
+        turn.receive(delta(f"w{n}", sequence_number=1000 + n))
+    assert turn.after == 1099 - 64
+    with pytest.raises(errors.StreamBroken, match="knows less"):
+        turn.receive(delta("other", sequence_number=1036))
+
+
+def test_what_was_not_kept_comes_with_the_whole_response() -> None:
+    """After a hole nothing is told out of order, and at the end nothing is missing."""
+    turn = Turn(conversation(tools=read_tools([add])), "x", {})
+    turn.frame()
+    told = [created("r1"), delta("a"), event("sessile.gap", first=2, last=3), delta("d")]
+    assert [said for event in told for said in turn.receive(event)] == [TextDelta("a")]
+    call = {"type": "function_call", "call_id": "c1", "name": "add", "arguments": "{}"}
+    text = [{"type": "output_text", "text": "abcd"}]
+    output = [{"type": "message", "content": text}, call]
+    whole = turn.receive(completed("r1", output=output))
+    assert whole == [TextDelta("bcd"), ToolCall("c1", "add", "{}")]
+    assert turn.answered and [call.id for call in turn.calls] == ["c1"]
+
+
+def test_a_cancelled_response_leaves_the_session_as_it_was() -> None:
+    """What was said of it is the reply."""
+    talk = conversation(head="r0")
+    turn = Turn(talk, "x", {})
+    turn.follow("r1")
+    turn.receive(created("r1", "r0"))
+    turn.receive(delta("half"))
+    turn.receive(
+        event("response.incomplete", response={"id": "r1", "status": "cancelled", "output": []})
+    )
+    assert turn.outcome is not None and turn.outcome.incomplete == "cancelled"
+    assert (turn.outcome.text, talk.head) == ("half", "r0")
+
+
+def test_a_connection_that_is_too_old_is_no_error_of_the_turn() -> None:
+    """It has begun nothing: the same request is for another connection."""
+    turn = Turn(conversation(), "x", {})
+    first = turn.frame()
+    old = {"code": "websocket_connection_limit_reached", "message": "too old"}
+    assert turn.receive(event("error", error=old)) == [] and turn.stale and turn.receiving
+    assert turn.frame() == first and not turn.stale
+
+
+# -- what is said into it
+
+
+def steered(kind: str, id: str | None = None) -> bytes:
+    return event(f"response.steer.{kind}", steer={"id": id, "previous_response_id": "r1"})
+
+
+def running(**changes: Any) -> Turn:
+    """A turn whose response has begun, and which was steered."""
+    turn = Turn(conversation(**changes), "x", {})
+    turn.frame()
+    turn.steer("Stop.")
+    assert turn.steer_frames() == []
+    turn.receive(created("r1"))
+    (frame,) = turn.steer_frames()
+    assert msgspec.json.decode(frame) == {
+        "type": "response.steer", "previous_response_id": "r1", "input": "Stop.",
+    }  # fmt: skip
+    assert turn.steer_frames() == []
+    return turn
+
+
+_STEERED = {"status": "incomplete", "incomplete_details": {"reason": "steered"}}
+
+
+def test_a_steered_turn_goes_on_with_what_follows_by_itself() -> None:
+    """Its reply is that of the response that took the steer in."""
+    turn = running()
+    turn.receive(steered("accepted", "s1"))
+    turn.receive(completed("r1", **_STEERED))
+    assert turn.receiving and not turn.answered
+    turn.receive(created("r2", "r1"))
+    turn.receive(completed("r2", "Fine."))
+    assert turn.outcome is not None
+    assert (turn.outcome.text, turn.outcome.incomplete) == ("Fine.", None)
+
+
+@pytest.mark.parametrize("how", ["refused", "lost", "late"])
+def test_a_steer_that_was_not_taken_is_said_next(how: str) -> None:
+    """Once, in a request of its own that follows the response."""
+    turn = running()
+    if how == "late":
+        turn.receive(completed("r1", "abc"))
+        assert turn.receiving
+        turn.receive(steered("failed"))
+    else:
+        turn.receive(steered("failed") if how == "refused" else steered("accepted", "s1"))
+        if how == "lost":
+            turn.lost()
+        turn.receive(completed("r1", "abc"))
+    assert turn.answered and turn.calls == []
+    turn.answer([])
+    frame = sent(turn)
+    assert frame["previous_response_id"] == "r1"
+    assert [item["content"] for item in frame["input"]] == ["Stop."]
+    turn.receive(created("r2", "r1"))
+    turn.receive(completed("r2", "Fine."))
+    assert turn.outcome is not None and turn.outcome.text == "Fine."
+
+
+def test_a_successor_that_was_lost_with_its_connection_is_asked_for() -> None:
+    """The steered response had ended, and nothing follows it by itself any more."""
+    turn = running()
+    turn.receive(steered("accepted", "s1"))
+    turn.receive(completed("r1", **_STEERED))
+    turn.lost()
+    assert turn.answered and not turn.receiving
+    turn.answer([])
+    assert [item["content"] for item in sent(turn)["input"]] == ["Stop."]
+
+
+def test_a_steer_waits_for_the_tools() -> None:
+    """The router has it, and adds it to the outputs by itself."""
+    turn = running(tools=read_tools([add]))
+    turn.receive(steered("accepted", "s1"))
+    turn.receive(call_item("c1"))
+    turn.receive(completed("r1"))
+    assert turn.answered
+    turn.answer([ToolResult("c1", "add", "3")])
+    turn.receive(steered("pending", "s1"))
+    assert [item["type"] for item in sent(turn)["input"]] == ["function_call_output"]
+    turn.receive(created("r2", "r1"))
+    turn.receive(completed("r2", "Fine."))
+    assert turn.finished

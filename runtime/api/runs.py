@@ -1,0 +1,44 @@
+"""Turns that run by themselves, whatever protocol they were asked for in: found by their session,
+and stopped."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from sessile.api.auth import Authenticator
+from sessile.api.chat import header
+from sessile.api.responses import Responses
+from sessile.api.responses_kept import KeptResponses
+
+
+def run_routes(responses: Responses, auth: Authenticator) -> APIRouter:
+    """`/sessile/v1/running/{session}` and `/sessile/v1/turns/{turn}/cancel`."""
+    routes = APIRouter(prefix="/sessile/v1", tags=["sessile"])
+    kept = KeptResponses(responses)
+
+    def tenant_of(request: Request) -> str:
+        return auth.tenant(header(request.scope["headers"], b"authorization"))
+
+    @routes.get("/running/{session:path}")
+    async def running(request: Request, session: str) -> dict[str, Any]:
+        """The session's turn that runs now, to be followed by its events; null if there is none."""
+        tenant, log = tenant_of(request), responses.store.events
+        turn = await log.newest(tenant, session)
+        live = None if turn is None else responses.turns.writer.find(tenant, turn)
+        if live is not None:
+            ended = live.ended
+        else:
+            standing = None if turn is None else await log.look(tenant, turn)
+            ended = standing is None or standing.state == "ended"
+        return {"session": session, "turn": None if ended else turn}
+
+    @routes.post("/turns/{turn}/cancel")
+    async def cancel(request: Request, turn: str) -> dict[str, Any]:
+        """Stop it, at whichever router it runs; its response. One that has ended stays as it is."""
+        tenant = tenant_of(request)
+        found = await kept.find(tenant, turn)
+        if found["status"] in ("queued", "in_progress"):
+            found = await kept.stop(tenant, turn)
+        return found
+
+    return routes

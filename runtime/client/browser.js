@@ -1,0 +1,373 @@
+// Sessile's client for browsers: one ES module, without a build step. A router serves it at
+// /sessile/client.js; its server.cors_origins must list the page's origin if that is not its own.
+//
+//     import { Session } from "http://localhost:8000/sessile/client.js";
+//     const session = new Session({ system: "Be brief." });
+//     if (session.interrupted) for await (const event of session.resume()) show(session.text);
+//     for await (const event of session.send("Hello!")) show(session.text);
+//
+// A turn goes over the Responses WebSocket and sends only what is new. It outlives its connection
+// and its page: what is needed to take it up again is kept in `storage`. A response is taken up
+// from its first event, and as much text as was said already is passed over, so that nothing is
+// lost or doubled whichever router tells it.
+
+const FIRST_MS = 50;
+const LONGEST_MS = 5000;
+const KEY_PROTOCOL = "openai-insecure-api-key.";
+const TOO_OLD = "websocket_connection_limit_reached";
+
+/** An error that the router tells of; `code` is its stable name. */
+export class SessileError extends Error {
+  constructor(told) {
+    super(told?.message ?? "the router gave no reason");
+    this.code = told?.type && told?.code === "server_error" ? told.type : (told?.code ?? "");
+  }
+}
+
+class Lost extends Error {}
+
+/**
+ * One conversation. `tools` are `{name: {description, parameters, run}}`, run side by side; `run`
+ * is given the arguments and gives what the model is told, or a promise of it. `name` tells the
+ * sessions of one page apart, `reconnectMs` is how long a router that was lost is looked for.
+ */
+export class Session {
+  #url; #apiKey; #system; #tools; #storage; #name; #reconnectMs; #maxRounds;
+  #state; #socket = null; #queue = null; #busy = false;
+
+  constructor({
+    url = new URL(import.meta.url).origin, model = null, system = null, apiKey = null, tools = {},
+    storage = globalThis.sessionStorage, name = "chat", reconnectMs = 30000, maxRounds = 32,
+  } = {}) {
+    this.#url = url.replace(/\/(v1\/?)?$/, "");
+    this.#apiKey = apiKey;
+    this.#system = system;
+    this.#tools = tools;
+    this.#storage = storage;
+    this.#name = `sessile:${name}`;
+    this.#reconnectMs = reconnectMs;
+    this.#maxRounds = maxRounds;
+    const kept = storage?.getItem(this.#name);
+    this.#state = kept ? JSON.parse(kept) : { id: `ses_${token()}`, model, head: null, turn: null };
+  }
+
+  /** The session's id, as every client of the router may attach to it. */
+  get id() { return this.#state.id; }
+
+  /** Whether a turn was running when the page was left: `resume` goes on with it. */
+  get interrupted() { return this.#state.turn !== null && !this.#busy; }
+
+  /** All that the model has said in the newest turn. */
+  get text() { return this.#state.turn?.text ?? this.#state.text ?? ""; }
+
+  /** Run a turn; gives {type: "text", text}, {type: "call", ...}, {type: "result", ...} and at
+   * last {type: "done", text, response}. `options` are further fields of `response.create`. */
+  async *send(text, options = {}) {
+    if (this.#state.turn !== null) throw new Error("a turn is running: resume it, or cancel it");
+    this.#state.turn = this.#round([message(text)], this.#state.head, { options });
+    yield* this.#run();
+  }
+
+  /** Go on with the turn that was running when the page was left. */
+  async *resume() {
+    if (this.#state.turn === null) return;
+    lose(this.#state.turn);
+    yield* this.#run();
+  }
+
+  /** Say something into the running turn: the model stops where that is safe, and goes on with it
+   * in mind. It is said once, at the latest when the answer that runs has ended. */
+  steer(text) {
+    if (this.#state.turn === null) throw new Error("no turn is running: send it");
+    this.#state.turn.steers.push({ text, target: null, id: null });
+    this.#save();
+    this.#sendSteers();
+  }
+
+  /** Stop the running turn at the router; the session stays as it was before. */
+  async cancel() {
+    const turn = this.#state.turn;
+    if (turn?.response) {
+      await this.#fetch(`/sessile/v1/turns/${turn.response}/cancel`, { method: "POST" });
+    }
+  }
+
+  /** Forget the conversation here; the next turn begins another. */
+  reset() {
+    this.#socket?.close();
+    this.#state = { id: `ses_${token()}`, model: this.#state.model, head: null, turn: null };
+    this.#save();
+  }
+
+  // -- a turn
+
+  #round(input, parent, { options, text = "", rounds = 0, steers = [] }) {
+    const said = { said: "", skip: 0, hole: false, response: null, ended: null, calls: [] };
+    return { input, parent, options, text, rounds, steers, key: token(), ...said };
+  }
+
+  async *#run() {
+    if (this.#busy) throw new Error("a turn of this session is listened to already");
+    this.#busy = true;
+    try {
+      this.#state.model ??= (await this.#json("/v1/models")).data[0]?.id;
+      for (;;) {
+        this.#save();
+        yield* this.#listen();
+        const turn = this.#state.turn;
+        const results = [];
+        const goesOn = turn.ended.status === "completed" && turn.rounds < this.#maxRounds;
+        if (goesOn && turn.calls.length) {
+          results.push(...(await Promise.all(turn.calls.map((call) => this.#call(call)))));
+          for (const { call, output } of results) yield { type: "result", id: call.call_id, output };
+        }
+        const waiting = turn.steers.filter((steer) => steer.target === null);
+        if (turn.ended.status === "cancelled" || !(results.length || waiting.length)) break;
+        const input = [
+          ...results.map(({ call, output }) => (
+            { type: "function_call_output", call_id: call.call_id, output })),
+          ...waiting.map((steer) => message(steer.text)),
+        ];
+        const steers = turn.steers.filter((steer) => steer.target !== null);
+        this.#state.turn = this.#round(input, turn.ended.id, {
+          ...turn, steers, rounds: turn.rounds + Boolean(results.length),
+        });
+      }
+      const { ended, text, said } = this.#state.turn;
+      if (ended.status !== "cancelled") this.#state.head = ended.id;
+      this.#state.text = text;
+      this.#state.turn = null;
+      yield { type: "done", text: said, response: ended };
+    } catch (error) {
+      if (!(error instanceof Lost)) this.#state.turn = null; // it cannot be gone on with
+      throw error;
+    } finally {
+      this.#busy = false;
+      this.#save();
+    }
+  }
+
+  /** The events of one response, and of those that follow it by themselves. */
+  async *#listen() {
+    let lostAt = null;
+    let tries = 0;
+    while (!this.#over()) {
+      const turn = this.#state.turn;
+      try {
+        for await (const event of turn.response ? this.#follow(turn) : this.#ask(turn)) {
+          lostAt = null;
+          tries = 0;
+          yield* this.#take(turn, event);
+          // Not each word: what was said since is told again when the response is taken up.
+          if (event.type !== "response.output_text.delta") this.#save();
+          if (this.#over()) return;
+          this.#sendSteers();
+        }
+      } catch (error) {
+        if (!(error instanceof Lost || error instanceof TypeError)) throw error; // fetch's own
+        lose(turn);
+        if (this.#over()) return;
+        lostAt ??= Date.now();
+        if (Date.now() - lostAt > this.#reconnectMs) {
+          throw new Lost(`no router came back within ${this.#reconnectMs / 1000} s; resume later`);
+        }
+        const pause = Math.min(FIRST_MS * 2 ** tries++, LONGEST_MS) * (0.5 + Math.random());
+        await new Promise((resolve) => setTimeout(resolve, pause));
+      }
+    }
+  }
+
+  #over() {
+    const { ended, calls, steers } = this.#state.turn;
+    if (ended === null) return false;
+    const calling = ended.status === "completed" && calls.length > 0;
+    return calling || !steers.some((steer) => steer.target === ended.id);
+  }
+
+  *#take(turn, event) {
+    if (event.type.startsWith("response.steer.")) return told(turn, event);
+    switch (event.type) {
+      case "response.created":
+        if (event.response.id !== turn.response) {
+          const before = event.response.previous_response_id;
+          turn.steers = turn.steers.filter((s) => s.id === null || s.target !== before);
+          Object.assign(turn, { response: event.response.id, said: "", skip: 0, hole: false });
+          Object.assign(turn, { ended: null, calls: [] });
+        }
+        break;
+      case "response.output_text.delta":
+        if (!turn.hole) yield* say(turn, event.delta);
+        break;
+      case "sessile.gap":
+        turn.hole = true; // what is missing comes with the whole response
+        break;
+      case "response.output_item.done":
+        yield* called(turn, event.item);
+        break;
+      case "response.completed":
+      case "response.incomplete": {
+        const items = event.response.output ?? [];
+        const whole = items.filter((item) => item.type === "message")
+          .flatMap((item) => item.content ?? []).map((part) => part.text ?? "").join("");
+        turn.skip = 0;
+        if (whole.startsWith(turn.said)) yield* say(turn, whole.slice(turn.said.length));
+        for (const item of items) yield* called(turn, item);
+        turn.ended = event.response;
+        break;
+      }
+      case "response.failed":
+        throw new SessileError(event.response.error);
+      case "error":
+        if ((event.error ?? event).code === TOO_OLD && turn.response === null) {
+          this.#socket?.close();
+          throw new Lost("the connection is too old");
+        }
+        throw new SessileError(event.error ?? event);
+    }
+  }
+
+  async #call(call) {
+    try {
+      const tool = this.#tools[call.name];
+      if (!tool) throw new Error(`there is no tool named ${call.name}`);
+      const output = await tool.run(JSON.parse(call.arguments || "{}"));
+      return { call, output: typeof output === "string" ? output : JSON.stringify(output) };
+    } catch (error) {
+      return { call, output: String(error) };
+    }
+  }
+
+  // -- the wire
+
+  #frame(turn) {
+    const tools = Object.entries(this.#tools).map(([name, { description, parameters }]) => (
+      { type: "function", name, description, parameters, strict: false }));
+    return JSON.stringify({
+      ...turn.options, type: "response.create", model: this.#state.model, input: turn.input,
+      session_id: this.#state.id, idempotency_key: turn.key,
+      ...(this.#system === null ? {} : { instructions: this.#system }),
+      ...(tools.length ? { tools } : {}),
+      ...(turn.parent === null ? {} : { previous_response_id: turn.parent }),
+    });
+  }
+
+  /** Ask over the WebSocket, and give what comes; a frame that is sent again is not run again. */
+  async *#ask(turn) {
+    if (this.#socket?.readyState !== WebSocket.OPEN) await this.#open();
+    const { socket, queue } = { socket: this.#socket, queue: this.#queue };
+    queue.events.length = 0;
+    socket.send(this.#frame(turn));
+    for (;;) {
+      while (queue.events.length) yield queue.events.shift();
+      if (socket.readyState !== WebSocket.OPEN) throw new Lost("the connection was closed");
+      await new Promise((resolve) => { queue.wake = resolve; });
+    }
+  }
+
+  async #open() {
+    const address = `ws${this.#url.slice(4)}/v1/responses?on_disconnect=detach`;
+    const protocols = this.#apiKey === null ? [] : [KEY_PROTOCOL + this.#apiKey];
+    const socket = new WebSocket(address, protocols);
+    const queue = { events: [], wake: () => {} };
+    socket.onmessage = ({ data }) => { queue.events.push(JSON.parse(data)); queue.wake(); };
+    await new Promise((resolve, reject) => {
+      socket.onopen = resolve;
+      socket.onclose = () => { reject(new Lost("no router answers")); queue.wake(); };
+    });
+    this.#socket = socket;
+    this.#queue = queue;
+  }
+
+  #sendSteers() {
+    const turn = this.#state.turn;
+    if (!turn?.response || turn.ended || this.#socket?.readyState !== WebSocket.OPEN) return;
+    if (turn.followed) return; // its connection is gone: they go with the next request
+    for (const steer of turn.steers.filter((one) => one.target === null)) {
+      steer.target = turn.response;
+      this.#socket.send(JSON.stringify(
+        { type: "response.steer", previous_response_id: turn.response, input: steer.text }));
+    }
+  }
+
+  /** Take a response up over HTTP. */
+  async *#follow(turn) {
+    Object.assign(turn, { skip: turn.said.length, hole: false, followed: true });
+    const answer = await this.#fetch(`/v1/responses/${turn.response}?stream=true`);
+    if (answer.status >= 500) throw new Lost(`the router answered ${answer.status}`);
+    if (!answer.ok) {
+      const found = await this.#json(`/v1/responses/${turn.response}`);
+      if (found.status === "in_progress" || found.status === "queued") throw new Lost("it runs");
+      const kind = found.status === "cancelled" ? "incomplete" : found.status;
+      yield { type: `response.${kind}`, response: found };
+      return;
+    }
+    let rest = "";
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) throw new Lost("the stream ended before the turn's end");
+      const blocks = (rest + value).split("\n\n");
+      rest = blocks.pop();
+      for (const block of blocks) {
+        const data = block.split("\n").find((line) => line.startsWith("data: "));
+        if (data) yield JSON.parse(data.slice(6));
+      }
+    }
+  }
+
+  #fetch(path, options = {}) {
+    const headers = this.#apiKey === null ? {} : { Authorization: `Bearer ${this.#apiKey}` };
+    return fetch(this.#url + path, { ...options, headers });
+  }
+
+  async #json(path) {
+    const answer = await this.#fetch(path);
+    const body = await answer.json();
+    if (!answer.ok) throw new SessileError(body.error);
+    return body;
+  }
+
+  #save() { this.#storage?.setItem(this.#name, JSON.stringify(this.#state)); }
+}
+
+/** The connection is gone, and with it the steers that did not come into a response. */
+function lose(turn) {
+  for (const steer of turn.steers) steer.target = steer.id = null;
+}
+
+function told(turn, event) {
+  if (event.type === "response.steer.accepted") {
+    const sent = turn.steers.find((steer) => steer.target !== null && steer.id === null);
+    if (sent) sent.id = event.steer.id;
+  } else if (event.type === "response.steer.failed") {
+    const id = event.steer.id ?? null;
+    const sent = turn.steers.find((steer) => steer.target !== null && steer.id === id);
+    if (sent) sent.target = sent.id = null;
+  }
+}
+
+function* say(turn, delta) {
+  const skipped = Math.min(turn.skip, delta.length);
+  turn.skip -= skipped;
+  const text = delta.slice(skipped);
+  if (!text) return;
+  turn.said += text;
+  turn.text += text;
+  yield { type: "text", text };
+}
+
+function* called(turn, item) {
+  if (item?.type !== "function_call") return;
+  if (turn.calls.some((call) => call.call_id === item.call_id)) return;
+  turn.calls.push(item);
+  yield { type: "call", id: item.call_id, name: item.name, arguments: item.arguments };
+}
+
+function message(text) {
+  return { type: "message", role: "user", content: text };
+}
+
+function token() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => (
+    byte.toString(16).padStart(2, "0"))).join("");
+}
