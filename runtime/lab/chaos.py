@@ -34,8 +34,8 @@ from sessile.lab.processes import RedisProcess, own_redis
 _UP_S = 30.0
 _LEFT_S = 10.0
 _AT_ONCE = 12
-_WORDS = 40
-_PAUSE_S = 0.02  # between two tokens
+_WORDS = 60
+_PAUSE_S = 0.03  # between two tokens
 _HANGS_UP = 0.5  # of all connections
 _ROUTERS_S = 2.0
 _REPLICAS_S = 5.0

@@ -109,7 +109,7 @@ class Client:
 
     async def _listen(self, told: Told, text: str) -> None:
         """One connection."""
-        stays = self._random.randrange(40) if self._random.random() < self._hangs_up else None
+        stays = self._random.randrange(60) if self._random.random() < self._hangs_up else None
         async with self._http.stream(**self._request(told, text)) as answer:
             if answer.status_code in _NOT_YET:
                 told.forgotten += answer.status_code == 404
