@@ -54,7 +54,9 @@ class EventFeed:
                     continue
                 following = standing.next
                 ahead = standing.taken or standing.state == "orphaned"
-                late = time.monotonic() > began + _CATCH_UP_S
+                # Its router may be dead: that is known once its lease has run out.
+                waits_s = self._log.limits.lease_s + _CATCH_UP_S
+                late = time.monotonic() > began + waits_s or after >= following + MOST_AHEAD
                 behind = standing.state == "running" and not late
             if after < following or (ahead and after < following + MOST_AHEAD):
                 return
