@@ -66,6 +66,8 @@ class Rescue:
             "replica was lost in the middle session=%s turn=%s replica=%s why=%r then=%s",
             turn.session, turn.id, lost.id, error.message, plan.action,
         )  # fmt: skip
+        if plan.action == "continue" and not any(_can_go_on(turn, told, r) for r in self._pool):
+            plan = Plan("fail", "its engine cannot go on with an answer that was begun elsewhere")
         until = time.monotonic() + _WAIT_S
         dead = {lost.id: lost.incarnation}
         receipt = turn.receipt
@@ -227,3 +229,10 @@ async def _take(steps: FollowUps, replica: Replica) -> FollowUp:
     except StopIteration as made:
         follow: FollowUp = made.value
         return follow
+
+
+def _can_go_on(turn: Turn, told: Told, replica: Replica) -> bool:
+    """Whether such an engine can, however the replica is now: it is worth waiting for then."""
+    given, _ = parted(told.text)
+    request = turn.request
+    return not given or replica.engine.follow_up(request.path, request.document, given) is not None
