@@ -27,6 +27,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from sessile.errors import SessileError
 from sessile.lab.link import Link, serve_link
 from sessile.lab.loop_ways import open_way
 
@@ -265,11 +266,15 @@ def main() -> None:
         mbit=given.mbit, force=given.force, pause_s=given.pause, seed=given.seed,
         slow_start=given.slow_start, name=f"{time.time_ns():x}",
     )  # fmt: skip
-    if given.prewarm:
-        times = asyncio.run(prewarmed(setup))
-        sys.stdout.write(json.dumps({f"ttft_p50_s_{how}": t for how, t in times.items()}) + "\n")
-        return
-    samples = asyncio.run(compare(setup))
+    try:
+        if given.prewarm:
+            times = asyncio.run(prewarmed(setup))
+            said = {f"ttft_p50_s_{how}": seconds for how, seconds in times.items()}
+            sys.stdout.write(json.dumps(said) + "\n")
+            return
+        samples = asyncio.run(compare(setup))
+    except SessileError as error:
+        sys.exit(f"error: {error.message}")
     if given.json:
         sys.stdout.write(msgspec.json.encode(samples).decode() + "\n")
     else:
