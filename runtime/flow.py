@@ -135,7 +135,7 @@ class Flow:
             decision = await self._placement.place(turn)
             self._running.add(turn)
             await self._open(turn, decision)
-        except BaseException as error:
+        except BaseException as error:  # cancelled too: a turn that has begun ends
             await self._end(turn, error)
             raise
         service.turn = turn

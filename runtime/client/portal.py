@@ -21,7 +21,7 @@ class Portal:
         future = asyncio.run_coroutine_threadsafe(work, self._started())
         try:
             return future.result()
-        except BaseException:
+        except BaseException:  # Ctrl-C too: the work must not go on alone
             future.cancel()
             raise
 
