@@ -90,6 +90,7 @@ _TOO_LONG = (
     ("context", "length"), ("context", "size"),
     ("prompt length", "max_num_tokens"), ("prompt_len", "max_seq_len"),  # TensorRT-LLM's
     ("`inputs`", "tokens"),  # TGI's
+    ("n_keep", "n_ctx"),  # LM Studio's
 )  # fmt: skip
 """Words that stand together in an engine's refusal of a prompt that does not fit."""
 
