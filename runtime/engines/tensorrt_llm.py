@@ -65,5 +65,8 @@ class TensorRTLLM(OpenAIShaped):
     def headers(self, session: str | None) -> Headers:
         """Its conversation id, which keeps a session on one attention rank. The field for it was in
         `disaggregated_params` once, is `conversation_params` now, and is refused by the others; the
-        header is left aside by those that do not know it."""
-        return () if session is None else ((b"x-session-id", session.encode()),)
+        header is left aside by those that do not know it. A session that is not plain ASCII is not
+        told."""
+        if session is None or not session.isascii() or not session.isprintable():
+            return ()
+        return ((b"x-session-id", session.encode()),)

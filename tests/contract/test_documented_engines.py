@@ -163,7 +163,8 @@ def test_what_is_added_is_what_the_engine_is_documented_to_take(kind: str) -> No
     assert adapter.fields(turn="t", session=None, salt=None) == {}
     named = ((b"x-session-id", b"s"),) if kind == "tensorrt-llm" else ()
     assert tuple(adapter.headers("s")) == named
-    assert tuple(adapter.headers(None)) == ()
+    for untold in (None, "s\r\nhost: b", "søk"):
+        assert tuple(adapter.headers(untold)) == ()
 
 
 def test_what_they_cannot_do_is_not_asked_of_them(kind: str) -> None:
