@@ -83,6 +83,7 @@ class Replica:
             "models": list(self.models),
             "state": self.state,
             "why": self.why,
+            "warning": self.identity.warning if self.identity else None,
             "incarnation": self.incarnation,
             "version": self.identity.version if self.identity else None,
             "context_tokens": self.identity.context_tokens if self.identity else None,
@@ -217,6 +218,8 @@ class Pool:
         """A probe found the replica up. A new incarnation means that its KV cache is empty."""
         before, was = replica.identity, replica.incarnation
         replica.identity = identity
+        if identity.warning and (before is None or before.warning != identity.warning):
+            log.warning("replica warns replica=%s why=%r", replica.id, identity.warning)
         if replica.spec.incarnation is None:  # else its launcher has told, and knows better
             # NOTE: restarts that only this router has seen must not count: routers that disagree
             # on an incarnation would re-bind each other's sessions for ever.

@@ -28,6 +28,7 @@ class Probe:
     ) -> None:  # fmt: skip
         self._pool = pool
         self._replica = replica
+        self._named = replica.engine  # as the settings name it; it may be known only once it is up
         self._interval_s = interval_s
         self._timeout_s = timeout_s
         self._clock = clock
@@ -45,8 +46,10 @@ class Probe:
         """One look; never raises for what the replica does."""
         replica = self._replica
         try:
-            await self._health()
             coming_up = replica.state in ("starting", "down")
+            if coming_up:
+                await self._detect()
+            await self._health()
             if coming_up:
                 await self._identify()
             if calls := replica.engine.load_calls():
@@ -67,6 +70,17 @@ class Probe:
             if self._missed > 1 or isinstance(error, ReplicaUnreachable):
                 self._pool.mark_down(replica.id, error.message)
             replica.why = error.message
+
+    async def _detect(self) -> None:
+        """Find out which engine answers, where nobody has said. Asked anew each time it comes up:
+        another may answer then."""
+        if not (calls := self._named.detect_calls()):
+            return
+        found = self._named.detected(await self._replies(calls))
+        if found is not self._replica.engine:
+            self._replica.engine = found
+            log.info("engine found replica=%s url=%s engine=%s", self._replica.id,
+                     self._replica.spec.url, found.kind)  # fmt: skip
 
     async def _health(self) -> None:
         (reply,) = await self._replies((self._replica.engine.health_call(),))

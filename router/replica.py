@@ -1,6 +1,6 @@
 """The nouns of routing: a replica, its states and load, and how an engine is spoken to."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -44,6 +44,12 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it evicts what sessions have there after all else, until they are released."""
     orders: Literal["low_first", "high_first"] | None = None
     """How it orders requests that carry a priority, if it does."""
+    warning: str | None = None
+    """What its operator should know: it serves, but not as sessions need it."""
+
+
+Headers = Sequence[tuple[bytes, bytes]]
+"""Header names, in lower case, and values, as they go over the wire."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -106,6 +112,13 @@ class Engine(Protocol):
     """Whether a plain completion is to be asked for as a stream and put together by the router,
     since the engine is slow to notice that the client of a plain one has gone."""
 
+    def detect_calls(self) -> tuple[Call, ...]:
+        """What is asked of a replica that comes up whose engine nobody has named; nothing of one
+        that is known."""
+
+    def detected(self, replies: tuple[Reply, ...]) -> "Engine":
+        """The adapter of the engine that answers there."""
+
     def identity_calls(self) -> tuple[Call, ...]:
         """What is asked of a replica that comes up, and now and then after; may be slow while
         it is busy."""
@@ -136,6 +149,9 @@ class Engine(Protocol):
         `salt` the tenant's cache namespace.
         """
 
+    def headers(self, session: str | None) -> Headers:
+        """Headers to send beside the fields, where a field would be refused by older versions."""
+
     def order(self, priority: int, identity: Identity) -> Mapping[str, Any]:
         """Body fields that give a request its priority, 0 the most urgent; none where the replica
         does not order by it."""
@@ -144,6 +160,10 @@ class Engine(Protocol):
         """The call that lets a session's KV memory be evicted like any other; `session` is its
         attribution. None where the replica holds nothing for a session. Its next request holds
         anew."""
+
+    def hold_call(self, model: str, seconds: float) -> Call | None:
+        """The call that keeps a model, and with it the KV memory of its sessions, loaded for so
+        long; None where the engine does not unload models, or would not that soon."""
 
     def carry(
         self, path: str, document: Mapping[str, Any], file: str

@@ -9,7 +9,7 @@ import asyncio
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -23,13 +23,11 @@ from sessile.errors import (
     SettingsError,
     StreamBroken,
 )
-from sessile.router.replica import Call, Reply
+from sessile.router.replica import Call, Headers, Reply
 
 _HIGH_WATER_BYTES = 256 * 1024  # NOTE: past this the socket is not read: the client sets the pace
 _IDLE_KEPT_S = 4.0  # uvicorn closes an idle connection after 5 s; leave before it does
 _IDLE_KEPT = 128
-
-Headers = Iterable[tuple[bytes, bytes]]
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,14 +82,14 @@ class Upstream:
                     raise
 
     async def begin(
-        self, path: str, body: bytes, refused: Callable[[int], bool]
+        self, path: str, body: bytes, refused: Callable[[int], bool], headers: Headers = ()
     ) -> tuple["UpstreamResponse", bytes]:
         """POST, and wait for the first bytes of the answer, which come beside it.
 
         Raises `ReplicaRefused` for a status that is `refused`, `StreamBroken`, and what `open`
         raises; whatever is raised, a cancellation too, the replica is to stop.
         """
-        response = await self.open("POST", path, body)
+        response = await self.open("POST", path, body, headers)
         try:
             if refused(response.status):
                 raise ReplicaRefused(f"{self.url} answered {response.status}")

@@ -29,6 +29,7 @@ from sessile.api.responses_resume import resume_response
 from sessile.api.runs import run_routes
 from sessile.api.wire import openai_error, retry_headers, wire_of
 from sessile.engines.base import engine
+from sessile.engines.detect import named
 from sessile.errors import InvalidRequest, SessileError, SettingsError
 from sessile.flow import Flow
 from sessile.router.kv_feed import Feeds
@@ -209,10 +210,10 @@ def _specs(settings: Settings) -> list[ReplicaSpec]:
     """The replicas that run already, named by engine and number."""
     found: list[tuple[str, str, str | None]] = []
     for text in settings.replica:
-        kind, separator, url = text.partition("=")
-        if not separator:
+        kind, url = named(text)
+        if not url:
             raise SettingsError(
-                f"replica: {text!r} is not ENGINE=URL, as in sglang=http://gpu1:30000"
+                f"replica: {text!r} is neither a URL nor ENGINE=URL, as in sglang=http://gpu1:30000"
             )
         found.append((kind, url, None))
     found += [(p.engine, url, p.model) for p in settings.pool for url in p.urls]

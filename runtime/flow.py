@@ -37,6 +37,7 @@ log = logging.getLogger("sessile.flow")
 
 _ABORT_TIMEOUT_S = 2.0
 _RELEASE_TIMEOUT_S = 2.0
+_HOLD_TIMEOUT_S = 60.0  # it loads the model, if that was unloaded already
 _NOT_NOW = (502, 503, 504)  # an engine that says so has done nothing yet: another may serve
 
 
@@ -62,6 +63,7 @@ class Flow:
         )  # fmt: skip
         self._pool = pool
         self._store = store
+        self._standings = standings
         self._wait_s = sessions.lock_wait_s
         self._keep_after_s = sessions.binding_ttl_s / 3
         self._telemetry = telemetry
@@ -95,6 +97,8 @@ class Flow:
     def lease(self, tenant: str, session: str, seconds: float) -> bool:
         """Hold a pausing session's KV memory for so long, 0 lets go of it; False: none is held."""
         held = self._placement.lease(tenant, session, seconds)
+        for model in self._pool.models():
+            self._hold(SessionKey(tenant, model, session), seconds)
         self._release()
         return held
 
@@ -172,6 +176,16 @@ class Flow:
             if call is not None:
                 self._spawn(_quietly(replica.upstream.call(call, _RELEASE_TIMEOUT_S)))
 
+    def _hold(self, key: SessionKey, seconds: float) -> None:
+        """Have the engine keep the model loaded for a pausing session, where it would not."""
+        standing = self._standings.get(key)
+        replica = self._pool.find(standing.binding.replica) if standing is not None else None
+        if replica is None or replica.state != "ready":
+            return
+        call = replica.engine.hold_call(key.model, seconds)
+        if call is not None:
+            self._spawn(_quietly(replica.upstream.call(call, _HOLD_TIMEOUT_S)))
+
     async def _keep_bindings(self) -> None:
         """Renew the bindings of the turns that run: one that outlasts its binding's expiry must not
         find its session moved when it ends."""
@@ -234,7 +248,9 @@ class Flow:
         replica.in_flight += 1
         turn.runs = True
         try:
-            response, first = await replica.upstream.begin(path, body, _NOT_NOW.__contains__)
+            response, first = await replica.upstream.begin(
+                path, body, _NOT_NOW.__contains__, replica.engine.headers(turn.attribution)
+            )
         except BaseException as error:  # cancelled too: it is not under way there any more
             replica.in_flight -= 1
             turn.runs = False
@@ -324,6 +340,8 @@ class Flow:
             self._telemetry.finished(turn.receipt)
             if self._placement.end(turn):
                 self._mover.keep(turn)
+            if turn.request.hints.hold_s:
+                self._hold(turn.key, turn.request.hints.hold_s)
             if turn.transcript is None and turn.fence is None:
                 self._store.end_turn(*written(turn, step))
         self._release()

@@ -193,7 +193,9 @@ class Rescue:
         replica.in_flight += 1
         turn.runs = True
         try:
-            response, first = await replica.upstream.begin(path, body, lambda status: status != 200)
+            response, first = await replica.upstream.begin(
+                path, body, lambda status: status != 200, replica.engine.headers(turn.attribution)
+            )
         except BaseException:  # cancelled too: it is not under way there any more
             self._leave(turn, replica)
             raise

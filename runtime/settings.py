@@ -26,7 +26,10 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 
 from sessile.errors import SettingsError
 
-EngineKind = Literal["sglang", "vllm", "llamacpp", "openai"]
+EngineKind = Literal[
+    "sglang", "vllm", "llamacpp", "tensorrt-llm", "triton", "tgi", "ollama", "lmstudio", "openai",
+    "auto",
+]  # fmt: skip
 PolicyName = Literal[
     "session", "sticky", "round_robin", "least_loaded", "power_of_two", "rendezvous"
 ]
@@ -186,7 +189,10 @@ class SpeculationSettings(_Slice):
 class PoolSettings(_Slice):
     """Replicas that serve one model: by URL, or so many to start here."""
 
-    engine: EngineKind = Field("llamacpp", description="Which engine the replicas run.")
+    engine: EngineKind = Field(
+        "llamacpp",
+        description="Which engine the replicas run; by URL without one, whichever answers.",
+    )
     model: str | None = Field(
         None, description="Catalogue name or GGUF file to start; by URL, the model to expect."
     )
@@ -194,6 +200,13 @@ class PoolSettings(_Slice):
     replicas: int | None = Field(None, ge=1, le=64, description="Replicas to start here.")
     context_tokens: int = Field(8192, ge=256, description="Context of a replica started here.")
     slots: int = Field(2, ge=1, description="Turns at once on a replica started here.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whichever_answers(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("urls"):
+            return {"engine": "auto", **data}
+        return data
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -231,7 +244,7 @@ class Settings(BaseSettings):
     log: LogSettings = LogSettings()
     pool: tuple[PoolSettings, ...] = ()
     replica: Annotated[tuple[str, ...], AfterValidator(_unique)] = Field(
-        (), description="Replicas by ENGINE=URL, beside those of the pools."
+        (), description="Replicas by URL or ENGINE=URL, beside those of the pools."
     )
 
     @classmethod

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Header, Query, Response
@@ -19,6 +19,7 @@ from sessile.sessions.binding import Standings
 from sessile.sessions.identity import checked_id
 from sessile.sessions.record import SessionKey, SessionRecord
 from sessile.sessions.store import Store
+from sessile.settings import EngineKind
 from sessile.telemetry import Telemetry
 
 
@@ -29,7 +30,7 @@ class _Body(BaseModel):
 class NewReplica(_Body):
     """A replica to take into the pool."""
 
-    engine: Literal["sglang", "vllm", "llamacpp", "openai"]
+    engine: EngineKind = "auto"
     url: str
     id: str | None = Field(None, min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
 

@@ -86,11 +86,22 @@ def retry_headers(error: SessileError) -> list[tuple[bytes, bytes]]:
     return [(b"retry-after", str(max(1, round(error.retry_after_s))).encode())]
 
 
+_TOO_LONG = (
+    ("context", "length"), ("context", "size"),
+    ("prompt length", "max_num_tokens"), ("prompt_len", "max_seq_len"),  # TensorRT-LLM's
+    ("`inputs`", "tokens"),  # TGI's
+    ("n_keep", "n_ctx"),  # LM Studio's
+)  # fmt: skip
+"""Words that stand together in an engine's refusal of a prompt that does not fit."""
+
+
 def engine_error(status: int, body: bytes) -> SessileError:
     """An engine's own refusal (status 400 and up) as our error, its sentence kept."""
     message = _engine_message(body) or f"the engine answered {status}"
     lowered = message.lower()
-    if status in (400, 413) and "context" in lowered and ("length" in lowered or "size" in lowered):
+    if status in (400, 413, 422) and any(
+        first in lowered and second in lowered for first, second in _TOO_LONG
+    ):
         return errors.PromptTooLong(message)
     if status == 404:
         return errors.ModelNotFound(message)

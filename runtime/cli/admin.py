@@ -19,6 +19,7 @@ from sessile.client import calls
 from sessile.client.address import read_address
 from sessile.client.calls import ReplicaInfo
 from sessile.client.http import Http
+from sessile.engines.detect import named
 from sessile.errors import (
     InvalidRequest,
     ReplicaNotFound,
@@ -116,7 +117,7 @@ def list_replicas(json: Json = False, url: Url = None, api_key: Key = None) -> N
 
 
 def add_replicas(
-    specs: Annotated[list[str], typer.Argument(metavar="ENGINE=URL...")],
+    specs: Annotated[list[str], typer.Argument(metavar="[ENGINE=]URL...")],
     id: Annotated[str | None, typer.Option("--id", help="A name; else ENGINE-N.")] = None,
     url: Url = None,
     api_key: Key = None,
@@ -126,9 +127,11 @@ def add_replicas(
         if id is not None and len(specs) > 1:
             raise InvalidRequest("--id names one replica; add them one by one")
         for spec in specs:
-            engine, separator, address = spec.partition("=")
-            if not separator:
-                raise InvalidRequest(f"{spec!r} is not ENGINE=URL, as in sglang=http://gpu1:30000")
+            engine, address = named(spec)
+            if not address:
+                raise InvalidRequest(
+                    f"{spec!r} is neither a URL nor ENGINE=URL, as in sglang=http://gpu1:30000"
+                )
             added = http.call(calls.add_replica(engine, address, id))
             typer.echo(f"{added.id} added ({added.state})")
 

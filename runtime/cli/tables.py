@@ -20,7 +20,7 @@ def status_view(url: str, ready: Ready, replicas: list[ReplicaInfo]) -> Renderab
         f"  replicas {up}/{total}",
     )  # fmt: skip
     if not replicas:
-        return Group(head, Text("no replica yet: `sessile replicas add ENGINE=URL`", "yellow"))
+        return Group(head, Text("no replica yet: `sessile replicas add URL`", "yellow"))
     return Group(head, _load_table(replicas))
 
 
@@ -96,6 +96,8 @@ def _state(replica: ReplicaInfo) -> Text:
     state = coloured(replica.state)
     if replica.why and replica.state != "ready":
         state.append(f"\n{replica.why}", "dim")
+    elif replica.warning:
+        state.append(f"\n{replica.warning}", "yellow")
     return state
 
 

@@ -89,7 +89,7 @@ def up(
 def serve(
     replica: Annotated[
         list[str] | None,
-        typer.Option(help="A replica by ENGINE=URL (sglang, vllm, llamacpp, openai); repeatable."),
+        typer.Option(help="A replica by URL, or ENGINE=URL (docs/engines.md); repeatable."),
     ] = None,
     config: Config = None,
     host: Host = None,

@@ -99,6 +99,7 @@ class ReplicaInfo(msgspec.Struct, kw_only=True):
     hit_rate: float | None = None
     failures: int = 0
     why: str | None = None
+    warning: str | None = None
 
 
 class Lease(msgspec.Struct):

@@ -20,6 +20,7 @@ from sessile.router.replica import (
     FeedSource,
     FollowUp,
     FollowUps,
+    Headers,
     Identity,
     Load,
     Reply,
@@ -43,6 +44,12 @@ class OpenAIShaped:
     kind = "openai"
     embeddings = True
     folds = False
+
+    def detect_calls(self) -> tuple[Call, ...]:
+        return ()
+
+    def detected(self, replies: tuple[Reply, ...]) -> Engine:
+        return engine(self.kind)
 
     def identity_calls(self) -> tuple[Call, ...]:
         return (Call("GET", "/v1/models"),)
@@ -82,10 +89,16 @@ class OpenAIShaped:
     def fields(self, *, turn: str, session: str | None, salt: str | None) -> Mapping[str, Any]:
         return {}
 
+    def headers(self, session: str | None) -> Headers:
+        return ()
+
     def order(self, priority: int, identity: Identity) -> Mapping[str, Any]:
         return {}
 
     def release_call(self, session: str, identity: Identity) -> Call | None:
+        return None
+
+    def hold_call(self, model: str, seconds: float) -> Call | None:
         return None
 
     def carry(
@@ -132,12 +145,22 @@ def engine(kind: str) -> Engine:
 @cache
 def engines() -> Mapping[str, Engine]:
     """Every adapter by its kind."""
+    from sessile.engines.detect import Auto
     from sessile.engines.llamacpp import LlamaCpp
+    from sessile.engines.lmstudio import LMStudio
+    from sessile.engines.ollama import Ollama
     from sessile.engines.openai import OpenAI
     from sessile.engines.sglang import SGLang
+    from sessile.engines.tensorrt_llm import TensorRTLLM
+    from sessile.engines.tgi import TGI
+    from sessile.engines.triton import Triton
     from sessile.engines.vllm import VLLM
 
-    return {e.kind: e for e in (SGLang(), VLLM(), LlamaCpp(), OpenAI())}
+    adapters = (
+        SGLang(), VLLM(), LlamaCpp(), TensorRTLLM(), Triton(), TGI(), Ollama(), LMStudio(),
+        OpenAI(), Auto(),
+    )  # fmt: skip
+    return {adapter.kind: adapter for adapter in adapters}
 
 
 def tokenize_call(document: Mapping[str, Any]) -> Call | None:

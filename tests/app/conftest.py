@@ -187,6 +187,12 @@ async def start() -> AsyncIterator[Start]:
 
 
 @pytest.fixture
+def scripted() -> ScriptedEngine:
+    """An engine to put behind pages of one's own."""
+    return ScriptedEngine()
+
+
+@pytest.fixture
 async def router(start: Start) -> Router:
     """A router with the default settings."""
     return await start()

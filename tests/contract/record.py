@@ -53,11 +53,11 @@ _KEPT_METRICS = re.compile(
 class Recorder:
     """One replica, and the folder that its answers go to."""
 
-    def __init__(self, kind: str, url: str, version: str | None) -> None:
+    def __init__(self, kind: str, url: str, version: str | None, folder: str) -> None:
         self.engine: Engine = engine(kind)
         self.http = httpx2.Client(base_url=url, timeout=120)
         self.version = version
-        self.folder = RECORDED / kind
+        self.folder = RECORDED / folder
         self.nonce = f"{time.time_ns():x}"  # no earlier recording's cache is hit
         self.turns = 0
 
@@ -266,10 +266,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("replica", metavar="KIND=URL")
     parser.add_argument("--version", help="where the engine does not tell its own")
+    parser.add_argument("--folder", help="below recorded/; the adapter's kind, if none is named")
     parser.add_argument("--only", choices=["identity_restarted", "count", "kv_events"])
     options = parser.parse_args()
     kind, _, url = options.replica.partition("=")
-    r = Recorder(kind, url.rstrip("/"), options.version)
+    r = Recorder(kind, url.rstrip("/"), options.version, options.folder or kind)
     calls = r.engine.identity_calls()
     told = [r.ask(call) for call in calls]
     identity = r.engine.read_identity(tuple(Reply(e["status"], reply_body(e)) for e in told))

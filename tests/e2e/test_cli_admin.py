@@ -76,7 +76,7 @@ def test_sessions_are_listed_shown_and_closed(run: Run, router: str) -> None:
         (("drain", "nobody"), 1, "nobody"),
         (("sessions", "nobody"), 1, "nobody"),
         (("sessions", "--close"), 1, "--close needs the id"),
-        (("replicas", "add", "gpu1:30000"), 1, "is not ENGINE=URL"),
+        (("replicas", "add", "gpu1:30000"), 1, "is neither a URL nor ENGINE=URL"),
         (("replicas", "add", "a=http://x", "b=http://y", "--id", "z"), 1, "--id names one"),
         (("status", "--url", "http://127.0.0.1:9"), 1, "start one with `sessile up`"),
         (("status", "--url", "nowhere"), 2, "base_url must be"),

@@ -28,7 +28,7 @@ class Upstream:
 
     async def call(self, call: Call, timeout_s: float) -> Reply:
         """The page as it stands."""
-        page = self.pages[call.path]
+        page = self.pages.get(call.path, Reply(404, b""))
         if isinstance(page, Exception):
             raise page
         return page
@@ -37,12 +37,12 @@ class Upstream:
 class Watched:
     """A replica in a pool, its pages, and a probe that looks when told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str = "sglang") -> None:
         self.upstream = Upstream()
         pool = Pool(
             lambda spec: Replica(spec, engine(spec.engine), cast(Any, self.upstream)), lambda _: 0
         )
-        self.replica = pool.add(ReplicaSpec(id="r", engine="sglang", url="http://r"))
+        self.replica = pool.add(ReplicaSpec(id="r", engine=kind, url="http://r"))
         self._probe = Probe(pool, self.replica, 1.0, 5.0, lambda: 7.0)
 
     async def look(self, times: int = 1) -> None:
@@ -128,3 +128,47 @@ async def test_a_restart_between_two_looks_is_found(watched: Watched) -> None:
     watched.upstream.pages[INFO] = Reply(200, b'{"random_seed": 2}')
     await watched.look(20)
     assert watched.replica.incarnation != before
+
+
+async def test_the_engine_of_a_url_alone_is_found_when_it_comes_up() -> None:
+    """It may be down before; and another engine may answer when it comes back."""
+    watched = Watched("auto")
+    models = watched.upstream.pages[MODELS]
+    away = ReplicaUnreachable("http://r is not reachable")
+    watched.upstream.pages[MODELS] = away
+    await watched.look(3)
+    assert (watched.replica.state, watched.replica.engine.kind) == ("starting", "auto")
+    owned = b'{"data": [{"id": "m", "owned_by": "sglang"}]}'
+    watched.upstream.pages[MODELS] = Reply(200, owned)
+    await watched.look()
+    assert (watched.replica.state, watched.replica.engine.kind) == ("ready", "sglang")
+    assert watched.replica.load is not None and watched.replica.load.running == 3
+    watched.upstream.pages |= {MODELS: away, READY: away}
+    await watched.look()
+    assert watched.replica.state == "down"
+    watched.upstream.pages[MODELS] = models
+    await watched.look()
+    assert (watched.replica.state, watched.replica.engine.kind) == ("ready", "openai")
+
+
+async def test_a_url_where_no_engine_answers_never_comes_up_and_says_why() -> None:
+    """Whatever else it answers."""
+    watched = Watched("auto")
+    watched.upstream.pages[MODELS] = Reply(404, b"")
+    await watched.look(3)
+    assert watched.replica.state == "starting"
+    assert watched.replica.why is not None and "no engine" in watched.replica.why
+
+
+async def test_an_engine_that_is_found_says_itself_what_it_lacks() -> None:
+    """An Ollama without a model is known, not up, and says how to get one."""
+    watched = Watched("auto")
+    watched.upstream.pages |= {
+        MODELS: Reply(200, b'{"object": "list", "data": null}'),
+        "/api/version": Reply(200, b'{"version": "0.14.2"}'),
+        "/api/tags": Reply(200, b'{"models": []}'),
+        "/api/ps": Reply(200, b'{"models": []}'),
+    }
+    await watched.look()
+    assert (watched.replica.state, watched.replica.engine.kind) == ("starting", "ollama")
+    assert watched.replica.why is not None and "ollama pull" in watched.replica.why

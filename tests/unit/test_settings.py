@@ -68,3 +68,12 @@ def test_keys_come_by_comma_and_are_never_shown(monkeypatch):
     assert "alpha" not in str(masked(tree)) and "beta" not in repr(tree)
     shown = masked(load(None, {"store": {"url": "redis://user:hidden@host:1/0"}}))["store"]["url"]
     assert shown == "redis://user:**********@host:1/0"
+
+
+def test_a_pool_by_url_without_an_engine_has_whichever_answers(toml):
+    """A name is kept; replicas started here are llama.cpp's, unless another is named."""
+    file = toml(
+        '[[pool]]\nurls = ["http://a"]\n[[pool]]\nurls = ["http://b"]\nengine = "vllm"\n'
+        "[[pool]]\nreplicas = 1\n"
+    )
+    assert [pool.engine for pool in load(file).pool] == ["auto", "vllm", "llamacpp"]
