@@ -27,7 +27,7 @@ from sessile.router.discovery import Listed
 _POLL_S = 0.5
 
 
-class Entry(msgspec.Struct, forbid_unknown_fields=True):
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One replica of the file."""
 
     url: str
@@ -37,7 +37,7 @@ class Entry(msgspec.Struct, forbid_unknown_fields=True):
     leaving: bool = False
 
 
-class Entries(msgspec.Struct, forbid_unknown_fields=True):
+class Entries(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The whole file."""
 
     replica: list[Entry]

@@ -10,33 +10,33 @@ from sessile.router.discovery import Listed
 from sessile.router.replica import ReplicaSpec
 
 
-class ContainerPort(msgspec.Struct, rename="camel"):
+class ContainerPort(msgspec.Struct, frozen=True, rename="camel"):
     """A port that a container names."""
 
     container_port: int
     name: str = ""
 
 
-class Container(msgspec.Struct):
+class Container(msgspec.Struct, frozen=True):
     """One of a pod."""
 
     ports: list[ContainerPort] = []
 
 
-class PodSpec(msgspec.Struct):
+class PodSpec(msgspec.Struct, frozen=True):
     """What was asked for."""
 
     containers: list[Container] = []
 
 
-class Condition(msgspec.Struct):
+class Condition(msgspec.Struct, frozen=True):
     """One of a pod: Ready is the one that counts."""
 
     type: str
     status: str
 
 
-class PodStatus(msgspec.Struct, rename="camel"):
+class PodStatus(msgspec.Struct, frozen=True, rename="camel"):
     """How it is."""
 
     phase: str = ""
@@ -44,7 +44,7 @@ class PodStatus(msgspec.Struct, rename="camel"):
     conditions: list[Condition] = []
 
 
-class Metadata(msgspec.Struct, rename="camel"):
+class Metadata(msgspec.Struct, frozen=True, rename="camel"):
     """Of a pod, or of a list."""
 
     name: str = ""
@@ -52,7 +52,7 @@ class Metadata(msgspec.Struct, rename="camel"):
     deletion_timestamp: str | None = None
 
 
-class Pod(msgspec.Struct):
+class Pod(msgspec.Struct, frozen=True):
     """As far as it is of use here."""
 
     metadata: Metadata
@@ -60,14 +60,14 @@ class Pod(msgspec.Struct):
     status: PodStatus = PodStatus()
 
 
-class PodList(msgspec.Struct):
+class PodList(msgspec.Struct, frozen=True):
     """The answer to a list; a watch goes on from its `resource_version`."""
 
     metadata: Metadata
     items: list[Pod] = []
 
 
-class WatchEvent(msgspec.Struct):
+class WatchEvent(msgspec.Struct, frozen=True):
     """One line of a watch; `object` is a pod, or a status if `type` is ERROR."""
 
     type: str

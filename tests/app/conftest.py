@@ -130,7 +130,7 @@ class Router:
     def __init__(self, app: App, engines: list[Any], url: str) -> None:
         self.app = app
         self.engines = dict(zip(NAMES, engines, strict=False))
-        self.engine = engines[0]
+        self.engine = engines[0] if engines else None
         self.url = url
 
     @property
@@ -184,6 +184,19 @@ async def start() -> AsyncIterator[Start]:
         yield start
     mine = asyncio.current_task()
     await _until(lambda: not asyncio.all_tasks() - before - {mine})
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Callable[..., Awaitable[tuple[Any, str]]]]:
+    """Serves an application, else a new scripted engine, until the test ends; gives it and its
+    URL."""
+    async with AsyncExitStack() as stack:
+
+        async def serve(app: Any = None) -> tuple[Any, str]:
+            served = app or ScriptedEngine()
+            return served, await stack.enter_async_context(_served(served))
+
+        yield serve
 
 
 @pytest.fixture
