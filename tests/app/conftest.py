@@ -178,7 +178,7 @@ async def start() -> AsyncIterator[Start]:
             tree = Settings(**settings)
             app = create_app(tree, specs=specs)
             url = await stack.enter_async_context(_served(app, tree))
-            await _until(lambda: len(app.pool.candidates("m")) == len(specs))
+            await _until(lambda: len(app.pool.candidates("m")) >= len(specs))
             return Router(app, list(beside.engines.values()) if beside else scripted, url)
 
         yield start
