@@ -5,7 +5,8 @@ and speaks to nobody.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -117,7 +118,9 @@ class Pool:
         self,
         make: Callable[[ReplicaSpec], Replica],
         sessions_at: Callable[[str], int],
+        aliases: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        self.aliases = aliases
         self._make = make
         self._sessions_at = sessions_at
         self._replicas: dict[str, Replica] = {}
@@ -167,19 +170,27 @@ class Pool:
         """Every model that some replica serves, in the pool's order."""
         return list(dict.fromkeys(model for r in self._replicas.values() for model in r.models))
 
+    def meant(self, asked: str) -> str:
+        """The model that `asked` is an alias of, or itself; served or not."""
+        return self.aliases.get(asked, asked)
+
     def model(self, asked: str) -> str:
-        """The model that `asked` names. Raises `ModelNotFound`, or `NoReplica` while it is only
-        that no replica has come up to say what it serves."""
+        """The model that `asked` names, an alias replaced. Raises `ModelNotFound`, or `NoReplica`
+        while it is only that no replica is there, or has come up to say what it serves."""
+        if self.aliases:
+            asked = self.meant(asked)
         for replica in self._replicas.values():
             if asked in replica.models:
                 return asked
+        if not self._replicas:
+            raise NoReplica("no replica is in the pool yet; see /ready", retry_after_s=2.0)
         unknown = [r for r in self._replicas.values() if not r.models]
         if unknown:
             raise NoReplica(
                 f"no ready replica serves {asked!r}; {len(unknown)} have not come up yet",
                 retry_after_s=2.0,
             )
-        listed = ", ".join(self.models()) or "none"
+        listed = ", ".join((*self.models(), *self.aliases)) or "none"
         raise ModelNotFound(f"the model {asked!r} is not served here; there are: {listed}",
                             param="model")  # fmt: skip
 
@@ -262,13 +273,14 @@ class Pool:
             replica.ghosts.reset()
             self._ready.clear()
 
-    def drain(self, replica_id: str) -> Replica:
+    def drain(self, replica_id: str, why: str = "asked to drain") -> Replica:
         """Let the replica finish what runs and send it nothing more. Raises `ReplicaNotFound`."""
         replica = self.get(replica_id)
         self._ready.clear()
         if replica.state == "ready":
-            replica.state, replica.why = "draining", "asked to drain"
-            log.info("replica drains replica=%s in_flight=%d", replica_id, replica.in_flight)
+            replica.state, replica.why = "draining", why
+            log.info("replica drains replica=%s in_flight=%d why=%r", replica_id,
+                     replica.in_flight, why)  # fmt: skip
             self.on_change()
         elif replica.state != "draining":
             raise InvalidRequest(f"replica {replica_id} is {replica.state}: nothing to drain")

@@ -28,10 +28,13 @@ from sessile.api.responses_http import responses_routes
 from sessile.api.responses_resume import resume_response
 from sessile.api.runs import run_routes
 from sessile.api.wire import openai_error, retry_headers, wire_of
+from sessile.discovery.follow import Discovery
+from sessile.discovery.sources import source
 from sessile.engines.base import engine
 from sessile.engines.detect import named
 from sessile.errors import InvalidRequest, SessileError, SettingsError
 from sessile.flow import Flow
+from sessile.router.discovery import Source
 from sessile.router.kv_feed import Feeds
 from sessile.router.pool import Pool, Replica
 from sessile.router.probe import Probes
@@ -54,7 +57,10 @@ class App:
     Made by `create_app`; its parts are public to whoever wires more to it (`up`, tests).
     """
 
-    def __init__(self, settings: Settings, store: Store, specs: Iterable[ReplicaSpec]) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, specs: Iterable[ReplicaSpec],
+        sources: Iterable[Source] = (),
+    ) -> None:  # fmt: skip
         router = settings.router
         timeouts = Timeouts(
             connect_s=router.connect_timeout_s,
@@ -67,7 +73,9 @@ class App:
         self.pool = Pool(
             lambda spec: Replica(spec, engine(spec.engine), Upstream(spec.url, timeouts)),
             self.standings.bound_to,
+            settings.aliases,
         )
+        self.discovery = Discovery(self.pool, (*_sources(settings), *sources))
         self.telemetry = Telemetry()
         self.auth = Authenticator(settings.auth)
         self.probes = Probes(
@@ -87,7 +95,9 @@ class App:
             salt=self.auth.salt,
         )
         self.responses = Responses(self.flow, self.pool, store, settings, resume_response)
-        self.telemetry.watch(self.pool, store, lambda: len(self.flow.scheduler.queue))
+        self.telemetry.watch(
+            self.pool, store, lambda: len(self.flow.scheduler.queue), self.discovery
+        )
         longest = settings.server.max_body_bytes
         self._lanes: dict[str, ASGIApp] = {
             path: FastLane(path, self.flow, self.auth, longest)
@@ -135,6 +145,8 @@ class App:
             stack.push_async_callback(self.responses.aclose)
             self.pool.on_change = self._sync
             self._sync()
+            self.discovery.open()
+            stack.push_async_callback(self.discovery.aclose)
             yield
             self.pool.on_change = lambda: None
 
@@ -157,7 +169,7 @@ class App:
         api.add_exception_handler(SessileError, _on_error)  # type: ignore[arg-type]
         api.add_exception_handler(RequestValidationError, _on_invalid)  # type: ignore[arg-type]
         api.add_exception_handler(HTTPException, _on_http)  # type: ignore[arg-type]
-        api.include_router(health_routes(self.pool, self.store, self.telemetry))
+        api.include_router(health_routes(self.pool, self.store, self.telemetry, self.discovery))
         api.include_router(model_routes(self.pool, self.auth))
         api.include_router(responses_routes(self.responses, self.auth, self.settings))
         api.include_router(event_routes(self.responses.turns, self.auth))
@@ -173,14 +185,15 @@ class App:
 
 
 def create_app(
-    settings: Settings, *, store: Store | None = None, specs: Iterable[ReplicaSpec] = ()
-) -> App:
-    """The application for `settings`: their replicas by URL, and `specs` beside them.
+    settings: Settings, *, store: Store | None = None, specs: Iterable[ReplicaSpec] = (),
+    sources: Iterable[Source] = (),
+) -> App:  # fmt: skip
+    """The application for `settings`: their replicas and sources, and `specs` and `sources` beside.
 
     Raises `SettingsError`; nothing is opened before the lifespan starts.
     """
     check_exposure(settings.server.host, settings.auth)
-    return App(settings, store or make_store(settings), specs)
+    return App(settings, store or make_store(settings), specs, sources)
 
 
 def make_store(settings: Settings) -> Store:
@@ -208,17 +221,20 @@ def make_store(settings: Settings) -> Store:
 
 def _specs(settings: Settings) -> list[ReplicaSpec]:
     """The replicas that run already, named by engine and number."""
-    found: list[tuple[str, str, str | None]] = []
+    found: list[tuple[str, str, str | None, str]] = []
     for text in settings.replica:
         kind, url = named(text)
         if not url:
             raise SettingsError(
                 f"replica: {text!r} is neither a URL nor ENGINE=URL, as in sglang=http://gpu1:30000"
             )
-        found.append((kind, url, None))
-    found += [(p.engine, url, p.model) for p in settings.pool for url in p.urls]
+        found.append((kind, url, None, f"{kind}-{len(found)}"))
+    for pool in settings.pool:
+        for place, url in enumerate(pool.urls):
+            name = f"{pool.name}-{place}" if pool.name else f"{pool.engine}-{len(found)}"
+            found.append((pool.engine, url, pool.model, name))
     specs = []
-    for number, (kind, url, model) in enumerate(found):
+    for kind, url, model, name in found:
         if urlsplit(url).scheme not in ("http", "https"):
             raise SettingsError(f"replica: {url!r} is not a URL, as in http://gpu1:30000")
         try:
@@ -226,8 +242,22 @@ def _specs(settings: Settings) -> list[ReplicaSpec]:
         except InvalidRequest as error:
             raise SettingsError(f"replica: {error.message}") from error
         url = url.rstrip("/").removesuffix("/v1")
-        specs.append(ReplicaSpec(id=f"{kind}-{number}", engine=kind, url=url, model=model))
+        specs.append(ReplicaSpec(id=name, engine=kind, url=url, model=model))
     return specs
+
+
+def _sources(settings: Settings) -> list[Source]:
+    """Where the replicas of the settings are found that they do not list."""
+    found = []
+    for text in settings.discover:
+        kind, separator, where = text.partition("=")
+        if not separator:
+            raise SettingsError(
+                f"discover: {text!r} is not ENGINE=SOURCE, as in sglang=dns://engines:30000"
+            )
+        found.append(source(where, kind, None))
+    found += [source(p.discover, p.engine, p.model) for p in settings.pool if p.discover]
+    return found
 
 
 async def _on_error(_: Request, error: SessileError) -> JSONResponse:

@@ -28,6 +28,7 @@
     ├── StoreError                 the session store failed
     │   ├── StoreUnavailable       it is slow, gone, or the breaker is open
     │   └── TurnLockLost           the turn's fencing number is no longer the newest
+    ├── DiscoveryFailed            where replicas are found could not be read
     ├── ClientGone                 the client hung up, and its turn was to end with it
     ├── TurnCancelled              the turn was cancelled, as somebody asked
     ├── RouterLost                 the router that ran the turn is gone, and could not be replaced
@@ -219,6 +220,13 @@ class TurnLockLost(StoreError):
     """A newer turn has taken the session's turn lock; this one's result was not written."""
 
     code = "turn_lock_lost"
+
+
+class DiscoveryFailed(SessileError):
+    """A source of replicas could not be read; those that it listed last stay."""
+
+    code = "discovery_failed"
+    retryable = True
 
 
 class ClientGone(SessileError):

@@ -130,6 +130,7 @@ class Flow:
         earlier try."""
         request = service.request
         model = self._pool.model(request.model)
+        request.serve_by(model)
         session = request.claims.explicit or await self._placement.session_of(request, model)
         turn = self._begin(request, SessionKey(request.tenant, model, session))
         if request.idempotency_key and await begin_once(self._store, turn, self._wait_s):

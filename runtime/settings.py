@@ -196,7 +196,17 @@ class PoolSettings(_Slice):
     model: str | None = Field(
         None, description="Catalogue name or GGUF file to start; by URL, the model to expect."
     )
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9._-]{1,40}$",
+        description="Begins the ids of the replicas given by URL; else the engine's name.",
+    )
     urls: tuple[str, ...] = Field((), description="Replicas that run already.")
+    discover: str | None = Field(
+        None,
+        description="Where replicas that run already are found: file:///PATH.toml, dns://HOST:PORT"
+        " or kubernetes://NAMESPACE?selector=LABEL=VALUE&port=PORT.",
+    )
     replicas: int | None = Field(None, ge=1, le=64, description="Replicas to start here.")
     context_tokens: int = Field(8192, ge=256, description="Context of a replica started here.")
     slots: int = Field(2, ge=1, description="Turns at once on a replica started here.")
@@ -210,17 +220,49 @@ class PoolSettings(_Slice):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if self.urls and self.replicas:
-            raise ValueError("give either urls (replicas that run) or replicas (how many to start)")
-        if not self.urls and self.engine != "llamacpp":
-            raise ValueError(f"engine {self.engine!r} is reached by urls; only llamacpp is started")
+        if sum((bool(self.urls), self.discover is not None, self.replicas is not None)) > 1:
+            raise ValueError(
+                "give one of urls (replicas that run), discover (where to find them) and replicas "
+                "(how many to start)"
+            )
+        if not self.found and self.engine != "llamacpp":
+            raise ValueError(
+                f"the pool has no replica: engine {self.engine!r} is reached by urls or discover; "
+                "only llamacpp is started"
+            )
         return self
 
+    @property
+    def found(self) -> bool:
+        """Whether its replicas run already, so that none are started here."""
+        return bool(self.urls) or self.discover is not None
 
-def _unique(urls: tuple[str, ...]) -> tuple[str, ...]:
-    if len(set(urls)) != len(urls):
-        raise ValueError("a replica is listed twice")
-    return urls
+
+def _unique(given: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(given)) != len(given):
+        raise ValueError("one is listed twice")
+    return given
+
+
+def _apart(pools: tuple[PoolSettings, ...]) -> tuple[PoolSettings, ...]:
+    """Refuse pools that could not be told apart."""
+    for what, found in (
+        ("two pools have the name", [pool.name for pool in pools if pool.name]),
+        ("two pools discover", [pool.discover for pool in pools if pool.discover]),
+        ("a replica is listed twice:", [url for pool in pools for url in pool.urls]),
+    ):
+        twice = next((one for one in found if found.count(one) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{what} {twice}")
+    return pools
+
+
+def _one_step(aliases: dict[str, str]) -> dict[str, str]:
+    """Refuse an alias of an alias: what a name means is to be seen in one line."""
+    for alias, model in aliases.items():
+        if model in aliases:
+            raise ValueError(f"{alias!r} names {model!r}, which is an alias too; name a model")
+    return aliases
 
 
 class Settings(BaseSettings):
@@ -242,9 +284,15 @@ class Settings(BaseSettings):
     websocket: WebSocketSettings = WebSocketSettings()
     mcp: McpSettings = McpSettings()
     log: LogSettings = LogSettings()
-    pool: tuple[PoolSettings, ...] = ()
+    pool: Annotated[tuple[PoolSettings, ...], AfterValidator(_apart)] = ()
     replica: Annotated[tuple[str, ...], AfterValidator(_unique)] = Field(
         (), description="Replicas by URL or ENGINE=URL, beside those of the pools."
+    )
+    discover: Annotated[tuple[str, ...], AfterValidator(_unique)] = Field(
+        (), description="Where more replicas are found, by ENGINE=SOURCE; see pool.discover."
+    )
+    aliases: Annotated[dict[str, str], AfterValidator(_one_step)] = Field(
+        {}, description="Other names of models: a request for one is served by the model it names."
     )
 
     @classmethod
@@ -290,8 +338,11 @@ def _override(tree: Settings, overrides: Mapping[str, Any]) -> Settings:
             if isinstance(current, _Slice):
                 changed[name] = type(current).model_validate({**dict(current), **value})
             else:
-                annotation: Any = Settings.model_fields[name].annotation
-                changed[name] = TypeAdapter(annotation).validate_python(value)
+                field = Settings.model_fields[name]
+                kind: Any = field.annotation
+                if field.metadata:
+                    kind = Annotated[(kind, *field.metadata)]
+                changed[name] = TypeAdapter(kind).validate_python(value)
         except ValidationError as error:
             raise SettingsError(_sentence(error, None, name)) from error
     return tree.model_copy(update=changed)
@@ -319,7 +370,9 @@ def _sentence(error: ValidationError, path: Path | None, part: str = "") -> str:
     where = f" (in {path})" if path else ""
     if first["type"] == "extra_forbidden":
         return f"{name} is not a setting{where}; `sessile settings` lists them all"
-    shown = "" if "api_keys" in name else f", not {first['input']!r}"
+    given = first["input"]
+    whole = isinstance(given, dict | list | tuple)  # it is to be seen in the file
+    shown = "" if "api_keys" in name or whole else f", not {given!r}"
     return f"{name}: {first['msg'].removeprefix('Value error, ')}{shown}{where}"
 
 

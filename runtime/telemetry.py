@@ -22,6 +22,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from sessile.discovery.follow import Discovery
 from sessile.router.pool import Pool
 from sessile.sessions.record import Receipt
 from sessile.sessions.store import Store
@@ -57,9 +58,11 @@ class Telemetry:
         self.continued: Counter[str] = Counter()
         self._ended: list[Receipt] = []
 
-    def watch(self, pool: Pool, store: Store, queued: Callable[[], int]) -> None:
-        """Read what the pool, the store and the queue are at each scrape."""
-        self.registry.register(_State(self, pool, store, queued))
+    def watch(
+        self, pool: Pool, store: Store, queued: Callable[[], int], discovery: Discovery
+    ) -> None:
+        """Read what the pool, the store, the queue and the sources are at each scrape."""
+        self.registry.register(_State(self, pool, store, queued, discovery))
 
     def decided(self, policy: str, reason: str) -> None:
         """A turn was sent, or sent again, to a replica."""
@@ -141,18 +144,22 @@ class _State(Collector):
     """What is read from the living objects at a scrape, so that a turn only adds up integers."""
 
     def __init__(
-        self, telemetry: Telemetry, pool: Pool, store: Store, queued: Callable[[], int]
-    ) -> None:
+        self, telemetry: Telemetry, pool: Pool, store: Store, queued: Callable[[], int],
+        discovery: Discovery,
+    ) -> None:  # fmt: skip
         self._telemetry = telemetry
         self._pool = pool
         self._store = store
         self._queued = queued
+        self._discovery = discovery
 
     def describe(self) -> list[Metric]:
         return []
 
     def collect(self) -> list[Metric]:
-        return [*self._counted(), *self._by_replica(), *self._of_the_store()]
+        return [
+            *self._counted(), *self._by_replica(), *self._of_the_store(), self._of_the_sources()
+        ]  # fmt: skip
 
     def _counted(self) -> list[Metric]:
         turns = CounterMetricFamily(
@@ -235,6 +242,14 @@ class _State(Collector):
         lost = GaugeMetricFamily("sessile_store_lost_writes", "Turn ends that were not written")
         lost.add_metric([], self._store.lost_writes)
         return [available, lost]
+
+    def _of_the_sources(self) -> Metric:
+        available = GaugeMetricFamily(
+            "sessile_source_available", "1 if the source of replicas can be read", labels=["source"]
+        )
+        for each in self._discovery.followed:
+            available.add_metric([each.name], each.why is None)
+        return available
 
 
 def _soon(do: Callable[[], None]) -> None:

@@ -49,6 +49,13 @@ class TurnRequest(msgspec.Struct, kw_only=True):
     turn: str | None = None
     told: str = ""
 
+    def serve_by(self, model: str) -> None:
+        """Let `model` be what is asked for, where the client gave an alias of it."""
+        if model != self.model:
+            self.model = model
+            self.document = {**self.document, "model": model}
+            self.body = b""
+
 
 class Transcript(msgspec.Struct, kw_only=True):
     """What a stored turn adds to its conversation; set on the turn by the API that knows it."""

@@ -27,8 +27,8 @@ def plan(settings: Settings, progress: models.Progress) -> list[ReplicaPlan]:
     Without any replica in `settings`: two of the small model. It blocks, for it comes before the
     event loop, where Ctrl-C ends a pull at once. Raises `SettingsError`.
     """
-    pools = [pool for pool in settings.pool if not pool.urls]
-    if not settings.pool and not settings.replica:
+    pools = [pool for pool in settings.pool if not pool.found]
+    if not (settings.pool or settings.replica or settings.discover):
         pools = [PoolSettings(model=_DEFAULT_MODEL, replicas=_DEFAULT_REPLICAS)]
     count = sum(pool.replicas or 1 for pool in pools)
     threads = max(1, len(os.sched_getaffinity(0)) // max(count, 1)) if _linux() else 1

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from sessile.api.auth import Authenticator
+from sessile.discovery.follow import Discovery
 from sessile.errors import InvalidRequest, SessionNotFound, TurnNotFound
 from sessile.flow import Flow
 from sessile.router.policy import POLICIES
@@ -56,7 +57,9 @@ class Forks(_Body):
     n: int = Field(1, ge=1, le=64)
 
 
-def health_routes(pool: Pool, store: Store, telemetry: Telemetry) -> APIRouter:
+def health_routes(
+    pool: Pool, store: Store, telemetry: Telemetry, discovery: Discovery
+) -> APIRouter:
     """`/health`, `/ready` and `/metrics`: open to all, as probes carry no key."""
     routes = APIRouter(tags=["health"])
 
@@ -67,11 +70,12 @@ def health_routes(pool: Pool, store: Store, telemetry: Telemetry) -> APIRouter:
 
     @routes.get("/ready")
     async def ready() -> JSONResponse:
-        """Whether turns can be served: 503 without a ready replica; a store that is away only
-        degrades."""
+        """Whether turns can be served: 503 without a ready replica; a store that is away, or a
+        source of replicas that cannot be read, only degrades."""
         states = [replica.state for replica in pool]
         up = states.count("ready")
-        status = "ready" if store.available else "degraded"
+        failing = discovery.failing
+        status = "ready" if store.available and not failing else "degraded"
         if not up:
             status = "starting" if "starting" in states else "down"
         return JSONResponse(
@@ -79,6 +83,7 @@ def health_routes(pool: Pool, store: Store, telemetry: Telemetry) -> APIRouter:
                 "status": status,
                 "store": "ok" if store.available else "degraded",
                 "replicas": {"ready": up, "total": len(states)},
+                "discovery": {e.name: failing.get(e.name, "ok") for e in discovery.followed},
             },
             200 if up else 503,
         )

@@ -31,7 +31,8 @@ async def count_tokens(pool: Pool, flow: Flow, request: TurnRequest) -> int:
 
 async def _ask_tokenizer(pool: Pool, request: TurnRequest) -> int | None:
     """The least loaded replica's count; None if it has none to give, for whatever reason."""
-    replicas = [pool.get(outlook.id) for outlook in pool.outlooks(pool.model(request.model))]
+    request.serve_by(pool.model(request.model))
+    replicas = [pool.get(outlook.id) for outlook in pool.outlooks(request.model)]
     if not replicas:
         return None
     replica = min(replicas, key=lambda replica: replica.pressure)

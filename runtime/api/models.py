@@ -18,7 +18,9 @@ def model_routes(pool: Pool, auth: Authenticator) -> APIRouter:
         x_api_key: Annotated[str | None, Header()] = None,
     ) -> dict[str, Any]:
         auth.tenant(authorization, api_key=x_api_key)
-        return {"object": "list", "data": [_model(pool, name) for name in pool.models()]}
+        served = pool.models()
+        names = [*served, *(a for a, m in pool.aliases.items() if m in served and a not in served)]
+        return {"object": "list", "data": [_model(pool, name) for name in names]}
 
     @routes.get("/models/{name:path}")
     async def model(
@@ -27,13 +29,16 @@ def model_routes(pool: Pool, auth: Authenticator) -> APIRouter:
         x_api_key: Annotated[str | None, Header()] = None,
     ) -> dict[str, Any]:
         auth.tenant(authorization, api_key=x_api_key)
-        return _model(pool, pool.model(name))
+        pool.model(name)  # raises for one that is not served
+        return _model(pool, name)
 
     return routes
 
 
 def _model(pool: Pool, name: str) -> dict[str, Any]:
-    serving = [replica for replica in pool if name in replica.models]
+    """`root` is the model that serves a request for `name`: another one for an alias."""
+    root = pool.meant(name)
+    serving = [replica for replica in pool if root in replica.models]
     contexts = [
         r.identity.context_tokens for r in serving if r.identity and r.identity.context_tokens
     ]
@@ -42,5 +47,6 @@ def _model(pool: Pool, name: str) -> dict[str, Any]:
         "object": "model",
         "created": 0,
         "owned_by": "sessile",
+        "root": root,
         "max_model_len": min(contexts, default=None),
     }

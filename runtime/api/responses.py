@@ -50,7 +50,7 @@ class Responses:
     ) -> None:  # fmt: skip
         self._settings = settings
         self._transcripts = Transcripts(store)
-        self._contexts = Contexts(store, self._transcripts, settings.sessions)
+        self._contexts = Contexts(store, self._transcripts, settings.sessions, pool.meant)
         self._maker = Maker(flow, pool, store, self._transcripts, self._contexts, clock)
         self.store = store
         self.clock = clock

@@ -4,7 +4,7 @@ items made whole. Also who may write to a conversation, and when."""
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -57,8 +57,12 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
 class Contexts:
     """Finds contexts. One a router, made by `Responses`."""
 
-    def __init__(self, store: Store, transcripts: Transcripts, settings: SessionSettings) -> None:
+    def __init__(
+        self, store: Store, transcripts: Transcripts, settings: SessionSettings,
+        meant: Callable[[str], str],
+    ) -> None:  # fmt: skip
         self._store = store
+        self._meant = meant
         self._transcripts = transcripts
         self._settings = settings
 
@@ -88,7 +92,7 @@ class Contexts:
             _check_new(past[0], asked.items)
         if model is None:
             raise InvalidRequest("model must be a non-empty string", param="model")
-        context = Context(past=past, model=model, session=session)
+        context = Context(past=past, model=self._meant(model), session=session)
         return await self._made_whole(tenant, asked, context), context
 
     @asynccontextmanager

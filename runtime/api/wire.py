@@ -45,6 +45,7 @@ WIRE: Mapping[type[SessileError], Wire] = {
     errors.StreamBroken: Wire(502, "server_error", "api_error", 1011),
     errors.StoreUnavailable: Wire(503, "server_error", "api_error", 1013),
     errors.TurnLockLost: Wire(409, "conflict_error", _INVALID, 1013),
+    errors.DiscoveryFailed: Wire(503, "server_error", "api_error", 1013),
     errors.ClientGone: Wire(499, _INVALID, _INVALID, 1001),
     errors.TurnCancelled: Wire(409, _INVALID, _INVALID, 1008),
     errors.RouterLost: Wire(502, "server_error", "api_error", 1011),

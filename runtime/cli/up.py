@@ -72,8 +72,8 @@ def up(
     pool: dict[str, Any] = {}
     if model is not None or replicas is not None or context is not None:
         base = load(config).pool
-        local = next((p for p in base if not p.urls), None)
-        pool = {**(dict(local) if local else {}), "urls": ()}
+        local = next((p for p in base if not p.found), None)
+        pool = dict(local) if local else {}
         pool["model"] = model or pool.get("model")
         pool["replicas"] = replicas or pool.get("replicas") or 2
         if context is not None:
@@ -91,6 +91,10 @@ def serve(
         list[str] | None,
         typer.Option(help="A replica by URL, or ENGINE=URL (docs/engines.md); repeatable."),
     ] = None,
+    discover: Annotated[
+        list[str] | None,
+        typer.Option(help="Where replicas are found, by ENGINE=SOURCE: a file, DNS, Kubernetes."),
+    ] = None,
     config: Config = None,
     host: Host = None,
     port: Port = None,
@@ -103,17 +107,22 @@ def serve(
     sessile serve --replica sglang=http://gpu1:30000 --replica sglang=http://gpu2:30000
     sessile serve --replica vllm=http://gpu1:8000 --redis redis://store:6379
     sessile serve -c sessile.toml --host 0.0.0.0
+    sessile serve --discover sglang=file:///etc/sessile/replicas.toml
+    sessile serve --discover vllm=dns://engines:8000
+    sessile serve --discover 'sglang=kubernetes://default?selector=app=sglang&port=30000'
     """
     from sessile.settings import load
 
     overrides = _flags(host, port, redis, policy, log_format)
     if replica:
         overrides["replica"] = tuple(replica)
+    if discover:
+        overrides["discover"] = tuple(discover)
     tree = load(config, overrides)
-    if not tree.replica and not any(pool.urls for pool in tree.pool):
+    if not (tree.replica or tree.discover or any(pool.found for pool in tree.pool)):
         raise SettingsError(
-            "no replicas: name one with --replica sglang=http://HOST:PORT, or start some here with "
-            "sessile up"
+            "no replicas: name one with --replica sglang=http://HOST:PORT, find them with "
+            "--discover, or start some here with sessile up"
         )
     _serve(tree)
 
@@ -229,7 +238,10 @@ def _serve(tree: Any) -> None:
     listener = bind(tree.server.host, tree.server.port)
 
     async def ready(url: str) -> None:
-        Console(stderr=True).print(f"serving on {url}/v1, {len(app.pool)} replicas")
+        console = Console(stderr=True)
+        console.print(f"serving on {url}/v1, {len(app.pool)} replicas")
+        for each in app.discovery.followed:
+            console.print(f"  finding replicas by {each.name}", highlight=False)
 
     _run(serve(app, tree, listener=listener, on_ready=ready))
 

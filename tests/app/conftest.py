@@ -130,7 +130,7 @@ class Router:
     def __init__(self, app: App, engines: list[Any], url: str) -> None:
         self.app = app
         self.engines = dict(zip(NAMES, engines, strict=False))
-        self.engine = engines[0]
+        self.engine = engines[0] if engines else None
         self.url = url
 
     @property
@@ -178,7 +178,7 @@ async def start() -> AsyncIterator[Start]:
             tree = Settings(**settings)
             app = create_app(tree, specs=specs)
             url = await stack.enter_async_context(_served(app, tree))
-            await _until(lambda: len(app.pool.candidates("m")) == len(specs))
+            await _until(lambda: len(app.pool.candidates("m")) >= len(specs))
             return Router(app, list(beside.engines.values()) if beside else scripted, url)
 
         yield start
@@ -190,6 +190,19 @@ async def start() -> AsyncIterator[Start]:
 def scripted() -> ScriptedEngine:
     """An engine to put behind pages of one's own."""
     return ScriptedEngine()
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Callable[..., Awaitable[tuple[Any, str]]]]:
+    """Serves an application, else a new scripted engine, until the test ends; gives it and its
+    URL."""
+    async with AsyncExitStack() as stack:
+
+        async def serve(app: Any = None) -> tuple[Any, str]:
+            served = app or ScriptedEngine()
+            return served, await stack.enter_async_context(_served(served))
+
+        yield serve
 
 
 @pytest.fixture
