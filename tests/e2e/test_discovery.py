@@ -120,6 +120,7 @@ def states(told: dict[str, Any]) -> dict[str, str]:
     return {each["id"]: each["state"] for each in told["replicas"]}
 
 
+@pytest.mark.timeout(300)
 async def test_pods_come_and_go_under_load_and_no_turn_fails(
     cluster: Cluster,
     serve: Callable[..., AbstractContextManager[str]],
