@@ -191,7 +191,7 @@ class PoolSettings(_Slice):
 
     engine: EngineKind = Field(
         "llamacpp",
-        description="Which engine the replicas run; by URL without one, whichever answers.",
+        description="Which engine the replicas run; of those that run already, whichever answers.",
     )
     model: str | None = Field(
         None, description="Catalogue name or GGUF file to start; by URL, the model to expect."
@@ -214,7 +214,7 @@ class PoolSettings(_Slice):
     @model_validator(mode="before")
     @classmethod
     def _whichever_answers(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("urls"):
+        if isinstance(data, dict) and (data.get("urls") or data.get("discover")):
             return {"engine": "auto", **data}
         return data
 
@@ -289,7 +289,8 @@ class Settings(BaseSettings):
         (), description="Replicas by URL or ENGINE=URL, beside those of the pools."
     )
     discover: Annotated[tuple[str, ...], AfterValidator(_unique)] = Field(
-        (), description="Where more replicas are found, by ENGINE=SOURCE; see pool.discover."
+        (),
+        description="Where more replicas are found, by [ENGINE=]SOURCE; see pool.discover.",
     )
     aliases: Annotated[dict[str, str], AfterValidator(_one_step)] = Field(
         {}, description="Other names of models: a request for one is served by the model it names."
