@@ -250,10 +250,11 @@ def _sources(settings: Settings) -> list[Source]:
     """Where the replicas of the settings are found that they do not list."""
     found = []
     for text in settings.discover:
-        kind, separator, where = text.partition("=")
-        if not separator:
+        kind, where = named(text)
+        if not where:
             raise SettingsError(
-                f"discover: {text!r} is not ENGINE=SOURCE, as in sglang=dns://engines:30000"
+                f"discover: {text!r} is neither SOURCE nor ENGINE=SOURCE, as in "
+                "sglang=dns://engines:30000"
             )
         found.append(source(where, kind, None))
     found += [source(p.discover, p.engine, p.model) for p in settings.pool if p.discover]

@@ -52,7 +52,7 @@ class PoolSettings(Slice):
 
     engine: EngineKind = Field(
         "llamacpp",
-        description="Which engine the replicas run; by URL without one, whichever answers.",
+        description="Which engine the replicas run; of those that run already, whichever answers.",
     )
     model: str | None = Field(
         None,
@@ -96,7 +96,7 @@ class PoolSettings(Slice):
     @model_validator(mode="before")
     @classmethod
     def _whichever_answers(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("urls"):
+        if isinstance(data, dict) and (data.get("urls") or data.get("discover")):
             return {"engine": "auto", **data}
         return data
 

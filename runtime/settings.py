@@ -222,7 +222,8 @@ class Settings(BaseSettings):
         (), description="Replicas by URL or ENGINE=URL, beside those of the pools."
     )
     discover: Annotated[tuple[str, ...], AfterValidator(_unique)] = Field(
-        (), description="Where more replicas are found, by ENGINE=SOURCE; see pool.discover."
+        (),
+        description="Where more replicas are found, by [ENGINE=]SOURCE; see pool.discover.",
     )
     aliases: Annotated[dict[str, str], AfterValidator(_one_step)] = Field(
         {}, description="Other names of models: a request for one is served by the model it names."

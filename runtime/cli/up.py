@@ -99,7 +99,7 @@ def serve(
     ] = None,
     discover: Annotated[
         list[str] | None,
-        typer.Option(help="Where replicas are found, by ENGINE=SOURCE: a file, DNS, Kubernetes."),
+        typer.Option(help="Where replicas are found, by [ENGINE=]SOURCE: a file, DNS, Kubernetes."),
     ] = None,
     config: Config = None,
     host: Host = None,

@@ -38,12 +38,10 @@ class Auto(OpenAIShaped):
 
 
 def named(text: str) -> tuple[str, str]:
-    """`ENGINE=URL`, or a URL alone, as an engine's kind and a URL; the URL is empty where `text`
-    is neither."""
-    if text.startswith(("http://", "https://")):
-        return Auto.kind, text
+    """`ENGINE=URL`, or a URL alone, of a replica or of a source of them, as an engine's kind and a
+    URL; the URL is empty where `text` is neither."""
     kind, _, url = text.partition("=")
-    return kind, url
+    return (Auto.kind, text) if "://" in kind else (kind, url)
 
 
 def detect(replies: Mapping[str, Reply]) -> str:

@@ -195,7 +195,7 @@ async def test_what_a_person_does_stands_beside_what_a_source_lists(start, serve
     one, two = (f'id = "{n}"\nurl = "{u}"' for n, u in (("one", first), ("two", second)))
     path = tmp_path / "replicas.toml"
     write(path, one, two)
-    router = await start(0, replica=(f"openai={first}",), discover=(f"openai=file://{path}",))
+    router = await start(0, replica=(f"openai={first}",), discover=(f"file://{path}",))
     await until(router, **{"openai-0": "ready", "two": "ready"})
     await http.post(f"{router.url}/sessile/v1/replicas/two/drain")
     write(path, two, one)

@@ -1,8 +1,5 @@
 """How sources of replicas are named in the settings, and what files and pods say is read."""
 
-from pathlib import Path
-
-import certifi
 import msgspec
 import pytest
 
@@ -17,6 +14,19 @@ from sessile.errors import DiscoveryFailed, InvalidRequest, SettingsError
 from sessile.settings import load
 
 KUBERNETES = "kubernetes://ml?selector=app=sglang,tier=gpu&port=30000&api=http://127.0.0.1:8001"
+
+CA = """
+-----BEGIN CERTIFICATE-----
+MIIBcDCCARegAwIBAgIUFxc63bT/0Dx16Pk0IBJ9IQcXJ/swCgYIKoZIzj0EAwIw
+DTELMAkGA1UEAwwCY2EwIBcNMjYxMTI3MDczOTE0WhgPMjEyNjExMDMwNzM5MTRa
+MA0xCzAJBgNVBAMMAmNhMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE+KUW9BKJ
+50qarAr+rUXAvhcEqQNgrMi3HpN+ir2yYHnsSZHsNjJqOjkDrFGCXCjX7+nA0jOD
+1G0ma+JOFbFXsqNTMFEwHQYDVR0OBBYEFJocWuNT424V7k4Sw4av7JPuK6sYMB8G
+A1UdIwQYMBaAFJocWuNT424V7k4Sw4av7JPuK6sYMA8GA1UdEwEB/wQFMAMBAf8w
+CgYIKoZIzj0EAwIDRwAwRAIgVET6I+71byIxwjpCT/kxbI7XjtKXCEOJeKwjuVfl
+gfwCIExPX+pZ0aS1cPiEjbzXxZPpTS0i7HdhvJvkf+hFby1z
+-----END CERTIFICATE-----
+"""
 
 
 @pytest.mark.parametrize(
@@ -61,7 +71,15 @@ def test_a_source_of_an_engine_that_there_is_not_is_refused():
     with pytest.raises(SettingsError, match="mlx"):
         source("dns://engines:1", "mlx", None)
     with pytest.raises(SettingsError, match="ENGINE=SOURCE"):
-        create_app(load(None, {"discover": ("dns://engines:1",)}))
+        create_app(load(None, {"discover": ("engines",)}))
+
+
+def test_without_an_engine_whichever_answers_is_taken():
+    """Of a pool, and of a source by itself."""
+    assert load(None, {"pool": [{"discover": "dns://h:1"}]}).pool[0].engine == "auto"
+    where = "kubernetes://ml?selector=app=sglang&api=http://127.0.0.1:8001"
+    app = create_app(load(None, {"discover": (where,)}))
+    assert [each.name for each in app.discovery.followed] == [where]
 
 
 def test_a_pod_speaks_to_its_own_cluster_by_its_account(tmp_path, monkeypatch):
@@ -72,7 +90,7 @@ def test_a_pod_speaks_to_its_own_cluster_by_its_account(tmp_path, monkeypatch):
         in_cluster(tmp_path)
     (tmp_path / "namespace").write_text("ml\n")
     (tmp_path / "token").write_text("old\n")
-    (tmp_path / "ca.crt").write_text(Path(certifi.where()).read_text())
+    (tmp_path / "ca.crt").write_text(CA)
     cluster = in_cluster(tmp_path)
     assert (cluster.url, cluster.namespace) == ("https://[fd00::1]:443", "ml")
     (tmp_path / "token").write_text("new\n")
