@@ -10,12 +10,10 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     SecretStr,
     TypeAdapter,
@@ -25,21 +23,14 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from sessile.errors import SettingsError
+from sessile.pool_settings import PoolSettings, Slice
 
-EngineKind = Literal[
-    "sglang", "vllm", "llamacpp", "tensorrt-llm", "triton", "tgi", "ollama", "lmstudio", "openai",
-    "auto",
-]  # fmt: skip
 PolicyName = Literal[
     "session", "sticky", "round_robin", "least_loaded", "power_of_two", "rendezvous"
 ]
 
 
-class _Slice(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ServerSettings(_Slice):
+class ServerSettings(Slice):
     """Where the router listens, and what it accepts there."""
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
@@ -53,7 +44,7 @@ class ServerSettings(_Slice):
     )
 
 
-class AuthSettings(_Slice):
+class AuthSettings(Slice):
     """Who may call. Without keys everybody may, and only on loopback."""
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
@@ -73,7 +64,7 @@ class AuthSettings(_Slice):
         return data
 
 
-class StoreSettings(_Slice):
+class StoreSettings(Slice):
     """Where sessions are kept, and how long the router waits for that place."""
 
     url: str | None = Field(
@@ -86,7 +77,7 @@ class StoreSettings(_Slice):
     )
 
 
-class SessionSettings(_Slice):
+class SessionSettings(Slice):
     """How long the facts of a session live."""
 
     ttl_s: float = Field(24 * 3600.0, gt=0, description="Sessions, from their last turn.")
@@ -102,7 +93,7 @@ class SessionSettings(_Slice):
     )
 
 
-class EventSettings(_Slice):
+class EventSettings(Slice):
     """What is kept of the events of a stored turn, so that its stream can be taken up again."""
 
     ttl_s: float = Field(600.0, gt=0, description="A turn's events, from the last of them.")
@@ -115,7 +106,7 @@ class EventSettings(_Slice):
     most_events: int = Field(50_000, ge=1000, description="Of one turn, likewise.")
 
 
-class RouterSettings(_Slice):
+class RouterSettings(Slice):
     """How a replica is chosen and watched."""
 
     policy: PolicyName = Field("session", description="How a turn's replica is chosen.")
@@ -147,7 +138,7 @@ class RouterSettings(_Slice):
     idle_timeout_s: float = Field(120.0, gt=0, description="Between two bytes of an answer.")
 
 
-class WebSocketSettings(_Slice):
+class WebSocketSettings(Slice):
     """Limits of `/v1/responses` as a WebSocket."""
 
     max_message_bytes: int = Field(16 * 2**20, ge=1024, description="Largest frame from a client.")
@@ -163,7 +154,7 @@ class WebSocketSettings(_Slice):
     )
 
 
-class McpSettings(_Slice):
+class McpSettings(Slice):
     """The MCP servers that clients may have the router call."""
 
     hosts: tuple[str, ...] = Field(
@@ -173,69 +164,11 @@ class McpSettings(_Slice):
     timeout_s: float = Field(60.0, gt=0, description="Longest list of tools, and longest call.")
 
 
-class LogSettings(_Slice):
+class LogSettings(Slice):
     """What is written to standard error."""
 
     format: Literal["console", "json"] = Field("console", description="For people or machines.")
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="From here up.")
-
-
-class SpeculationSettings(_Slice):
-    """Speculative decoding of a pool's replicas; `off` until a launcher maps the others."""
-
-    method: Literal["off"] = "off"
-
-
-class PoolSettings(_Slice):
-    """Replicas that serve one model: by URL, or so many to start here."""
-
-    engine: EngineKind = Field(
-        "llamacpp",
-        description="Which engine the replicas run; by URL without one, whichever answers.",
-    )
-    model: str | None = Field(
-        None, description="Catalogue name or GGUF file to start; by URL, the model to expect."
-    )
-    name: str | None = Field(
-        None,
-        pattern=r"^[A-Za-z0-9._-]{1,40}$",
-        description="Begins the ids of the replicas given by URL; else the engine's name.",
-    )
-    urls: tuple[str, ...] = Field((), description="Replicas that run already.")
-    discover: str | None = Field(
-        None,
-        description="Where replicas that run already are found: file:///PATH.toml, dns://HOST:PORT"
-        " or kubernetes://NAMESPACE?selector=LABEL=VALUE&port=PORT.",
-    )
-    replicas: int | None = Field(None, ge=1, le=64, description="Replicas to start here.")
-    context_tokens: int = Field(8192, ge=256, description="Context of a replica started here.")
-    slots: int = Field(2, ge=1, description="Turns at once on a replica started here.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _whichever_answers(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("urls"):
-            return {"engine": "auto", **data}
-        return data
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if sum((bool(self.urls), self.discover is not None, self.replicas is not None)) > 1:
-            raise ValueError(
-                "give one of urls (replicas that run), discover (where to find them) and replicas "
-                "(how many to start)"
-            )
-        if not self.found and self.engine != "llamacpp":
-            raise ValueError(
-                f"the pool has no replica: engine {self.engine!r} is reached by urls or discover; "
-                "only llamacpp is started"
-            )
-        return self
-
-    @property
-    def found(self) -> bool:
-        """Whether its replicas run already, so that none are started here."""
-        return bool(self.urls) or self.discover is not None
 
 
 def _unique(given: tuple[str, ...]) -> tuple[str, ...]:
@@ -335,7 +268,7 @@ def _override(tree: Settings, overrides: Mapping[str, Any]) -> Settings:
     for name, value in overrides.items():
         current = getattr(tree, name)
         try:
-            if isinstance(current, _Slice):
+            if isinstance(current, Slice):
                 changed[name] = type(current).model_validate({**dict(current), **value})
             else:
                 field = Settings.model_fields[name]

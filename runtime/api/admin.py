@@ -20,7 +20,7 @@ from sessile.sessions.binding import Standings
 from sessile.sessions.identity import checked_id
 from sessile.sessions.record import SessionKey, SessionRecord
 from sessile.sessions.store import Store
-from sessile.settings import EngineKind
+from sessile.pool_settings import EngineKind
 from sessile.telemetry import Telemetry
 
 

@@ -1,0 +1,140 @@
+"""What `sessile up` starts: pools, the machine and the installed engines become commands. Pure.
+
+Each engine's flags are in a file of its own; here they are put together with the environment, the
+user's `args` (which win), and what this version of the engine lacks, which is told.
+"""
+
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from sessile.engines import sglang_flags, vllm_flags
+from sessile.engines.flags import given, merge
+from sessile.engines.model_facts import ModelFacts
+from sessile.engines.seat import Installed, Machine, Seat, share_gpus, shares
+from sessile.engines.speculation import check_draft
+from sessile.errors import SettingsError
+from sessile.pool_settings import PoolSettings
+from sessile.router.replica import ReplicaSpec
+
+_ENGINES = {"sglang": sglang_flags, "vllm": vllm_flags}
+_HOST_SHARE = 0.5  # of the free host memory, for the host caches of all replicas together
+_STOP_S = 20.0
+_NAMES = {"sglang": "SGLang", "vllm": "vLLM"}
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True):
+    """A replica to start: its command, the variables set over ours, and how it is reached.
+
+    `tree` is whether it starts processes of its own, which are to go with it.
+    """
+
+    id: str
+    engine: str
+    model: str
+    url: str
+    command: tuple[str, ...]
+    env: Mapping[str, str] = {}
+    first_on_path: str | None = None
+    folder: str | None = None
+    tree: bool = False
+    stop_s: float = 5.0
+
+    @property
+    def spec(self) -> ReplicaSpec:
+        """The replica as the pool is told of it; its incarnation comes with its first start."""
+        return ReplicaSpec(
+            id=self.id, engine=self.engine, url=self.url, model=self.model,
+            incarnation="starting", folder=self.folder,
+        )  # fmt: skip
+
+    def shown(self) -> str:
+        """The command as it can be pasted into a shell."""
+        words = [f"{name}={shlex.quote(value)}" for name, value in self.env.items()]
+        if self.first_on_path:
+            words.insert(0, f'PATH={shlex.quote(self.first_on_path)}:"$PATH"')
+        return " ".join([*words, shlex.join(self.command)])
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A pool to start, with what was found out about its model, its draft and its engine."""
+
+    pool: PoolSettings
+    model: ModelFacts
+    draft: ModelFacts | None
+    installed: Installed
+
+
+def plan(
+    asked: Sequence[Asked], machine: Machine, ports: Callable[[int], list[int]], first: int = 0
+) -> tuple[list[Launch], list[str]]:
+    """The replicas of `asked`, numbered from `first`, and what is to be told about them.
+
+    `ports` gives so many free ones. Raises `SettingsError`.
+    """
+    pools = [each.pool for each in asked]
+    placed = share_gpus(pools, machine)
+    shared = shares(pools, placed)
+    total = sum(map(len, placed))
+    sizes = {gpu.number: gpu.memory_bytes for gpu in machine.gpus}
+    launches: list[Launch] = []
+    notes: list[str] = []
+    for each, places, parts in zip(asked, placed, shared, strict=True):
+        if each.draft is not None and each.pool.speculation.method != "eagle3":
+            check_draft(each.model, each.draft)
+        fixed = _fixed_port(each, len(places))
+        for gpus, (share, alone) in zip(places, parts, strict=True):
+            port, events, replay = ports(3)
+            seat = Seat(
+                pool=each.pool, model=each.model, draft=each.draft, installed=each.installed,
+                gpus=gpus, gpu_bytes=min((sizes[gpu] for gpu in gpus), default=0),
+                share=share, alone=alone, host_bytes=int(machine.host_bytes * _HOST_SHARE / total),
+                cores=max(1, machine.cores // total), port=fixed or port, events_port=events,
+                replay_port=replay,
+            )  # fmt: skip
+            launch, said = _launch(seat, f"local-{first + len(launches)}", bool(machine.gpus))
+            launches.append(launch)
+            notes += [note for note in said if note not in notes]
+    return launches, notes
+
+
+def _launch(seat: Seat, name: str, any_gpu: bool) -> tuple[Launch, list[str]]:
+    pool, installed = seat.pool, seat.installed
+    engine = _ENGINES[pool.engine]
+    flags, notes = engine.flags(seat)
+    line, lacking = merge(flags, pool.args, installed.flags)
+    if lacking:
+        label = f"{_NAMES[pool.engine]} {installed.version}"
+        notes.append(f"{label} lacks {', '.join(lacking)}: left out")
+    theirs = given(pool.args, installed.flags)
+    start = [installed.python, "-m", engine.MODULE]
+    if pool.engine == "vllm":
+        start += ["serve", seat.model.source]
+    env = {"OMP_NUM_THREADS": str(seat.cores)}
+    if any_gpu:  # by the numbers that the driver gives, which CUDA alone would reorder
+        env = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, seat.gpus))
+    env |= engine.environment(seat)
+    env |= {name: value.get_secret_value() for name, value in pool.env.items()}
+    return Launch(
+        id=name, engine=pool.engine, url=f"http://127.0.0.1:{seat.port}",
+        model=theirs.get("--served-model-name") or seat.model.name,
+        command=(*start, *line), env=env, first_on_path=str(Path(installed.python).parent),
+        tree=True, stop_s=_STOP_S,
+    ), notes  # fmt: skip
+
+
+def _fixed_port(asked: Asked, replicas: int) -> int | None:
+    """The port that `args` asks for, which only one replica can have."""
+    text = given(asked.pool.args, asked.installed.flags).get("--port")
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d{1,5}", text) or replicas > 1:
+        raise SettingsError(
+            f"pool.args: --port {text} is not a port that {replicas} replicas can have; leave it "
+            "out, and each gets a free one"
+        )
+    return int(text)

@@ -1,0 +1,72 @@
+"""The command line of a vLLM replica (0.32) that serves a session router. Pure."""
+
+import json
+
+from sessile.engines import speculation
+from sessile.engines.flags import Flag, given
+from sessile.engines.parsers import reasoning_parser, tool_parser
+from sessile.engines.seat import Seat
+
+MODULE = "vllm.entrypoints.cli.main"
+_CPU_BLOCK_TOKENS = 32  # the least that it takes on a CPU; by default it caches blocks of 128
+_GIB = 2**30
+
+
+def flags(seat: Seat) -> tuple[list[Flag], list[str]]:
+    """Our flags for the replica in `seat`, and what is to be told about them."""
+    pool, model = seat.pool, seat.model
+    theirs = given(pool.args, seat.installed.flags)
+    ours: list[Flag] = [
+        ("--served-model-name", model.name),
+        ("--host", "127.0.0.1"),
+        ("--port", str(seat.port)),
+        ("--disable-uvicorn-access-log", None),  # else the probes fill the log
+        ("--enable-prompt-tokens-details", None),
+        ("--scheduling-policy", "priority"),
+    ]
+    if pool.tensor_parallel > 1:
+        ours.append(("--tensor-parallel-size", str(pool.tensor_parallel)))
+    if pool.context_tokens is not None:
+        ours.append(("--max-model-len", str(pool.context_tokens)))
+    if pool.slots is not None:
+        ours.append(("--max-num-seqs", str(pool.slots)))
+    if not seat.gpus:
+        ours.append(("--block-size", str(_CPU_BLOCK_TOKENS)))
+    if "--no-enable-prefix-caching" not in pool.args:
+        ours += [("--enable-prefix-caching", None), ("--kv-events-config", _events(seat))]
+    if name := tool_parser("vllm", model):
+        ours += [("--enable-auto-tool-choice", None), ("--tool-call-parser", name)]
+    if name := reasoning_parser("vllm", model):
+        ours.append(("--reasoning-parser", name))
+    ours += _memory(seat, theirs)
+    ours += speculation.vllm(pool.speculation, model, seat.draft)
+    return ours, []
+
+
+def environment(seat: Seat) -> dict[str, str]:
+    """The variables that vLLM wants beside those of every engine."""
+    return {}
+
+
+def _events(seat: Seat) -> str:
+    told = {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": f"tcp://127.0.0.1:{seat.events_port}",
+        "replay_endpoint": f"tcp://127.0.0.1:{seat.replay_port}",
+    }
+    return json.dumps(told, separators=(",", ":"))
+
+
+def _memory(seat: Seat, theirs: dict[str, str]) -> list[Flag]:
+    """What vLLM measures of a GPU while another replica starts there is not its own: those that
+    share one are told their KV memory, where the model's files let it be counted."""
+    found: list[Flag] = []
+    own = {"--gpu-memory-utilization", "--kv-cache-memory-bytes"} & theirs.keys()
+    if seat.share is not None and not own:
+        found.append(("--gpu-memory-utilization", f"{seat.share:g}"))
+        if not seat.alone and (kv_bytes := seat.kv_bytes()) is not None:
+            found.append(("--kv-cache-memory-bytes", str(kv_bytes)))
+    if seat.gpus and seat.host_bytes >= _GIB:
+        found.append(("--kv-offloading-size", str(seat.host_bytes // _GIB)))
+    return found
