@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,6 +58,9 @@ def up(
     redis: Redis = None,
     policy: Policy = None,
     log_format: LogFormat = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the commands, and start nothing.")
+    ] = False,
 ) -> None:
     """Start replicas, a session store and the router on this machine, and serve.
 
@@ -66,6 +70,7 @@ def up(
         sessile up
         sessile up --model ~/models/qwen2.5-0.5b.gguf --replicas 1
         sessile up -c sessile.toml
+        sessile up -c sessile.toml --dry-run
     """
     from sessile.settings import load
 
@@ -83,7 +88,8 @@ def up(
     else:
         overrides = {}
     overrides |= _flags(host, port, redis, policy, log_format)
-    _up(load(config, overrides))
+    tree = load(config, overrides)
+    _show(tree) if dry_run else _up(tree)
 
 
 def serve(
@@ -204,8 +210,10 @@ def _up(tree: Any) -> None:
     from sessile import up as local
     from sessile.api.auth import check_exposure
     from sessile.app import App
+    from sessile.engines.scratch import private_folder
     from sessile.server import bind
     from sessile.telemetry import set_up_logs
+    from sessile.up_plan import plan_up
 
     set_up_logs(tree.log.format, tree.log.level)
     check_exposure(tree.server.host, tree.auth)  # what is wrong is said before a model is pulled
@@ -219,13 +227,24 @@ def _up(tree: Any) -> None:
         console.print(f"  from openai import OpenAI; OpenAI(base_url='{url}/v1', api_key='-')")
         console.print("  watch it with: sessile status; stop it with Ctrl-C", highlight=False)
 
-    with _bar() as bar:
-        plans = local.plan(tree, bar)
-
     def tell(line: str) -> None:
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)
 
-    _run(local.up(tree, plans, listener, tell, ready))
+    with private_folder() as folder:
+        with _bar() as bar:
+            launches = plan_up(tree, folder, bar, tell)
+        _run(local.up(tree, launches, listener, tell, ready))
+
+
+def _show(tree: Any) -> None:
+    """The commands that `up` would run, on standard output; what is told of them, as ever."""
+    from sessile.up_plan import plan_up
+
+    console = Console(stderr=True)
+    slots = Path(tempfile.gettempdir()) / "sessile-slots"
+    for launch in plan_up(tree, slots, None, lambda line: console.print(line, markup=False)):
+        print(f"# {launch.id}: {launch.model} ({launch.engine}) on {launch.url}")
+        print(launch.shown())
 
 
 def _serve(tree: Any) -> None:

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 _HOST_CACHE_MIB = 512
 
@@ -53,6 +54,8 @@ def serve(arguments: argparse.Namespace) -> None:
     params.use_jinja = True
     params.slot_save_path = os.path.join(arguments.slots_dir, "")
     params.verbosity = 1
+    if arguments.speculation:
+        _speculate(params.speculative, arguments)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
@@ -62,6 +65,20 @@ def serve(arguments: argparse.Namespace) -> None:
     stopping.wait()
     # NOTE: llama.cpp's own shutdown waits for running turns; nobody is left to read them.
     os._exit(0)
+
+
+def _speculate(speculative: Any, arguments: argparse.Namespace) -> None:
+    """Draft by the method of llama.cpp's own name. A draft of n-grams is as long as what it found
+    again, up to `draft_tokens`; `size_m` is that length."""
+    import xllamacpp
+
+    kind = f"COMMON_SPECULATIVE_TYPE_{arguments.speculation.upper()}"
+    speculative.types = [getattr(xllamacpp.common_speculative_type, kind)]
+    if arguments.draft:
+        speculative.draft.mparams.path = str(arguments.draft)
+    if arguments.draft_tokens:
+        speculative.draft.n_max = arguments.draft_tokens
+        speculative.ngram_simple.size_m = arguments.draft_tokens
 
 
 def _kv_tokens(context: int, slots: int) -> int:
@@ -84,6 +101,9 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--slots-dir", required=True)
+    parser.add_argument("--speculation")
+    parser.add_argument("--draft", type=Path)
+    parser.add_argument("--draft-tokens", type=int)
     serve(parser.parse_args())
 
 

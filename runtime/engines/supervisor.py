@@ -4,19 +4,24 @@ probe's to find out; here only the process is watched."""
 import asyncio
 import contextlib
 import logging
+import os
+import random
 import secrets
+import signal
 import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from sessile.engines.guard import guarded
+from sessile.engines.launch import Launch
+from sessile.engines.process_log import ProcessLog
+from sessile.engines.progress import last_words, remedy, stage
 from sessile.errors import SettingsError
-from sessile.router.replica import ReplicaSpec
 
 log = logging.getLogger("sessile.supervisor")
 
@@ -24,18 +29,9 @@ _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _STEADY_S = 30.0  # up for so long, a process has earned the short pause again
 _STOP_S = 5.0
-_SHOWN_LINES = 8
-
-
-class ReplicaPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """An embedded replica to start: its model's file and name, and its share of the machine."""
-
-    id: str
-    model: Path
-    alias: str
-    threads: int
-    context_tokens: int
-    slots: int
+_OVER_S = 5.0  # what a keeper has beyond the time that it gives its engine
+_SHOWN_LINES = 200
+_PORTS = (20000, 32767)  # below those that the kernel gives to outgoing connections
 
 
 class Listener(msgspec.Struct, frozen=True):
@@ -46,15 +42,38 @@ class Listener(msgspec.Struct, frozen=True):
 
 
 class Supervised:
-    """One process that is started again when it dies. Made and ended by a `Supervisor`."""
+    """One process that is started again when it dies. Made and ended by a `Supervisor`.
 
-    def __init__(self, name: str, command: Sequence[str], listener: Listener) -> None:
+    With `tree` it runs under a keeper (`sessile.engines.keeper`), which ends what it started too.
+    All that it writes goes to `lines_to`, its last lines are kept.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        listener: Listener,
+        *,
+        env: Mapping[str, str] | None = None,
+        stop_s: float = _STOP_S,
+        tree: bool = False,
+        lines_to: ProcessLog | None = None,
+    ) -> None:
         self.name = name
         self.incarnation = ""
-        self.failed_at_once = False
+        self.ended: str | None = None
+        """Why it ended the last time, if it ever did."""
+        self.stage: str | None = None
+        """What it is doing while it starts, as it tells."""
+        self.heard_at = time.monotonic()
+        """When it last wrote a line, or was started."""
         self.last_lines: deque[str] = deque(maxlen=_SHOWN_LINES)
-        self._command = command
+        self._command = list(command)
         self._listener = listener
+        self._env = env
+        self._stop_s = stop_s
+        self._tree = tree
+        self._log = lines_to
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -71,9 +90,9 @@ class Supervised:
                 code = await self._once()
                 lived_s = time.monotonic() - began
                 why = f"its process ended with {code} after {lived_s:.1f} s"
-                if self.last_lines:
-                    why += ": " + " | ".join(self.last_lines)
-                self.failed_at_once = lived_s < _FIRST_PAUSE_S * 4
+                if words := last_words(self.last_lines):
+                    why += f": {words}"
+                self.ended = why
                 self._listener.stopped(self.name, why)
                 pause_s = _FIRST_PAUSE_S if lived_s > _STEADY_S else pause_s
                 log.warning(
@@ -86,29 +105,53 @@ class Supervised:
 
     async def _once(self) -> int:
         self.last_lines.clear()
+        self.stage, self.heard_at = None, time.monotonic()
         self._process = await asyncio.create_subprocess_exec(
-            *guarded(list(self._command)),
+            *self._tied(),
             stdin=asyncio.subprocess.PIPE,  # its end tells the child that we are gone
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             limit=2**20,
+            env=self._env,
             start_new_session=True,  # Ctrl-C is for us; the children are stopped in order
         )
         self.incarnation = secrets.token_hex(6)
         log.debug("process started replica=%s pid=%d", self.name, self._process.pid)
         self._listener.started(self.name, self.incarnation)
-        assert self._process.stdout is not None
+        reading = asyncio.create_task(self._read(self._process), name=f"read {self.name}")
+        try:
+            code = await self._process.wait()
+            self._end_group()  # whoever still holds its pipe would be read for ever
+            await reading
+            return code
+        finally:
+            reading.cancel()
+
+    def _tied(self) -> list[str]:
+        if not self._tree:
+            return guarded(self._command)
+        keeper = [sys.executable, "-m", "sessile.engines.keeper", f"{self._stop_s:g}"]
+        return [*keeper, *self._command]
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
         # NOTE: read to the end whatever comes: a child whose pipe is full stands still.
         while True:
             try:
-                line = await self._process.stdout.readline()
+                line = await process.stdout.readline()
             except ValueError:
                 continue  # a line over the limit: what was read of it is dropped, the rest is next
             if not line:
-                return await self._process.wait()
-            text = line.decode("utf-8", "replace").rstrip()
+                return
+            # A progress bar writes over its line: what is seen of it in the end is the last part.
+            text = line.decode("utf-8", "replace").rstrip().rpartition("\r")[2]
+            self.heard_at = time.monotonic()
+            self.stage = stage(text) or self.stage
             self.last_lines.append(text)
-            log.debug("replica said replica=%s line=%r", self.name, text)
+            if self._log is not None:
+                self._log.write(text)
+            else:
+                log.debug("replica said replica=%s line=%r", self.name, text)
 
     async def _stop(self) -> None:
         process = self._process
@@ -117,32 +160,43 @@ class Supervised:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
             try:
-                async with asyncio.timeout(_STOP_S):
+                async with asyncio.timeout(self._stop_s + (_OVER_S if self._tree else 0)):
                     await process.wait()
             except TimeoutError:
                 process.kill()
                 await process.wait()
+        self._end_group()
+
+    def _end_group(self) -> None:
+        """What of its process group is left. It had a session of its own, so the group is its."""
+        if self._process is not None and hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
 
 class Supervisor:
-    """The embedded replicas of one `sessile up`; an async context manager that ends them all.
+    """The replicas of one `sessile up`; an async context manager that ends them all.
 
-    They save slots in `folder`, which outlives it.
+    What they write is kept in `logs`, a file each.
     """
 
-    def __init__(self, plans: Sequence[ReplicaPlan], listener: Listener, folder: Path) -> None:
+    def __init__(self, launches: Sequence[Launch], listener: Listener, logs: Path) -> None:
         self._tasks: list[asyncio.Task[None]] = []
-        self.specs: list[ReplicaSpec] = []
+        self._logs = logs
+        self._fresh: dict[str, Supervised] = {}
+        self.specs = [launch.spec for launch in launches]
         self.children: list[Supervised] = []
-        for plan, port in zip(plans, free_ports(len(plans)), strict=True):
-            self.specs.append(
-                ReplicaSpec(
-                    id=plan.id, engine="llamacpp", url=f"http://127.0.0.1:{port}",
-                    model=plan.alias, incarnation="starting", folder=str(folder),
-                )
+        for launch in launches:
+            child = Supervised(
+                launch.id, launch.command, listener, env=environment(launch), tree=launch.tree,
+                stop_s=launch.stop_s, lines_to=ProcessLog(self.log_of(launch.id)),
             )  # fmt: skip
-            command = _command(plan, port, folder)
-            self.children.append(Supervised(plan.id, command, listener))
+            self.children.append(child)
+            self._fresh[launch.id] = child
+
+    def log_of(self, replica_id: str) -> Path:
+        """The file that holds what a replica writes."""
+        return self._logs / f"{replica_id}.log"
 
     async def __aenter__(self) -> "Supervisor":
         self._tasks = [
@@ -156,29 +210,46 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def check(self) -> None:
-        """Raise `SettingsError` with its last words if a replica cannot even start."""
-        for child in self.children:
-            if child.failed_at_once and child.last_lines:
-                raise SettingsError(f"replica {child.name} cannot start: {child.last_lines[-1]}")
+    def served(self, replica_id: str) -> None:
+        """The replica was seen to serve: from now on its end is no failure to start."""
+        self._fresh.pop(replica_id, None)
+
+    def check(self, silent_s: float) -> None:
+        """Raise `SettingsError` with its last words if a replica that never served has ended, or
+        has said nothing for `silent_s`."""
+        for name, child in self._fresh.items():
+            silent = time.monotonic() - child.heard_at > silent_s
+            if child.ended is None and not silent:
+                continue
+            words = child.ended or f"it has said nothing for {silent_s:.0f} s, and does not serve"
+            told = f"replica {name} cannot start: {words}"
+            if hint := remedy(words):
+                told += f" ({hint})"
+            raise SettingsError(f"{told}; all that it said is in {self.log_of(name)}")
+
+
+def environment(launch: Launch) -> dict[str, str]:
+    """Ours, with what the launch sets; its interpreter's folder first on the path, where engines
+    look for the tools of their environment (ninja)."""
+    whole = {**os.environ, **launch.env}
+    if launch.first_on_path:
+        whole["PATH"] = f"{launch.first_on_path}{os.pathsep}{whole.get('PATH', '')}"
+    return whole
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Ports of the loopback interface that nobody listens on, and that stay free for the long
+    start of an engine: those of outgoing connections are not among them."""
+    sockets: list[socket.socket] = []
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
+        while len(sockets) < count:
+            each = socket.socket()
+            sockets.append(each)
+            for port in (*random.sample(range(*_PORTS), 50), 0):
+                with contextlib.suppress(OSError):
+                    each.bind(("127.0.0.1", port))
+                    break
         return [each.getsockname()[1] for each in sockets]
     finally:
         for each in sockets:
             each.close()
-
-
-def _command(plan: ReplicaPlan, port: int, slots_dir: Path) -> list[str]:
-    return [
-        sys.executable, "-m", "sessile.engines.embedded",
-        "--model", str(plan.model), "--alias", plan.alias, "--port", str(port),
-        "--threads", str(plan.threads), "--context", str(plan.context_tokens),
-        "--slots", str(plan.slots), "--slots-dir", str(slots_dir),
-    ]  # fmt: skip

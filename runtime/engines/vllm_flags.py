@@ -9,7 +9,6 @@ from sessile.engines.seat import Seat
 
 MODULE = "vllm.entrypoints.cli.main"
 _CPU_BLOCK_TOKENS = 32  # the least that it takes on a CPU; by default it caches blocks of 128
-_GIB = 2**30
 
 
 def flags(seat: Seat) -> tuple[list[Flag], list[str]]:
@@ -67,6 +66,4 @@ def _memory(seat: Seat, theirs: dict[str, str]) -> list[Flag]:
         found.append(("--gpu-memory-utilization", f"{seat.share:g}"))
         if not seat.alone and (kv_bytes := seat.kv_bytes()) is not None:
             found.append(("--kv-cache-memory-bytes", str(kv_bytes)))
-    if seat.gpus and seat.host_bytes >= _GIB:
-        found.append(("--kv-offloading-size", str(seat.host_bytes // _GIB)))
     return found

@@ -1,0 +1,62 @@
+"""What an engine is doing while it starts, and why it ended, read from the lines that it writes.
+
+Pure, and for people to read: nothing is decided by it.
+"""
+
+import re
+from collections.abc import Sequence
+
+_STAGES = (
+    (re.compile(r"Fetching \d+ files|Downloading", re.I), "downloading the model"),
+    (re.compile(r"load weight begin|starting to load model|loading (safetensors|pt)", re.I),
+     "loading weights"),
+    (re.compile(r"checkpoint shards:\s+(\d+)%", re.I), "loading weights"),
+    (re.compile(r"torch\.?compile|compiling a graph|dynamo bytecode", re.I), "compiling"),
+    (re.compile(r"kv cache is allocated|memory pool end|gpu kv cache size|cpu kv cache size", re.I),
+     "KV memory allocated"),
+    (re.compile(r"hierarchical|allocating .* host memory", re.I), "allocating the host cache"),
+    (re.compile(r"captur\w+ (batches|cuda graph|cudagraph)", re.I), "capturing graphs"),
+    (re.compile(r"application startup complete|uvicorn running|fired up and ready", re.I),
+     "warming up"),
+)  # fmt: skip
+_SHARE = re.compile(r"(\d+)%")
+_TELLING = re.compile(
+    r"(\w*Error\b|\w*Exception\b|error:|out of memory|already in use|No such file|not supported)"
+)
+_EMPTY_TALK = re.compile(
+    r"Traceback|sigquit|Received signal|engine core initialization failed|See root cause", re.I
+)
+_STAMP = re.compile(
+    r"^(\(\w+[^)]*\) )?(\[[^\]]*\] |(ERROR|WARNING|INFO) [\d-]+ [\d:.]+ (\[[^\]]*\] )?)?"
+)
+_REMEDIES = (
+    (re.compile(r"out of memory|no available memory|not enough memory|larger than the available",
+                re.I),
+     "give it less: fewer replicas a GPU, a lower pool.memory, a shorter context_tokens"),
+    (re.compile(r"already in use", re.I), "leave --port out of pool.args, or take another"),
+    (re.compile(r"unrecognized arguments|invalid choice|expected one argument|ambiguous option"),
+     "correct pool.args"),
+)  # fmt: skip
+_MOST_CHARACTERS = 300
+
+
+def stage(line: str) -> str | None:
+    """What this line says that the engine is doing; None if it says nothing of the kind."""
+    for pattern, name in _STAGES:
+        if pattern.search(line):
+            share = _SHARE.search(line) if "shards" in line else None
+            return f"{name}, {share[1]} %" if share else name
+    return None
+
+
+def last_words(lines: Sequence[str], most: int = 3) -> str:
+    """The lines that tell why an engine ended: its last errors, else its last lines."""
+    clean = [_STAMP.sub("", line).strip() for line in lines]
+    clean = [line for line in clean if line and not _EMPTY_TALK.search(line)]
+    telling = list(dict.fromkeys(line for line in clean if _TELLING.search(line)))
+    return " | ".join(line[:_MOST_CHARACTERS] for line in (telling or clean)[-most:])
+
+
+def remedy(words: str) -> str | None:
+    """What to do about it, where that is known."""
+    return next((told for pattern, told in _REMEDIES if pattern.search(words)), None)
