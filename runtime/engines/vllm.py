@@ -78,12 +78,12 @@ class VLLM(OpenAIShaped):
         return (Call("GET", "/kv_event_sources"),)
 
     def read_feed(self, replies: tuple[Reply, ...], host: str) -> tuple[FeedSource, ...]:
-        """One publisher a data-parallel rank, in a bare array or under `sources`; an older vLLM
-        does not tell."""
+        """One publisher a data-parallel rank: by the rank's number (0.32), in a bare array or under
+        `sources`; an older vLLM does not tell."""
         if absent(replies[0]):
             return ()
         told = page(replies[0], "/kv_event_sources")
-        listed = told.get("sources") if isinstance(told, dict) else told
+        listed = _listed(told) if isinstance(told, dict) else told
         if not isinstance(listed, list) or not all(isinstance(source, dict) for source in listed):
             raise ReplicaRefused("its /kv_event_sources is not a list of sources")
         return tuple(
@@ -113,6 +113,14 @@ class VLLM(OpenAIShaped):
 
     def count_call(self, document: Mapping[str, Any]) -> Call | None:
         return tokenize_call(document)
+
+
+def _listed(told: Mapping[str, Any]) -> Any:
+    """The sources of an object: its `sources`, or its values by rank; a vLLM that only renders
+    has none."""
+    if not all(key.isdigit() and isinstance(value, dict) for key, value in told.items()):
+        return told.get("sources")
+    return [{**source, "data_parallel_rank": int(rank)} for rank, source in told.items()]
 
 
 def _capacity(labels: Mapping[str, str]) -> int | None:

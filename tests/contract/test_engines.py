@@ -406,7 +406,8 @@ def sglang_feed(told: Any) -> tuple[FeedSource, ...]:
 
 
 def test_a_vllm_lists_the_sources_of_its_ranks() -> None:
-    """In a bare array, or under `sources`; those that only its own machine can reach are left."""
+    """In a bare array, under `sources`, or by rank as 0.32 does; those that only its own machine
+    can reach are left."""
     adapter = engine("vllm")
     listed = [
         {"data_parallel_rank": 0, "endpoint": "tcp://*:5557", "replay_endpoint": "tcp://[::]:5657",
@@ -419,7 +420,8 @@ def test_a_vllm_lists_the_sources_of_its_ranks() -> None:
         FeedSource(endpoint="tcp://[::1]:5557", replay="tcp://[::1]:5657", topic="kv-events"),
         FeedSource(endpoint="tcp://10.0.0.7:5558", rank=1),
     )
-    for body in (listed, {"sources": listed}):
+    by_rank = {str(rank): source for rank, source in enumerate(listed)}
+    for body in (listed, {"sources": listed}, by_rank):
         assert adapter.read_feed((Reply(200, json.dumps(body).encode()),), "[::1]") == found
     assert adapter.read_feed((Reply(404, b'{"detail":"Not Found"}'),), "gpu1") == ()
     for garbage in (*GARBAGE, Reply(200, b'{"sources": 3}'), Reply(200, b"[3]")):
