@@ -4,9 +4,11 @@ The facts are gathered here (models pulled, engines asked for their flags, GPUs 
 becomes of them is decided in `sessile.engines.launch`.
 """
 
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from sessile import models
 from sessile.engines import speculation
@@ -47,7 +49,23 @@ def plan_up(
     found, notes = plan(asked, machine, free_ports, first=len(launches))
     for note in notes:
         tell(note)
+    for launch in found:
+        _refuse_taken_port(launch)
     return launches + found
+
+
+def _refuse_taken_port(launch: Launch) -> None:
+    """An engine finds out only once it has loaded its model."""
+    port = urlsplit(launch.url).port
+    assert port is not None
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers bind
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise SettingsError(
+                f"pool.args: port {port} is in use; leave --port out, and a free one is taken"
+            ) from error
 
 
 def _ask(pool: PoolSettings, tell: Callable[[str], None]) -> Asked:

@@ -33,8 +33,8 @@ _LOOK = """
 import importlib.util, importlib.metadata as meta, sys
 spec = importlib.util.find_spec(sys.argv[1])
 if spec is None or spec.origin is None: sys.exit(3)
-names = meta.packages_distributions().get(sys.argv[1], [sys.argv[1]])
-print(next((meta.version(n) for n in names), "unknown"))
+names = meta.packages_distributions().get(sys.argv[1], [])
+print(meta.version(names[0]) if names else "of an unknown version")
 print(spec.origin)
 """
 

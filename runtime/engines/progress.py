@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 _STAGES = (
+    (re.compile(r"^\S+ \S+ server_args=|non-default args:"), "starting its processes"),
     (re.compile(r"Fetching \d+ files|Downloading", re.I), "downloading the model"),
     (re.compile(r"load weight begin|starting to load model|loading (safetensors|pt)", re.I),
      "loading weights"),
@@ -14,7 +15,7 @@ _STAGES = (
     (re.compile(r"torch\.?compile|compiling a graph|dynamo bytecode", re.I), "compiling"),
     (re.compile(r"kv cache is allocated|memory pool end|gpu kv cache size|cpu kv cache size", re.I),
      "KV memory allocated"),
-    (re.compile(r"hierarchical|allocating .* host memory", re.I), "allocating the host cache"),
+    (re.compile(r"allocating .* host memory", re.I), "allocating the host cache"),
     (re.compile(r"captur\w+ (batches|cuda graph|cudagraph)", re.I), "capturing graphs"),
     (re.compile(r"application startup complete|uvicorn running|fired up and ready", re.I),
      "warming up"),
@@ -24,7 +25,9 @@ _TELLING = re.compile(
     r"(\w*Error\b|\w*Exception\b|error:|out of memory|already in use|No such file|not supported)"
 )
 _EMPTY_TALK = re.compile(
-    r"Traceback|sigquit|Received signal|engine core initialization failed|See root cause", re.I
+    r"Traceback|sigquit|Received signal|engine core initialization failed|See root cause|"
+    r"Warning:|warnings\.warn|Ignore import error",
+    re.I,
 )
 _STAMP = re.compile(
     r"^(\(\w+[^)]*\) )?(\[[^\]]*\] |(ERROR|WARNING|INFO) [\d-]+ [\d:.]+ (\[[^\]]*\] )?)?"
@@ -43,7 +46,7 @@ _MOST_CHARACTERS = 300
 def stage(line: str) -> str | None:
     """What this line says that the engine is doing; None if it says nothing of the kind."""
     for pattern, name in _STAGES:
-        if pattern.search(line):
+        if pattern.search(line[:_MOST_CHARACTERS]):
             share = _SHARE.search(line) if "shards" in line else None
             return f"{name}, {share[1]} %" if share else name
     return None

@@ -1,0 +1,167 @@
+"""Pools, a machine and an engine's flags become commands."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from sessile.engines.flags import Flags
+from sessile.engines.launch import Asked, Launch, plan
+from sessile.engines.model_facts import ModelFacts
+from sessile.engines.seat import Gpu, Installed, Machine
+from sessile.errors import SettingsError
+from sessile.pool_settings import PoolSettings
+
+GIB = 2**30
+HOST = Machine(
+    gpus=(Gpu(0, 80 * GIB), Gpu(1, 80 * GIB)), host_bytes=400 * GIB, cores=16
+)  # fmt: skip
+CPU = Machine(host_bytes=20 * GIB, cores=2)
+LLAMA = ModelFacts(
+    source="/models/llama", name="llama", local=True, template="<|python_tag|>",
+    weight_bytes=16 * GIB, kv_token_bytes=131072, vocabulary=128256,
+)  # fmt: skip
+NAMED = ModelFacts(source="org/m", name="org/m")
+SGLANG = """--model-path --served-model-name --host --port --log-level-http --enable-metrics
+    --enable-cache-report --tp-size --context-length --max-running-requests --device --page-size
+    --kv-events-config --enable-session-radix-cache --enable-priority-scheduling
+    --disable-priority-preemption --tool-call-parser --reasoning-parser --max-total-tokens
+    --mem-fraction-static --enable-hierarchical-cache --hicache-ratio --schedule-policy
+    --disable-radix-cache --radix-cache-backend --speculative-algorithm"""
+VLLM = """--served-model-name --host --port --disable-uvicorn-access-log --block-size
+    --enable-prompt-tokens-details --scheduling-policy --tensor-parallel-size --max-model-len
+    --max-num-seqs --enable-prefix-caching --kv-events-config --enable-auto-tool-choice
+    --tool-call-parser --reasoning-parser --gpu-memory-utilization --kv-cache-memory-bytes"""
+
+
+def flags(names: str) -> Flags:
+    """A version that has these flags."""
+    return Flags({name: name for name in names.split()}, {})
+
+
+def planned(
+    pool: dict[str, object],
+    machine: Machine = HOST,
+    model: ModelFacts = LLAMA,
+    names: str = SGLANG,
+    binds: bool = True,
+) -> tuple[list[Launch], list[str]]:
+    """The plan of one pool, ports counted from 20000."""
+    settings = PoolSettings.model_validate({"engine": "sglang", "model": "x", **pool})
+    found = Installed(python="/env/bin/python", version="0.5.23", flags=flags(names), binds=binds)
+    counted = ports()
+    asked = Asked(pool=settings, model=model, draft=None, installed=found)
+    return plan([asked], machine, lambda count: [next(counted) for _ in range(count)])
+
+
+def ports() -> Iterator[int]:
+    """Free ports, for a test."""
+    yield from range(20000, 30000)
+
+
+def test_an_sglang_a_gpu_has_what_a_session_router_wants():
+    """The whole command, as it can be pasted."""
+    launches, notes = planned({"tensor_parallel": 2})
+    assert [launch.shown() for launch in launches] == [
+        'PATH=/env/bin:"$PATH" CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0,1 '
+        "/env/bin/python -m sglang.launch_server "
+        "--model-path /models/llama --served-model-name llama --host 127.0.0.1 --port 20000 "
+        "--log-level-http warning --enable-metrics --enable-cache-report --tp-size 2 "
+        "--page-size 16 --kv-events-config "
+        '\'{"publisher":"zmq","endpoint":"tcp://127.0.0.1:20001",'
+        '"replay_endpoint":"tcp://127.0.0.1:20002","bind":true}\' '
+        "--enable-session-radix-cache --enable-priority-scheduling --disable-priority-preemption "
+        "--tool-call-parser llama3 --enable-hierarchical-cache --hicache-ratio 1.6"
+    ]
+    assert notes == []
+    assert launches[0].url == "http://127.0.0.1:20000" and launches[0].model == "llama"
+
+
+def test_a_vllm_has_it_in_its_own_flags():
+    """Two on one GPU are told their KV memory, of which each has its share."""
+    launches, _ = planned({"engine": "vllm", "replicas": 2, "gpus": (1,)}, names=VLLM)
+    first, second = (launch.shown() for launch in launches)
+    assert first == (
+        'PATH=/env/bin:"$PATH" CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=1 '
+        "/env/bin/python -m vllm.entrypoints.cli.main serve /models/llama "
+        "--served-model-name llama --host 127.0.0.1 --port 20000 --disable-uvicorn-access-log "
+        "--enable-prompt-tokens-details --scheduling-policy priority --enable-prefix-caching "
+        "--kv-events-config "
+        '\'{"enable_kv_cache_events":true,"publisher":"zmq","endpoint":"tcp://127.0.0.1:20001",'
+        '"replay_endpoint":"tcp://127.0.0.1:20002"}\' '
+        "--enable-auto-tool-choice --tool-call-parser llama3_json "
+        f"--gpu-memory-utilization 0.45 --kv-cache-memory-bytes {18 * GIB}"
+    )
+    assert "--port 20003" in second and "CUDA_VISIBLE_DEVICES=1 " in second
+
+
+def test_on_a_cpu_the_cores_are_shared_out_and_there_is_no_host_cache():
+    """Without a GPU there is none to hide either."""
+    launches, _ = planned({"replicas": 2, "env": {"A": "b c"}}, CPU)
+    line = launches[1].shown()
+    assert line.startswith(
+        "PATH=/env/bin:\"$PATH\" OMP_NUM_THREADS=1 SGLANG_USE_CPU_ENGINE=1 A='b c' "
+    )
+    assert "--device cpu" in line and "hicache" not in line
+    (vllm,), _ = planned({"engine": "vllm"}, CPU, names=VLLM)
+    assert "OMP_NUM_THREADS=2" in vllm.shown() and "--block-size 32" in vllm.shown()
+
+
+def test_replicas_on_one_gpu_are_bounded_in_tokens():
+    """SGLang's own fraction is of what is free when it starts, which is anything."""
+    launches, _ = planned({"replicas": 2, "gpus": 1})
+    for launch in launches:
+        line = launch.shown()
+        assert "--max-total-tokens 147456 --mem-fraction-static 0.95" in line
+        assert "CUDA_VISIBLE_DEVICES=0 " in line and "--hicache-ratio 2" in line
+
+
+def test_what_does_not_fit_on_a_gpu_is_refused():
+    """Six replicas of 16 GiB of weights on 80, and a model of which nothing is known."""
+    with pytest.raises(SettingsError, match=r"does not hold llama \(17\.2 GB of weights a GPU\)"):
+        planned({"replicas": 6, "gpus": 1})
+    with pytest.raises(SettingsError, match="org/m is not a local folder"):
+        planned({"replicas": 2, "gpus": 1}, model=NAMED)
+    launches, _ = planned(
+        {"replicas": 2, "gpus": 1, "args": ["--max-total-tokens", "60000"]}, model=NAMED
+    )
+    assert launches[0].command.count("--max-total-tokens") == 1
+
+
+def test_the_users_arguments_win():
+    """Ours of the same name is not given, nor what does not go with theirs."""
+    args = ["--page-size", "64", "--schedule-policy", "lpm", "--served-model-name", "mine"]
+    (launch,), _ = planned({"gpus": 1, "args": args})
+    assert launch.command[-6:] == tuple(args)
+    assert launch.command.count("--page-size") == 1 and launch.model == "mine"
+    assert "--enable-priority-scheduling" not in launch.command
+    (launch,), _ = planned({"gpus": 1, "args": ["--disable-radix-cache"]})
+    for absent in ("--kv-events-config", "--enable-session-radix-cache", "--hicache-ratio"):
+        assert absent not in launch.command
+
+
+def test_what_a_version_lacks_is_left_out_with_a_word():
+    """Once for all replicas; and an older feed is on every interface, which is told too."""
+    older = SGLANG.replace("--enable-session-radix-cache", "")
+    launches, notes = planned({}, names=older, binds=False)
+    assert len(launches) == 2
+    assert notes == [
+        "SGLang 0.5.23 publishes its KV events on every interface",
+        "SGLang 0.5.23 lacks --enable-session-radix-cache: left out",
+    ]
+    assert "tcp://*:20001" in launches[0].shown() and '"bind"' not in launches[0].shown()
+
+
+def test_a_host_with_little_memory_has_no_host_cache():
+    """SGLang refuses one that is smaller than the KV memory."""
+    small = Machine(gpus=HOST.gpus, host_bytes=40 * GIB, cores=16)
+    (launch, _), notes = planned({}, small)
+    assert "--enable-hierarchical-cache" not in launch.command
+    assert notes == ["no host cache: 11 GB of host memory are less than the KV memory"]
+
+
+def test_a_port_of_the_users_is_for_one_replica():
+    """It is where the router looks for it; several cannot have it."""
+    (launch,), _ = planned({"gpus": 1, "args": ["--port=31000"]})
+    assert launch.url == "http://127.0.0.1:31000" and "20000" not in launch.shown().split()
+    with pytest.raises(SettingsError, match="31000 is not a port that 2 replicas can have"):
+        planned({"replicas": 2, "args": ["--port", "31000"]})

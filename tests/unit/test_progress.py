@@ -1,0 +1,60 @@
+"""What an engine's own lines tell of its start and of its end."""
+
+import pytest
+
+from sessile.engines.progress import last_words, remedy, stage
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("[2026-11-27 06:53:36] Load weight begin. avail mem=16.15 GB", "loading weights"),
+        ("Loading safetensors checkpoint shards:  50% Completed | 1/2 [00:00<?, ?it/s]",
+         "loading weights, 50 %"),
+        ("(Worker pid=2) INFO 11-27 06:59:49 [cpu_model_runner.py:68] Starting to load model /m...",
+         "loading weights"),
+        ("[2026-11-27 06:53:39] KV Cache is allocated. dtype: torch.bfloat16, #tokens: 16384",
+         "KV memory allocated"),
+        ("(EngineCore pid=2) INFO 11-27 06:59:51 [kv_cache_utils.py:2327] GPU KV cache size: 46,592"
+         " tokens", "KV memory allocated"),
+        ("Capturing CUDA graphs (mixed prefill-decode, PIECEWISE):  10%|", "capturing graphs"),
+        ("[2026-11-27 06:53:39] Capture cuda graph begin. This can take up to several minutes.",
+         "capturing graphs"),
+        ("[2026-11-27 06:53:42] The server is fired up and ready to roll!", "warming up"),
+        ("[2026-11-27 06:52:21] server_args={'enable_hierarchical_cache': False, 'x': 'allocating "
+         + "y" * 400 + " host memory'", "starting its processes"),
+        ("[2026-11-27 06:54:00] Decode batch, #running-req: 1", None),
+    ],
+)  # fmt: skip
+def test_a_line_tells_what_the_engine_does(line, said):
+    """Lines of SGLang 0.5.23 and vLLM 0.32."""
+    assert stage(line) == said
+
+
+def test_the_last_words_are_the_errors_not_the_noise_after_them():
+    """Without stamps, once each; warnings and tracebacks' frames are not among them."""
+    lines = [
+        "x.py:71: UserWarning: 'python -m' is not supported",
+        "[2026-11-27 06:53:39 TP0] Scheduler hit an exception: Traceback (most recent call last):",
+        '  File "scheduler.py", line 10, in run',
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "[2026-11-27 06:53:40] Received sigquit from a child process. It usually means the child"
+        " failed.",
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "Killed",
+    ]
+    words = last_words(lines)
+    assert words == "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+    assert "fewer replicas" in (remedy(words) or "")
+
+
+def test_without_an_error_the_last_lines_are_its_last_words():
+    """An engine that was killed says nothing of it."""
+    assert last_words(["one", "", "two", "three", "four"]) == "two | three | four"
+    assert last_words([]) == "" and remedy("two") is None
+
+
+def test_a_bad_flag_and_a_taken_port_have_a_remedy():
+    """As argparse and the operating system say them."""
+    assert remedy("launch_server.py: error: unrecognized arguments: --bogus") == "correct pool.args"
+    assert "--port" in (remedy("OSError: [Errno 98] Address already in use") or "")

@@ -1,0 +1,116 @@
+"""`[pool.speculation]` in each engine's own flags."""
+
+import json
+
+import pytest
+
+from sessile.engines import speculation
+from sessile.engines.model_facts import ModelFacts
+from sessile.errors import SettingsError
+from sessile.pool_settings import SpeculationSettings
+
+MODEL = ModelFacts(source="/m", name="m", vocabulary=100, tokenizer="a")
+DRAFT = ModelFacts(source="/d", name="d", vocabulary=100, tokenizer="a")
+HEAD = ModelFacts(source="/e", name="e", eagle=True)
+
+
+def wanted(method: str, **settings: object) -> SpeculationSettings:
+    """These settings, valid."""
+    return SpeculationSettings.model_validate({"method": method, **settings})
+
+
+@pytest.mark.parametrize(
+    ("method", "draft", "tokens", "flags"),
+    [
+        ("off", None, None, ""),
+        ("ngram", None, None, "--speculative-algorithm NGRAM"),
+        ("ngram", None, 6, "--speculative-algorithm NGRAM --speculative-num-draft-tokens 6"),
+        ("draft", DRAFT, None,
+         "--speculative-algorithm STANDALONE --speculative-draft-model-path /d "
+         "--speculative-num-steps 4 --speculative-eagle-topk 1 --speculative-num-draft-tokens 5"),
+        ("eagle3", HEAD, 3,
+         "--speculative-algorithm EAGLE3 --speculative-draft-model-path /e "
+         "--speculative-num-steps 3 --speculative-eagle-topk 1 --speculative-num-draft-tokens 4"),
+        ("mtp", None, 2,
+         "--speculative-algorithm NEXTN "
+         "--speculative-num-steps 2 --speculative-eagle-topk 1 --speculative-num-draft-tokens 3"),
+    ],
+)  # fmt: skip
+def test_sglang_has_an_algorithm_for_each(method, draft, tokens, flags):
+    """With the draft's tokens, and the certain one, to verify."""
+    given = wanted(method, tokens=tokens, draft_model=draft and draft.source)
+    found = speculation.sglang(given, MODEL, draft, cpu=False)
+    assert " ".join(word for flag in found for word in flag if word) == flags
+
+
+@pytest.mark.parametrize(
+    ("method", "draft", "config"),
+    [
+        ("ngram", None, {"method": "ngram", "prompt_lookup_min": 2, "prompt_lookup_max": 4,
+                         "num_speculative_tokens": 8}),
+        ("suffix", None, {"method": "suffix"}),
+        ("mtp", None, {"method": "mtp", "num_speculative_tokens": 4}),
+        ("standalone", DRAFT, {"method": "draft_model", "model": "/d",
+                               "num_speculative_tokens": 4}),
+        ("eagle3", HEAD, {"method": "eagle3", "model": "/e", "num_speculative_tokens": 4}),
+    ],
+)  # fmt: skip
+def test_vllm_has_a_method_for_each(method, draft, config):
+    """As one JSON object."""
+    given = wanted(method, draft_model=draft and draft.source)
+    ((flag, value),) = speculation.vllm(given, MODEL, draft)
+    assert flag == "--speculative-config" and json.loads(value or "") == config
+    assert speculation.vllm(wanted("off"), MODEL, None) == []
+
+
+def test_llama_cpp_has_types_for_most():
+    """Under the names of its own enumeration."""
+    assert speculation.llamacpp("off", None, None) == []
+    assert speculation.llamacpp("ngram", None, 16) == [
+        "--speculation", "ngram_simple", "--draft-tokens", "16",
+    ]  # fmt: skip
+    assert speculation.llamacpp("draft", "d.gguf", None) == [
+        "--speculation", "draft_simple", "--draft", "d.gguf",
+    ]  # fmt: skip
+
+
+def test_a_method_that_an_engine_lacks_is_refused_by_name():
+    """With those that it has."""
+    with pytest.raises(SettingsError, match="SGLang has no 'suffix'; it has eagle3, standalone"):
+        speculation.sglang(wanted("suffix"), MODEL, None, cpu=False)
+    with pytest.raises(SettingsError, match=r"llama\.cpp has no 'suffix'"):
+        speculation.llamacpp("suffix", None, None)
+    with pytest.raises(SettingsError, match="SGLang does not speculate on a CPU"):
+        speculation.sglang(wanted("ngram"), MODEL, None, cpu=True)
+
+
+def test_auto_takes_what_is_there():
+    """A head, a draft, layers that predict ahead, else n-grams; nothing for SGLang on a CPU."""
+    auto = wanted("auto")
+    assert speculation.settle(auto, MODEL, HEAD) == "eagle3"
+    assert speculation.settle(auto, MODEL, DRAFT) == "draft"
+    ahead = ModelFacts(source="/m", name="m", predicts_ahead=True)
+    assert speculation.settle(auto, ahead, None) == "mtp"
+    assert speculation.settle(auto, MODEL, None) == "ngram"
+    assert speculation.sglang(auto, MODEL, None, cpu=True) == []
+
+
+def test_a_draft_of_another_vocabulary_is_refused():
+    """By its size, or by its tokens; where a file does not tell, the engine has the word."""
+    speculation.check_draft(MODEL, DRAFT)
+    speculation.check_draft(MODEL, ModelFacts(source="org/d", name="d"))
+    for other in (
+        ModelFacts(source="/o", name="o", vocabulary=101, tokenizer="b"),
+        ModelFacts(source="/o", name="o", vocabulary=100, tokenizer="b"),
+        ModelFacts(source="/o", name="o", vocabulary=101),
+    ):
+        with pytest.raises(SettingsError, match="/o has another vocabulary"):
+            speculation.check_draft(MODEL, other)
+
+
+def test_settings_that_contradict_each_other_are_refused():
+    """A method that needs a draft has one, and no other has."""
+    with pytest.raises(ValueError, match="needs draft_model"):
+        wanted("eagle3")
+    with pytest.raises(ValueError, match="uses no draft_model"):
+        wanted("ngram", draft_model="/d")
