@@ -119,7 +119,10 @@ class PoolSettings(Slice):
                 f"those that are started are {known}"
             )
         elif self.model is None:
-            raise ValueError(f"engine {self.engine!r} needs model: a folder or a name")
+            raise ValueError(
+                f"the pool has no replica: engine {self.engine!r} needs model (a folder or a "
+                "name) to start some, or urls or discover"
+            )
         return self
 
     @property

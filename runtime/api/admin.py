@@ -13,6 +13,7 @@ from sessile.api.auth import Authenticator
 from sessile.discovery.follow import Discovery
 from sessile.errors import InvalidRequest, SessionNotFound, TurnNotFound
 from sessile.flow import Flow
+from sessile.pool_settings import EngineKind
 from sessile.router.policy import POLICIES
 from sessile.router.pool import Pool
 from sessile.router.replica import ReplicaSpec
@@ -20,7 +21,6 @@ from sessile.sessions.binding import Standings
 from sessile.sessions.identity import checked_id
 from sessile.sessions.record import SessionKey, SessionRecord
 from sessile.sessions.store import Store
-from sessile.pool_settings import EngineKind
 from sessile.telemetry import Telemetry
 
 
