@@ -110,17 +110,19 @@ class PoolSettings(Slice):
         if self.found:
             if given := self._given(*_ONLY_STARTED):
                 raise ValueError(f"{given[0]} is for replicas started here, not for those that run")
-            return self
-        if self.engine not in LAUNCHED:
+        elif self.engine == "llamacpp":
+            self._embedded()
+        elif self.engine not in LAUNCHED:
             known = ", ".join(LAUNCHED)
             raise ValueError(
                 f"the pool has no replica: engine {self.engine!r} is reached by urls or discover; "
-                f"started are {known}"
+                f"those that are started are {known}"
             )
-        if self.engine == "llamacpp":
-            self._embedded()
         elif self.model is None:
-            raise ValueError(f"engine {self.engine!r} needs model: a folder or a name")
+            raise ValueError(
+                f"the pool has no replica: engine {self.engine!r} needs model (a folder or a "
+                "name) to start some, or urls or discover"
+            )
         return self
 
     @property

@@ -78,7 +78,7 @@ def _speculate(speculative: Any, arguments: argparse.Namespace) -> None:
         speculative.draft.mparams.path = str(arguments.draft)
     if arguments.draft_tokens:
         speculative.draft.n_max = arguments.draft_tokens
-        speculative.ngram_simple.size_m = arguments.draft_tokens
+        speculative.ngram_map_k.size_m = arguments.draft_tokens
 
 
 def _kv_tokens(context: int, slots: int) -> int:

@@ -18,7 +18,7 @@ _SGLANG = {"eagle3": "EAGLE3", "standalone": "STANDALONE", "draft": "STANDALONE"
 _VLLM = {"eagle3": "eagle3", "standalone": "draft_model", "draft": "draft_model", "mtp": "mtp",
          "ngram": "ngram", "suffix": "suffix"}  # fmt: skip
 _LLAMACPP = {"eagle3": "draft_eagle3", "standalone": "draft_simple", "draft": "draft_simple",
-             "mtp": "draft_mtp", "ngram": "ngram_simple"}  # fmt: skip
+             "mtp": "draft_mtp", "ngram": "ngram_map_k"}  # fmt: skip
 
 
 def settle(wanted: SpeculationSettings, model: ModelFacts, draft: ModelFacts | None) -> str:

@@ -10,7 +10,7 @@ from sessile.pool_settings import PoolSettings
     [
         ({"engine": "sglang"}, "'sglang' needs model"),
         ({"engine": "openai", "model": "m"}, "is reached by urls"),
-        ({"urls": ["http://a"], "replicas": 2}, "give either urls"),
+        ({"urls": ["http://a"], "replicas": 2}, "give one of urls"),
         ({"engine": "vllm", "urls": ["http://a"], "args": ["--x"]}, "args is for replicas started"),
         ({"model": "m", "gpus": 1}, "the embedded llamacpp takes no gpus"),
         ({"engine": "vllm", "model": "m", "memory": 1.5}, "less than 1"),

@@ -36,7 +36,7 @@ def test_flags_over_environment_over_file_over_default(toml, monkeypatch):
         ("[server]\nprot = 1\n", "server.prot is not a setting"),
         ("[sever]\nport = 1\n", "sever is not a setting"),
         ("[server]\nport = 'x'\n", "server.port"),
-        ("[[pool]]\nengine = 'vllm'\n", "reached by urls"),
+        ("[[pool]]\nengine = 'vllm'\n", "needs model"),
         ("[[pool]]\nengine = 'mlx'\n", "pool.0.engine"),
         ("[server\n", "not valid TOML"),
     ],

@@ -67,7 +67,7 @@ def test_llama_cpp_has_types_for_most():
     """Under the names of its own enumeration."""
     assert speculation.llamacpp("off", None, None) == []
     assert speculation.llamacpp("ngram", None, 16) == [
-        "--speculation", "ngram_simple", "--draft-tokens", "16",
+        "--speculation", "ngram_map_k", "--draft-tokens", "16",
     ]  # fmt: skip
     assert speculation.llamacpp("draft", "d.gguf", None) == [
         "--speculation", "draft_simple", "--draft", "d.gguf",
