@@ -18,6 +18,9 @@ measured for 2k, 4k and 8k prompts of an 8B model on an H100."""
 _MEMORY = 0.97  # what an observation still weighs when the next one comes
 _PRIOR = ((0.05, 50.0), (0.3, 500.0), (0.8, 1500.0))  # seconds for so much work: 2,000 tokens/s
 _PRIOR_WEIGHT = 0.3
+_LEAST_SHARE = 0.1
+"""Of the time of first tokens so much is their work's. NOTE: few turns that were late by chance can
+make all work look free, and then whichever replica has the least base is sent everything."""
 _LEAN_TURNS = 200  # when a replica's own turns weigh as much as everybody's
 _MOST_OWN = 1_000
 _TPOT_S = 0.03
@@ -113,8 +116,9 @@ class Rates(msgspec.Struct):
             slope = (self.n * self.xy - self.x * self.y) / spread
         else:
             slope = self.own_slope_s
-        # A slope below nothing, or a base below nothing, is noise: the line goes through what is.
-        self.own_slope_s = self.slope_s = min(max(slope, 0.0), self.y / max(self.x, 1e-9))
+        # A slope or a base below nothing is noise: the line goes through what is.
+        most = self.y / max(self.x, 1e-9)
+        self.own_slope_s = self.slope_s = min(max(slope, _LEAST_SHARE * most), most)
         self.own_base_s = self.base_s = max(0.0, (self.y - self.slope_s * self.x) / self.n)
 
 
