@@ -281,7 +281,8 @@ class Outlook:
                 first = (amount, run.first_at - run.began_at)
                 self.observe(*first, model)
         if tpot_s is not None and output_tokens > 4:
-            self.rates.observe_decode(tpot_s)
+            for rates in (self.rates, model):
+                rates.observe_decode(tpot_s)
         return first
 
     def observe(self, amount: float, seconds: float, model: Rates) -> None:

@@ -18,6 +18,9 @@ measured for 2k, 4k and 8k prompts of an 8B model on an H100."""
 _MEMORY = 0.97  # what an observation still weighs when the next one comes
 _PRIOR = ((0.05, 50.0), (0.3, 500.0), (0.8, 1500.0))  # seconds for so much work: 2,000 tokens/s
 _PRIOR_WEIGHT = 0.3
+_LEAST_SHARE = 0.1
+"""Of the time of first tokens so much is their work's. NOTE: few turns that were late by chance can
+make all work look free, and then whichever replica has the least base is sent everything."""
 _LEAN_TURNS = 200  # when a replica's own turns weigh as much as everybody's
 _MOST_OWN = 1_000
 _TPOT_S = 0.03
@@ -34,14 +37,18 @@ def work(cached: float, uncached: float) -> float:
 
 
 class Rates(msgspec.Struct):
-    """The learned rates of one replica. `observe_*` change them, nothing else does.
+    """The learned rates of one replica, or of all that serve a model. `observe_*` and `lean_on`
+    change them, nothing else does.
 
-    The sums are those of least squares over (work, seconds), each decayed by `_MEMORY` a turn.
+    `base_s` and `slope_s` are what is believed, `own_*` what the turns seen here tell. The sums
+    are those of least squares over (work, seconds), each decayed by `_MEMORY` a turn.
     """
 
     base_s: float = 0.0
     slope_s: float = 0.0
     tpot_s: float = _TPOT_S
+    own_base_s: float = 0.0
+    own_slope_s: float = 0.0
     turns: int = 0
     n: float = 0.0
     x: float = 0.0
@@ -59,14 +66,6 @@ class Rates(msgspec.Struct):
             rates._add(work(0, tokens), seconds, _PRIOR_WEIGHT)
         rates._solve()
         return rates
-
-    def borrow(self, other: "Rates") -> None:
-        """Take over what was learned at a like replica, until there is something of its own: all
-        of it weighs as much as one turn."""
-        weight = 1.0 / max(1.0, min(other.turns, 1.0 / (1.0 - _MEMORY)))
-        self.n, self.x, self.y = weight * other.n, weight * other.x, weight * other.y
-        self.xx, self.xy = weight * other.xx, weight * other.xy
-        self.base_s, self.slope_s, self.tpot_s = other.base_s, other.slope_s, other.tpot_s
 
     def prefill_s(self, amount: float) -> float:
         """Seconds until the first token of so much work, with nothing ahead of it."""
@@ -90,11 +89,12 @@ class Rates(msgspec.Struct):
     def lean_on(self, others: "Rates") -> None:
         """Believe of this replica what is seen of all that serve the model, until it has been seen
         often enough itself: differences that are only noise would move sessions about."""
-        own = min(self.turns, _MOST_OWN) / _LEAN_TURNS
-        share = own / (1.0 + own)
-        self._solve()
-        self.base_s = share * self.base_s + (1 - share) * others.base_s
-        self.slope_s = share * self.slope_s + (1 - share) * others.slope_s
+        own = min(self.turns, _MOST_OWN)
+        share = own / (own + _LEAN_TURNS)
+        self.base_s = share * self.own_base_s + (1 - share) * others.own_base_s
+        self.slope_s = share * self.own_slope_s + (1 - share) * others.own_slope_s
+        if not own:
+            self.tpot_s = others.tpot_s
 
     def observe_decode(self, tpot_s: float) -> None:
         """A turn generated its tokens at this pace."""
@@ -115,10 +115,11 @@ class Rates(msgspec.Struct):
         if spread > 1e-9 * self.n * self.xx:
             slope = (self.n * self.xy - self.x * self.y) / spread
         else:
-            slope = self.slope_s
-        # A slope below nothing, or a base below nothing, is noise: the line goes through what is.
-        self.slope_s = min(max(slope, 0.0), self.y / max(self.x, 1e-9))
-        self.base_s = max(0.0, (self.y - self.slope_s * self.x) / self.n)
+            slope = self.own_slope_s
+        # A slope or a base below nothing is noise: the line goes through what is.
+        most = self.y / max(self.x, 1e-9)
+        self.own_slope_s = self.slope_s = min(max(slope, _LEAST_SHARE * most), most)
+        self.own_base_s = self.base_s = max(0.0, (self.y - self.slope_s * self.x) / self.n)
 
 
 class Traffic(msgspec.Struct):

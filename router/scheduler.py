@@ -76,6 +76,7 @@ class Scheduler:
         self.returns = self._pauses.returns
         self._added_tokens = _ADDED_TOKENS  # that a turn of a bound session computes, of late
         self._rates: defaultdict[str, Rates] = defaultdict(Rates.prior)  # of a model, anywhere
+        self._leaned: dict[str, tuple[int, int]] = {}  # by model: turns seen, how many replicas
         self._index = Index()
         self._outlooks: dict[str, Outlook] = {}
         self._asks: dict[str, tuple[Ask, Outlook]] = {}
@@ -94,7 +95,6 @@ class Scheduler:
         Raises `NoReplica`, and `Overloaded` when the queue is full.
         """
         self._pauses.returned(ask.session, now)
-        self._lend(open_to)
         if ask.session not in self._born:
             self._born[ask.session] = next(self._births)
         decision = None
@@ -135,6 +135,7 @@ class Scheduler:
             open_to = [outlook for outlook in open_to if outlook.id not in failed]
         if not open_to:
             raise nobody(failed)
+        self._lean(ask.model, open_to)
         home = self._home(ask, open_to)
         margin_s = 0.0
         home_price = None
@@ -163,14 +164,16 @@ class Scheduler:
         price = best.price(ask, now)
         return _decision(ask, best, self._reason(ask, best, price, home, open_to, failed), price)
 
-    def _lend(self, open_to: Sequence[Outlook]) -> None:
-        """A replica that has served nothing yet is taken to be like the others: by the prior it
-        would look so slow that nothing is ever sent there."""
-        strangers = [outlook.rates for outlook in open_to if not outlook.rates.turns]
-        if strangers and len(strangers) < len(open_to):
-            known = max((outlook.rates for outlook in open_to), key=lambda rates: rates.turns)
-            for rates in strangers:
-                rates.borrow(known)
+    def _lean(self, model: str, open_to: Sequence[Outlook]) -> None:
+        """What is believed of each replica leans on what is seen of all. NOTE: here, and not only
+        where a replica is seen itself: one whose turns do not end would be believed for ever what
+        was believed of all at some bad moment, and be sent everything meanwhile."""
+        seen = self._rates[model]
+        told = (seen.turns, len(open_to))
+        if seen.turns and told != self._leaned.get(model):
+            self._leaned[model] = told
+            for outlook in open_to:
+                outlook.rates.lean_on(seen)
 
     def _fill(self) -> float:
         # Memory is kept free for those who will be back: where few are, it is for whoever comes.

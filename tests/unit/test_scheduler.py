@@ -127,6 +127,26 @@ def test_a_restarted_replica_and_one_that_left_are_told_apart():
     assert (gone.reason, gone.binding) == ("replica_gone", "rebind")
 
 
+def test_a_replica_whose_turns_do_not_end_is_not_believed_to_be_fast_for_ever():
+    """What is believed of it follows what all replicas of its model show meanwhile."""
+    brain, pool = scheduler(), [replica("a"), replica("b")]
+
+    def turn(name, at, took_s):
+        asked = ask(name, 4000)
+        brain.book(asked, brain.decide(asked, [at], now), pool, now)
+        brain.first_token(asked.turn, now + took_s)
+        end(brain, name, now + took_s, 4000)
+
+    now = 0.0
+    for n in range(20):
+        now += 10.0
+        turn(f"fast {n}", pool[n % 2], 0.1)
+    for n in range(100):
+        now += 10.0
+        turn(f"slow {n}", pool[0], 0.5)
+    assert brain.decide(ask("next", 4000), [pool[1]], now).predicted_ttft_s > 0.3
+
+
 def test_deciding_books_nothing():
     """Only `submit` and `book` change what the replicas are believed to do."""
     brain, a = scheduler(), replica("a", 10_000)
