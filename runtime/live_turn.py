@@ -18,16 +18,25 @@ _MOST_AT_ONCE_BYTES = 64 * 1024
 Stop = Literal["cancelled", "lost"]
 
 
+class Pace:
+    """How the log keeps up, for all turns of a router: while it is `late`, nobody waits for it."""
+
+    __slots__ = ("late",)
+
+    def __init__(self) -> None:
+        self.late = False
+
+
 class LiveTurn:
     """One running turn of this router. Made by the writer; events have the numbers `first` to
     `next`, those before `written` are in the log.
 
-    `late` says whether the log is not to be waited for. `stop` is called once, when somebody wants
+    `pace` says whether the log is to be waited for. `stop` is called once, when somebody wants
     the turn cancelled or another router has it; `stopped` says which.
     """
 
     __slots__ = (
-        "_bytes", "_changed", "_events", "_late", "_teller", "_told", "accept", "ended", "fence",
+        "_bytes", "_changed", "_events", "_pace", "_teller", "_told", "accept", "ended", "fence",
         "first", "key", "known", "most_bytes", "next", "stop", "stopped", "written",
     )  # fmt: skip
 
@@ -37,7 +46,7 @@ class LiveTurn:
         fence: int,
         accept: Accept,
         told: Callable[["LiveTurn"], None],
-        late: Callable[[], bool],
+        pace: Pace,
         first: int = 0,
         known: bool = False,
     ) -> None:
@@ -51,7 +60,7 @@ class LiveTurn:
         self.most_bytes = _MOST_KEPT_BYTES
         self.stop: Callable[[], object] | None = None
         self._told = told
-        self._late = late
+        self._pace = pace
         self._events: list[bytes] = []
         self._bytes = 0
         self._changed: asyncio.Future[None] | None = None
@@ -68,19 +77,19 @@ class LiveTurn:
         self.ended = ended
         if self._bytes > self.most_bytes:
             self._trim()
-        if self._late():
+        if self._pace.late:
             self.wake()
         self._told(self)
 
     @property
     def safe(self) -> int:
         """Clients may be told the events before this number."""
-        return self.next if self._late() else max(self.written, self.first)
+        return self.next if self._pace.late else max(self.written, self.first)
 
     async def told(self) -> None:
         """Wait until clients may be told everything, or it counts no more; for who tells it."""
         upto = self.next
-        while self.safe < upto and self.stopped != "lost":
+        while self.written < upto and not self._pace.late and self.stopped != "lost":
             self._teller = asyncio.get_running_loop().create_future()
             await self._teller
 
@@ -111,12 +120,8 @@ class LiveTurn:
         begin = max(self.written, self.first)
         start = begin - self.first
         events = self._events[start : start + _MOST_AT_ONCE]
-        size = 0
-        for count, event in enumerate(events):
-            size += len(event)
-            if size > _MOST_AT_ONCE_BYTES and count:
-                del events[count:]
-                break
+        if len(events) > 1:
+            _cut(events)
         tenant, turn = self.key
         return Batch(
             tenant=tenant,
@@ -168,3 +173,13 @@ class LiveTurn:
             dropped += 1
         del self._events[:dropped]
         self.first += dropped
+
+
+def _cut(events: list[bytes]) -> None:
+    """Leave only as many as one batch may hold, and one at least."""
+    size = 0
+    for count, event in enumerate(events):
+        size += len(event)
+        if size > _MOST_AT_ONCE_BYTES and count:
+            del events[count:]
+            return

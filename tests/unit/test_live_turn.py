@@ -6,15 +6,13 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessile.live_turn import LiveTurn
+from sessile.live_turn import LiveTurn, Pace
 from sessile.sessions.stream_log import Accept
 
 
 def live(**changes: Any) -> LiveTurn:
     noted: list[LiveTurn] = []
-    turn = LiveTurn(
-        ("acme", "t"), 7, Accept("me", b"record"), noted.append, lambda: False, **changes
-    )
+    turn = LiveTurn(("acme", "t"), 7, Accept("me", b"record"), noted.append, Pace(), **changes)
     turn.most_bytes = 100
     return turn
 
@@ -110,8 +108,8 @@ def test_what_is_kept_is_the_newest_and_keeps_its_numbers(
 
 async def test_clients_are_told_what_the_log_has() -> None:
     """Or everything, where the log is late."""
-    late = False
-    turn = LiveTurn(("acme", "t"), 7, Accept("me", b"record"), lambda _: None, lambda: late)
+    pace = Pace()
+    turn = LiveTurn(("acme", "t"), 7, Accept("me", b"record"), lambda _: None, pace)
     turn.tell([b"a", b"b"])
     assert turn.safe == 0 and turn.since(-1, turn.safe) == []
     waiting = asyncio.create_task(turn.told())
@@ -120,7 +118,7 @@ async def test_clients_are_told_what_the_log_has() -> None:
     assert turn.since(-1, turn.safe) == [(0, b"a")] and turn.since(0, turn.safe) == []
     await asyncio.sleep(0)
     assert not waiting.done()
-    late = True
+    pace.late = True
     turn.wake()
     await waiting
     assert turn.since(0, turn.safe) == [(1, b"b")]
