@@ -103,18 +103,19 @@ class EventWriter:
             pass
 
     async def _write(self, turns: list[LiveTurn]) -> bool:
-        firsts = [live.written for live in turns]
         batches = [live.batch() for live in turns]
         try:
             written = await self._log.append(batches)
         except StoreUnavailable:
+            for live in turns:
+                live.unsure = True
             self._dirty |= dict.fromkeys(live for live in turns if live.dirty)
             self._give_way()
             return False
         self._in_time()
-        for live, begin, batch, told in zip(turns, firsts, batches, written, strict=True):
-            if told.state == "ok" and batch.first > begin:
-                self._count_lost(live, batch.first - begin)
+        for live, batch, told in zip(turns, batches, written, strict=True):
+            if told.state == "ok" and batch.events and batch.first > live.written:
+                self._count_lost(live, batch.first - live.written)
             self._settle(live, told)
         return True
 

@@ -37,7 +37,7 @@ class LiveTurn:
 
     __slots__ = (
         "_bytes", "_changed", "_events", "_pace", "_teller", "_told", "accept", "ended", "fence",
-        "first", "key", "known", "most_bytes", "next", "stop", "stopped", "written",
+        "first", "key", "known", "most_bytes", "next", "stop", "stopped", "unsure", "written",
     )  # fmt: skip
 
     def __init__(
@@ -55,6 +55,7 @@ class LiveTurn:
         self.accept = accept
         self.first = self.next = self.written = first
         self.known = known  # to the log
+        self.unsure = False  # whether the log has taken what was written last
         self.ended = False
         self.stopped: Stop | None = None
         self.most_bytes = _MOST_KEPT_BYTES
@@ -113,35 +114,45 @@ class LiveTurn:
     @property
     def dirty(self) -> bool:
         """Whether the log lacks something of it."""
-        return self.stopped != "lost" and (self.written < self.next or not self.known)
+        here = max(self.written, self.first) < self.next
+        return self.stopped != "lost" and (here or not self.known)
 
     def batch(self) -> Batch:
-        """What is to be written next; with nothing new, the renewal of the lease."""
+        """What is to be written next; with nothing new, the renewal of the lease.
+
+        Where events are no longer here that the log may have or not, it is asked how far it has
+        come first: by a renewal too.
+        """
+        if self.unsure and self.first > self.written:
+            return self._batch(self.written, [])
         begin = max(self.written, self.first)
         start = begin - self.first
         events = self._events[start : start + _MOST_AT_ONCE]
         if len(events) > 1:
             _cut(events)
+        return self._batch(begin, events)
+
+    def _batch(self, first: int, events: list[bytes]) -> Batch:
         tenant, turn = self.key
         return Batch(
             tenant=tenant,
             turn=turn,
             fence=self.fence,
-            first=begin,
+            first=first,
             events=events,
-            ended=self.ended and bool(events) and begin + len(events) == self.next,
+            ended=self.ended and bool(events) and first + len(events) == self.next,
             accept=None if self.known else self.accept,
         )
 
     def wrote(self, upto: int) -> None:
         """The log goes on at number `upto`."""
-        self.known = True
-        self.written = min(max(upto, self.first), self.next)
+        self.known, self.unsure = True, False
+        self.written = min(upto, self.next)
         self.wake()
 
     def forgotten(self) -> None:
         """The log has lost the turn: it is given all that is still here."""
-        self.known = False
+        self.known = self.unsure = False
         self.written = self.first
 
     def lose(self) -> None:
