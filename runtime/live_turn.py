@@ -18,6 +18,13 @@ _MOST_AT_ONCE_BYTES = 64 * 1024
 Stop = Literal["cancelled", "lost"]
 
 
+class TurnTaken(Exception):
+    """Another router has the turn: nothing that is made of it here counts any more. No
+    `SessileError`: the turn has not failed, and nobody is to be told that it has."""
+
+    code = "taken_over"  # of the engine's call that was stopped
+
+
 class Pace:
     """How the log keeps up, for all turns of a router: while it is `late`, nobody waits for it."""
 
@@ -88,11 +95,13 @@ class LiveTurn:
         return self.next if self._pace.late else max(self.written, self.first)
 
     async def told(self) -> None:
-        """Wait until clients may be told everything, or it counts no more; for who tells it."""
+        """Wait until clients may be told everything; for who tells it. Raises `TurnTaken`."""
         upto = self.next
         while self.written < upto and not self._pace.late and self.stopped != "lost":
             self._teller = asyncio.get_running_loop().create_future()
             await self._teller
+        if self.stopped == "lost":
+            raise TurnTaken
 
     def since(self, after: int, upto: int | None = None) -> list[tuple[int, bytes]] | None:
         """The numbered events behind `after` and before `upto`, perhaps none yet; None if memory

@@ -3,10 +3,11 @@
 import asyncio
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessile.live_turn import LiveTurn, Pace
+from sessile.live_turn import LiveTurn, Pace, TurnTaken
 from sessile.sessions.stream_log import Accept
 
 
@@ -122,3 +123,14 @@ async def test_clients_are_told_what_the_log_has() -> None:
     turn.wake()
     await waiting
     assert turn.since(0, turn.safe) == [(1, b"b")]
+
+
+async def test_who_tells_a_turn_that_another_router_has_is_told_so() -> None:
+    """However long it has waited for the log."""
+    turn = live()
+    turn.tell([b"a"])
+    waiting = asyncio.create_task(turn.told())
+    await asyncio.sleep(0)
+    turn.lose()
+    with pytest.raises(TurnTaken):
+        await waiting
