@@ -114,17 +114,21 @@ class EventWriter:
             return False
         self._in_time()
         for live, batch, told in zip(turns, batches, written, strict=True):
-            if told.state == "ok" and batch.events and batch.first > live.written:
+            if told.state != "ok":
+                self._settle(live, told)
+                continue
+            if batch.events and batch.first > live.written:
                 self._count_lost(live, batch.first - live.written)
-            self._settle(live, told)
-        return True
-
-    def _settle(self, live: LiveTurn, told: Written) -> None:
-        if told.state == "ok":
             live.wrote(told.next)
             if told.cancel and not live.ended:
                 live.cancel()
-        elif told.state == "gone":
+            if live.written < live.next or live.ended:
+                self._go_on(live)
+        return True
+
+    def _settle(self, live: LiveTurn, told: Written) -> None:
+        """What becomes of a turn of which the log has taken nothing."""
+        if told.state == "gone":
             live.forgotten()
         elif told.state == "ended":  # the reply to an earlier try was lost on its way
             live.wrote(live.next)
@@ -133,6 +137,10 @@ class EventWriter:
             self.forget(live)
             live.lose()
             return
+        self._go_on(live)
+
+    def _go_on(self, live: LiveTurn) -> None:
+        """Write what there is still of a turn; one that is written to its end is forgotten."""
         if live.dirty:
             self._dirty[live] = None
         elif live.ended:

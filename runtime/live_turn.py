@@ -180,10 +180,14 @@ class LiveTurn:
 
     def wake(self) -> None:
         """There is something new to know."""
-        for future in (self._teller, self._changed):
-            if future is not None and not future.done():
-                future.set_result(None)
-        self._teller = self._changed = None
+        if (teller := self._teller) is not None:
+            self._teller = None
+            if not teller.done():
+                teller.set_result(None)
+        if (changed := self._changed) is not None:
+            self._changed = None
+            if not changed.done():
+                changed.set_result(None)
 
     def _trim(self) -> None:
         """Keep the newest three quarters of what may be kept, and the last event always."""
