@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from sessile.errors import StoreUnavailable
-from sessile.live_turn import LiveTurn
+from sessile.live_turn import LiveTurn, Pace
 from sessile.sessions.stream_log import Accept, StreamLog, Written
 
 log = logging.getLogger("sessile.events")
@@ -32,7 +32,7 @@ class EventWriter:
     def __init__(self, log: StreamLog, available: Callable[[], bool]) -> None:
         self.owner = secrets.token_hex(6)
         self.lost_events = 0
-        self.late = False
+        self._pace = Pace()
         self._log = log
         self._available = available
         self._turns: dict[tuple[str, str], LiveTurn] = {}
@@ -51,7 +51,7 @@ class EventWriter:
             int(time.time() * 1_000_000) if fence is None else fence,
             Accept(self.owner, record, session),
             self._note,
-            lambda: self.late,
+            self._pace,
             first,
             known=fence is not None,
         )
@@ -103,27 +103,32 @@ class EventWriter:
             pass
 
     async def _write(self, turns: list[LiveTurn]) -> bool:
-        firsts = [live.written for live in turns]
         batches = [live.batch() for live in turns]
         try:
             written = await self._log.append(batches)
         except StoreUnavailable:
+            for live in turns:
+                live.unsure = True
             self._dirty |= dict.fromkeys(live for live in turns if live.dirty)
             self._give_way()
             return False
         self._in_time()
-        for live, begin, batch, told in zip(turns, firsts, batches, written, strict=True):
-            if told.state == "ok" and batch.first > begin:
-                self._count_lost(live, batch.first - begin)
-            self._settle(live, told)
-        return True
-
-    def _settle(self, live: LiveTurn, told: Written) -> None:
-        if told.state == "ok":
+        for live, batch, told in zip(turns, batches, written, strict=True):
+            if told.state != "ok":
+                self._settle(live, told)
+                continue
+            if batch.events and batch.first > live.written:
+                self._count_lost(live, batch.first - live.written)
             live.wrote(told.next)
             if told.cancel and not live.ended:
                 live.cancel()
-        elif told.state == "gone":
+            if live.written < live.next or live.ended:
+                self._go_on(live)
+        return True
+
+    def _settle(self, live: LiveTurn, told: Written) -> None:
+        """What becomes of a turn of which the log has taken nothing."""
+        if told.state == "gone":
             live.forgotten()
         elif told.state == "ended":  # the reply to an earlier try was lost on its way
             live.wrote(live.next)
@@ -132,6 +137,10 @@ class EventWriter:
             self.forget(live)
             live.lose()
             return
+        self._go_on(live)
+
+    def _go_on(self, live: LiveTurn) -> None:
+        """Write what there is still of a turn; one that is written to its end is forgotten."""
         if live.dirty:
             self._dirty[live] = None
         elif live.ended:
@@ -148,7 +157,8 @@ class EventWriter:
 
     def _note(self, live: LiveTurn) -> None:
         self._dirty[live] = None
-        self._be_patient()
+        if self._patience is None:
+            self._be_patient()
         if self._timer is None:
             self._soon()
 
@@ -162,7 +172,7 @@ class EventWriter:
 
     def _in_time(self) -> None:
         """The log has what there was: what has come since has all its time."""
-        self.late = False
+        self._pace.late = False
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
@@ -170,14 +180,14 @@ class EventWriter:
             self._be_patient()
 
     def _be_patient(self) -> None:
-        if self._patience is None and not self.late:
+        if self._patience is None and not self._pace.late:
             self._patience = asyncio.get_running_loop().call_later(_LATE_S, self._give_way)
 
     def _give_way(self) -> None:
         """The log is late: nobody waits for it."""
         self._patience = None
-        if not self.late:
-            self.late = True
+        if not self._pace.late:
+            self._pace.late = True
             for live in self._turns.values():
                 live.wake()
 

@@ -16,6 +16,7 @@ from typing import Any
 from sessile.accounts import settle, written
 from sessile.errors import ReplicaError, ReplicaRefused, StoreError
 from sessile.exchange import Exchange
+from sessile.live_turn import TurnTaken
 from sessile.mover import Mover
 from sessile.once import begin_once, end_once
 from sessile.placement import Placement
@@ -319,7 +320,8 @@ class Flow:
         if replica is not None:
             if turn.runs:
                 replica.in_flight -= 1
-            if cut:
+            if cut and not isinstance(error, TurnTaken):
+                # Of one that another router has taken, the engine may run both under one id.
                 self._abort(replica, turn)
             step = settle(turn, replica)
         if step is not None:

@@ -18,17 +18,33 @@ _MOST_AT_ONCE_BYTES = 64 * 1024
 Stop = Literal["cancelled", "lost"]
 
 
+class TurnTaken(Exception):
+    """Another router has the turn: nothing that is made of it here counts any more. No
+    `SessileError`: the turn has not failed, and nobody is to be told that it has."""
+
+    code = "taken_over"  # of the engine's call that was stopped
+
+
+class Pace:
+    """How the log keeps up, for all turns of a router: while it is `late`, nobody waits for it."""
+
+    __slots__ = ("late",)
+
+    def __init__(self) -> None:
+        self.late = False
+
+
 class LiveTurn:
     """One running turn of this router. Made by the writer; events have the numbers `first` to
     `next`, those before `written` are in the log.
 
-    `late` says whether the log is not to be waited for. `stop` is called once, when somebody wants
+    `pace` says whether the log is to be waited for. `stop` is called once, when somebody wants
     the turn cancelled or another router has it; `stopped` says which.
     """
 
     __slots__ = (
-        "_bytes", "_changed", "_events", "_late", "_teller", "_told", "accept", "ended", "fence",
-        "first", "key", "known", "most_bytes", "next", "stop", "stopped", "written",
+        "_bytes", "_changed", "_events", "_pace", "_teller", "_told", "accept", "ended", "fence",
+        "first", "key", "known", "most_bytes", "next", "stop", "stopped", "unsure", "written",
     )  # fmt: skip
 
     def __init__(
@@ -37,7 +53,7 @@ class LiveTurn:
         fence: int,
         accept: Accept,
         told: Callable[["LiveTurn"], None],
-        late: Callable[[], bool],
+        pace: Pace,
         first: int = 0,
         known: bool = False,
     ) -> None:
@@ -46,12 +62,13 @@ class LiveTurn:
         self.accept = accept
         self.first = self.next = self.written = first
         self.known = known  # to the log
+        self.unsure = False  # whether the log has taken what was written last
         self.ended = False
         self.stopped: Stop | None = None
         self.most_bytes = _MOST_KEPT_BYTES
         self.stop: Callable[[], object] | None = None
         self._told = told
-        self._late = late
+        self._pace = pace
         self._events: list[bytes] = []
         self._bytes = 0
         self._changed: asyncio.Future[None] | None = None
@@ -68,21 +85,23 @@ class LiveTurn:
         self.ended = ended
         if self._bytes > self.most_bytes:
             self._trim()
-        if self._late():
+        if self._pace.late:
             self.wake()
         self._told(self)
 
     @property
     def safe(self) -> int:
         """Clients may be told the events before this number."""
-        return self.next if self._late() else max(self.written, self.first)
+        return self.next if self._pace.late else max(self.written, self.first)
 
     async def told(self) -> None:
-        """Wait until clients may be told everything, or it counts no more; for who tells it."""
+        """Wait until clients may be told everything; for who tells it. Raises `TurnTaken`."""
         upto = self.next
-        while self.safe < upto and self.stopped != "lost":
+        while self.written < upto and not self._pace.late and self.stopped != "lost":
             self._teller = asyncio.get_running_loop().create_future()
             await self._teller
+        if self.stopped == "lost":
+            raise TurnTaken
 
     def since(self, after: int, upto: int | None = None) -> list[tuple[int, bytes]] | None:
         """The numbered events behind `after` and before `upto`, perhaps none yet; None if memory
@@ -104,39 +123,45 @@ class LiveTurn:
     @property
     def dirty(self) -> bool:
         """Whether the log lacks something of it."""
-        return self.stopped != "lost" and (self.written < self.next or not self.known)
+        here = max(self.written, self.first) < self.next
+        return self.stopped != "lost" and (here or not self.known)
 
     def batch(self) -> Batch:
-        """What is to be written next; with nothing new, the renewal of the lease."""
+        """What is to be written next; with nothing new, the renewal of the lease.
+
+        Where events are no longer here that the log may have or not, it is asked how far it has
+        come first: by a renewal too.
+        """
+        if self.unsure and self.first > self.written:
+            return self._batch(self.written, [])
         begin = max(self.written, self.first)
         start = begin - self.first
         events = self._events[start : start + _MOST_AT_ONCE]
-        size = 0
-        for count, event in enumerate(events):
-            size += len(event)
-            if size > _MOST_AT_ONCE_BYTES and count:
-                del events[count:]
-                break
+        if len(events) > 1:
+            _cut(events)
+        return self._batch(begin, events)
+
+    def _batch(self, first: int, events: list[bytes]) -> Batch:
         tenant, turn = self.key
         return Batch(
             tenant=tenant,
             turn=turn,
             fence=self.fence,
-            first=begin,
+            first=first,
             events=events,
-            ended=self.ended and bool(events) and begin + len(events) == self.next,
+            ended=self.ended and bool(events) and first + len(events) == self.next,
             accept=None if self.known else self.accept,
         )
 
     def wrote(self, upto: int) -> None:
         """The log goes on at number `upto`."""
-        self.known = True
-        self.written = min(max(upto, self.first), self.next)
+        self.known, self.unsure = True, False
+        self.written = min(upto, self.next)
         self.wake()
 
     def forgotten(self) -> None:
         """The log has lost the turn: it is given all that is still here."""
-        self.known = False
+        self.known = self.unsure = False
         self.written = self.first
 
     def lose(self) -> None:
@@ -155,10 +180,14 @@ class LiveTurn:
 
     def wake(self) -> None:
         """There is something new to know."""
-        for future in (self._teller, self._changed):
-            if future is not None and not future.done():
-                future.set_result(None)
-        self._teller = self._changed = None
+        if (teller := self._teller) is not None:
+            self._teller = None
+            if not teller.done():
+                teller.set_result(None)
+        if (changed := self._changed) is not None:
+            self._changed = None
+            if not changed.done():
+                changed.set_result(None)
 
     def _trim(self) -> None:
         """Keep the newest three quarters of what may be kept, and the last event always."""
@@ -168,3 +197,13 @@ class LiveTurn:
             dropped += 1
         del self._events[:dropped]
         self.first += dropped
+
+
+def _cut(events: list[bytes]) -> None:
+    """Leave only as many as one batch may hold, and one at least."""
+    size = 0
+    for count, event in enumerate(events):
+        size += len(event)
+        if size > _MOST_AT_ONCE_BYTES and count:
+            del events[count:]
+            return

@@ -69,20 +69,21 @@ class RedisLog:
     def _append(self, batches: Sequence[Batch]) -> Command:
         limits = self.limits
         keys: list[str] = []
-        told: list[Any] = [limits.most_events, limits.most_bytes, self._lease_ms, self._ttl_ms]
+        told: list[tuple[Any, ...]] = []
         for batch in batches:
-            events, accept = batch.events, batch.accept
+            events, first, accept = batch.events, batch.first, batch.accept
             keys += self._keys(batch.tenant, batch.turn)
-            told += (
-                batch.fence,
-                batch.first,
-                batch.first + len(events) - 1,
-                _encode(events) if events else b"",
-                "1" if batch.ended else "",
-                accept.owner if accept is not None else "",
-                accept.record if accept is not None else b"",
-            )
-        return _APPEND.command(keys, *told)
+            data = _encode(events) if events else b""
+            # A fence has more digits than the server's Lua writes of a number.
+            facts: tuple[Any, ...] = (str(batch.fence), first, first + len(events) - 1, data)
+            if accept is not None:
+                facts += (batch.ended, accept.owner, accept.record)
+            elif batch.ended:
+                facts += (True,)
+            told.append(facts)
+        return _APPEND.command(
+            keys, limits.most_events, limits.most_bytes, self._lease_ms, self._ttl_ms, _encode(told)
+        )
 
     def _hints(self, batches: Sequence[Batch]) -> list[Command]:
         """Tell the list of open turns of those that begin, live on or end."""

@@ -25,13 +25,14 @@ from sessile.durable import Durable, Orphan
 from sessile.errors import (
     ClientGone,
     InvalidRequest,
+    RouterLost,
     SessileError,
     StoreUnavailable,
     from_code,
 )
 from sessile.event_feed import kind_of
 from sessile.flow import Flow
-from sessile.live_turn import LiveTurn
+from sessile.live_turn import LiveTurn, TurnTaken
 from sessile.router.pool import Pool
 from sessile.sessions.store import Store
 from sessile.sessions.transcript import Transcripts, new_response_id
@@ -227,11 +228,30 @@ class Responses:
     async def _run(self, job: Job) -> Made:
         try:
             await self._make(job)
+        except TurnTaken:
+            return await self._listen_on(job)
         except BaseException as error:  # whatever happens, a turn that was accepted ends
             if self.give_up(job, error, keep=job.asked.background):
                 self.once.free(job)
             raise
         return Made(job.stream.response, job.failure)
+
+    async def _listen_on(self, job: Job) -> Made:
+        """Another router runs the turn now, and the engine's call of this one has been stopped:
+        the client is told what that router tells, behind what it has seen."""
+        assert job.live is not None and job.audience is not None
+        if job.seen >= job.live.written:
+            raise RouterLost(
+                "another router has taken this response over, and does not know all that was told "
+                "of it here: get the response, or send it again"
+            )
+        if not job.opened:
+            await job.audience.open(Followed(job.id))
+        last = b""
+        async for told in self.turns.feed.follow(job.tenant, job.id, job.seen):
+            last = told[-1][1]
+            await job.audience.tell([Event(kind_of(body).decode(), body) for _, body in told])
+        return _made(job.id, last)
 
     async def _make(self, job: Job) -> None:
         async with McpServers(job.asked.toolset.servers, self._settings) as servers:

@@ -57,9 +57,10 @@ class Job:
 
     `asked` is what was accepted, with its references made whole, `context` what it follows and
     `request` the engine's turn of the two. `pending` are the events that have been made and not
-    told yet, `live` is there where others may follow; a response under a key that nobody can
-    follow keeps what it has told in `kept`. `told` is text that clients were given by a router
-    that is gone. `turn` is the newest call of an engine, `session` that of the first.
+    told yet, `live` is there where others may follow; a response under a key that nobody can follow
+    keeps what it has told in `kept`. `told` is text that clients were given by a router that is
+    gone, `seen` the number of the last event that the audience was given. `turn` is the newest call
+    of an engine, `session` that of the first.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Job:
         self.pending: list[Event] = []
         self.kept: list[bytes] | None = None
         self.told = ""
+        self.seen = -1
         self.compared: Compared | None = None
         self.opened = False
         self.turn: Turn | None = None
@@ -100,12 +102,14 @@ class Job:
         self.opened = True
 
     async def tell(self, ended: bool = False) -> None:
-        """Tell what is pending, once the log has it."""
+        """Tell what is pending, once the log has it. Raises `TurnTaken`."""
         events = self.log(ended)
         if self.audience is not None and events:
             if self.live is not None:
                 await self.live.told()
             await self.audience.tell(events)
+            if self.live is not None:
+                self.seen = self.live.next - 1
 
     def log(self, ended: bool) -> list[Event]:
         """Tell what is pending to the log and to those who follow only."""

@@ -28,6 +28,7 @@ from rich.table import Table
 from sessile.engines.guard import guarded
 from sessile.engines.supervisor import free_ports
 from sessile.errors import RouterUnreachable
+from sessile.lab.bench import quantile
 from sessile.lab.chaos_client import Client, Told
 from sessile.lab.processes import RedisProcess, own_redis
 
@@ -46,7 +47,8 @@ _KINDS = ("clients", "routers", "replicas", "redis")
 
 class Row(msgspec.Struct):
     """What came of the turns under one kind of fault. `left` are requests that replicas still ran
-    at the end, `lasting` keys without an expiry."""
+    at the end, `lasting` keys without an expiry. `replay` and `resume` say how long those who came
+    back waited for the first event that they knew, and that they did not know."""
 
     fault: str
     turns: int
@@ -57,6 +59,17 @@ class Row(msgspec.Struct):
     wrong: list[str]
     left: int
     lasting: int
+    replay: "Wait | None"
+    resume: "Wait | None"
+
+
+class Wait(msgspec.Struct):
+    """How long something took, in seconds, `times` times."""
+
+    times: int
+    p50: float
+    p99: float
+    longest: float
 
 
 class Process:
@@ -183,11 +196,24 @@ async def run(fault: str, turns: int, seed: int, step: Callable[[], None]) -> Ro
             wrong=[f"{each.key}: {each.wrong}" for each in told if each.wrong],
             left=await _left(http, at.replicas),
             lasting=await _lasting(at.redis),
+            replay=_wait([wait for each in told for wait in each.replays]),
+            resume=_wait([wait for each in told for wait in each.resumes]),
         )
 
 
 def _why(told: Told) -> str:
     return f"{', '.join(told.ends) or 'no end'}: {told.error}"
+
+
+def _wait(waits: Sequence[float]) -> Wait | None:
+    p50, p99 = quantile(waits, 0.5), quantile(waits, 0.99)
+    if p50 is None or p99 is None:
+        return None
+    return Wait(len(waits), round(p50, 3), round(p99, 3), round(max(waits), 3))
+
+
+def _shown(wait: Wait | None) -> str:
+    return "" if wait is None else f"{wait.p50:g} {wait.p99:g} {wait.longest:g}"
 
 
 async def _break(fault: str, at: Site, breaks: Counter[str]) -> None:
@@ -252,13 +278,15 @@ def table(rows: Sequence[Row]) -> Table:
     """For people."""
     shown = Table(header_style="bold")
     for name in ("what breaks", "times", "turns", "connections", "completed", "failed", "wrong",
-                 "left running", "keys without expiry"):  # fmt: skip
+                 "left running", "keys without expiry", "first replayed event: p50 p99 longest s",
+                 "first new one"):  # fmt: skip
         shown.add_column(name, justify="right")
     for row in rows:
         failed = "; ".join(f"{why} {count}" for why, count in row.failed.items())
         shown.add_row(
             row.fault, str(row.breaks), str(row.turns), str(row.connections), str(row.completed),
             failed or "0", str(len(row.wrong)), str(row.left), str(row.lasting),
+            _shown(row.replay), _shown(row.resume),
         )  # fmt: skip
     return shown
 

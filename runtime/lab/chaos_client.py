@@ -22,7 +22,11 @@ _NOT_YET = (404, 409, 500, 502, 503, 504)  # 404 too: a router that has just com
 
 
 class Told(msgspec.Struct):
-    """What one turn's client was told. `wrong` says what was not as it must be, "" nothing."""
+    """What one turn's client was told. `wrong` says what was not as it must be, "" nothing.
+
+    Each time it came back: `replays` are the seconds until it was told again what it knew, and
+    `resumes` those until it was told more, which may have to be made first.
+    """
 
     key: str
     response: str | None = None
@@ -32,6 +36,8 @@ class Told(msgspec.Struct):
     error: str | None = None
     connections: int = 0
     forgotten: int = 0
+    replays: list[float] = []
+    resumes: list[float] = []
     wrong: str = ""
 
     def hear(self, event: dict[str, Any]) -> None:
@@ -79,6 +85,8 @@ class Client:
                 break
             told.connections += 1
             with suppress(httpx2.TransportError):
+                if told.response is not None:
+                    await self._time_replay(told)
                 await self._listen(told, text)
             if not told.ends:
                 await asyncio.sleep(self._random.uniform(*_PAUSE_S))
@@ -107,8 +115,19 @@ class Client:
         ):  # fmt: skip
             told.fault(f"a replay told {again.wrong or again.text!r} up to {again.last}")
 
+    async def _time_replay(self, told: Told) -> None:
+        """Have the first event told again, on a connection of its own."""
+        began = time.monotonic()
+        url = f"{self._url()}/v1/responses/{told.response}?stream=true"
+        async with self._http.stream("GET", url) as answer:
+            async for _ in _events(answer):
+                told.replays.append(time.monotonic() - began)
+                return
+
     async def _listen(self, told: Told, text: str) -> None:
         """One connection."""
+        began = time.monotonic()
+        comes_back = told.response is not None
         stays = self._random.randrange(60) if self._random.random() < self._hangs_up else None
         async with self._http.stream(**self._request(told, text)) as answer:
             if answer.status_code in _NOT_YET:
@@ -122,6 +141,8 @@ class Client:
             count = 0
             async for event in _events(answer):
                 told.hear(event)
+                if comes_back and not count:
+                    told.resumes.append(time.monotonic() - began)
                 count += 1
                 if count == stays:
                     return

@@ -3,18 +3,17 @@
 import asyncio
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessile.live_turn import LiveTurn
+from sessile.live_turn import LiveTurn, Pace, TurnTaken
 from sessile.sessions.stream_log import Accept
 
 
 def live(**changes: Any) -> LiveTurn:
     noted: list[LiveTurn] = []
-    turn = LiveTurn(
-        ("acme", "t"), 7, Accept("me", b"record"), noted.append, lambda: False, **changes
-    )
+    turn = LiveTurn(("acme", "t"), 7, Accept("me", b"record"), noted.append, Pace(), **changes)
     turn.most_bytes = 100
     return turn
 
@@ -110,8 +109,8 @@ def test_what_is_kept_is_the_newest_and_keeps_its_numbers(
 
 async def test_clients_are_told_what_the_log_has() -> None:
     """Or everything, where the log is late."""
-    late = False
-    turn = LiveTurn(("acme", "t"), 7, Accept("me", b"record"), lambda _: None, lambda: late)
+    pace = Pace()
+    turn = LiveTurn(("acme", "t"), 7, Accept("me", b"record"), lambda _: None, pace)
     turn.tell([b"a", b"b"])
     assert turn.safe == 0 and turn.since(-1, turn.safe) == []
     waiting = asyncio.create_task(turn.told())
@@ -120,7 +119,18 @@ async def test_clients_are_told_what_the_log_has() -> None:
     assert turn.since(-1, turn.safe) == [(0, b"a")] and turn.since(0, turn.safe) == []
     await asyncio.sleep(0)
     assert not waiting.done()
-    late = True
+    pace.late = True
     turn.wake()
     await waiting
     assert turn.since(0, turn.safe) == [(1, b"b")]
+
+
+async def test_who_tells_a_turn_that_another_router_has_is_told_so() -> None:
+    """However long it has waited for the log."""
+    turn = live()
+    turn.tell([b"a"])
+    waiting = asyncio.create_task(turn.told())
+    await asyncio.sleep(0)
+    turn.lose()
+    with pytest.raises(TurnTaken):
+        await waiting
