@@ -13,7 +13,7 @@ import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
 from sessile.api.auth import Authenticator
-from sessile.api.hang_up import HangUp
+from sessile.api.hang_up import HangUp, on_disconnect, to_nobody_too
 from sessile.api.wire import openai_error, retry_headers, wire_of
 from sessile.errors import BodyTooLarge, InvalidRequest, NotSupported, SessileError
 from sessile.flow import Flow
@@ -43,11 +43,16 @@ class FastLane:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request. A client that hangs up cancels its turn, which stops the engine."""
+        """One request. A client that hangs up cancels its turn, which stops the engine, unless it
+        has declared that its turn is to go on."""
         try:
+            detach = on_disconnect(scope["headers"]) == "detach"
             request = self._parse(scope, await read_body(scope, receive, self._max_body_bytes))
         except SessileError as error:
             await send_error(send, error)
+            return
+        if detach:
+            await self._answer(request, to_nobody_too(send))
             return
         with HangUp(receive, self._flow.loop):
             await self._answer(request, send)

@@ -1,10 +1,16 @@
-"""A client that hangs up ends the work that was done for it."""
+"""A client that hangs up ends the work that was done for it, unless it has declared otherwise."""
 
 import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
 from types import TracebackType
+from typing import Literal
 
-from starlette.types import Receive
+from starlette.types import Message, Receive, Send
 
+from sessile.errors import InvalidRequest
+
+_ON_DISCONNECT = b"x-sessile-on-disconnect"
 _MOMENT_S = 0.05  # most of what takes less is over before anybody could have hung up on it
 
 
@@ -53,3 +59,26 @@ class HangUp:
     def _gone(self, watching: "asyncio.Task[None]") -> None:
         if not watching.cancelled():
             self._task.cancel()
+
+
+def on_disconnect(headers: Iterable[tuple[bytes, bytes]]) -> Literal["abort", "detach"]:
+    """What becomes of a turn whose client goes: it ends, unless the client has declared that it is
+    to go on. Raises `InvalidRequest`."""
+    found = [value for name, value in headers if name == _ON_DISCONNECT]
+    if not found or found == [b"abort"]:
+        return "abort"
+    if found == [b"detach"]:
+        return "detach"
+    raise InvalidRequest(
+        "X-Sessile-On-Disconnect must be detach or abort", param="x-sessile-on-disconnect"
+    )
+
+
+def to_nobody_too(send: Send) -> Send:
+    """`send` for an answer that is brought to its end though its client may be gone."""
+
+    async def sent(message: Message) -> None:
+        with suppress(OSError):
+            await send(message)
+
+    return sent

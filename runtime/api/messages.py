@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from sessile.api.auth import Authenticator
 from sessile.api.chat import decode_object, header, idempotency_key, read_body
 from sessile.api.count import count_tokens
-from sessile.api.hang_up import HangUp
+from sessile.api.hang_up import HangUp, on_disconnect, to_nobody_too
 from sessile.api.messages_body import Asked, read_request
 from sessile.api.messages_events import MessageStream
 from sessile.api.responses_events import Event
@@ -53,16 +53,21 @@ class Messages:
         self._counting = counting
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request. A client that hangs up cancels its turn, which stops the engine.
+        """One request. A client that hangs up cancels its turn, which stops the engine, unless it
+        has declared that its turn is to go on.
 
         The message's id is the turn's, and that of the request.
         """
         message_id = f"msg_{secrets.token_hex(12)}"
         try:
+            detach = on_disconnect(scope["headers"]) == "detach"
             body = await read_body(scope, receive, self._max_body_bytes)
             asked, request = self._parse(scope["headers"], body, message_id)
         except SessileError as error:
             await _send_error(send, error, message_id)
+            return
+        if detach and not self._counting:
+            await self._answer(asked, request, to_nobody_too(send))
             return
         with HangUp(receive, self._flow.loop):
             if self._counting:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from time import time
 from typing import Any
 
+from sessile.api.hang_up import on_disconnect
 from sessile.api.mcp_client import McpServers
 from sessile.api.responses_body import Asked, read_request
 from sessile.api.responses_context import Contexts, read_turn
@@ -19,7 +20,7 @@ from sessile.api.responses_events import Event, ResponseStream
 from sessile.api.responses_job import Audience, Followed, Job, Made
 from sessile.api.responses_make import Maker
 from sessile.api.responses_once import Earlier, Once
-from sessile.api.responses_record import Accepted, on_disconnect, response_in, write_accepted
+from sessile.api.responses_record import Accepted, response_in, write_accepted
 from sessile.api.responses_stored import Surface
 from sessile.durable import Durable, Orphan
 from sessile.errors import (
@@ -51,13 +52,13 @@ class Responses:
     ) -> None:  # fmt: skip
         self._settings = settings
         self._transcripts = Transcripts(store)
-        self._contexts = Contexts(store, self._transcripts, settings.sessions, pool.meant)
-        self._maker = Maker(flow, pool, store, self._transcripts, self._contexts, clock)
+        self.contexts = Contexts(store, self._transcripts, settings.sessions, pool.meant)
+        self._maker = Maker(flow, pool, store, self._transcripts, self.contexts, clock)
         self.store = store
         self.clock = clock
         self.turns = Durable(store, lambda orphan: resume(self, orphan))
         self.once = Once(store, self.turns, settings.sessions.lock_wait_s)
-        self.surface = Surface(flow, pool, store, self._contexts)
+        self.surface = Surface(flow, pool, self.contexts)
 
     async def aclose(self) -> None:
         """Leave to other routers what runs without a client, and write what was told."""
@@ -200,7 +201,7 @@ class Responses:
     async def _job(self, tenant: str, accepted: Accepted) -> Job:
         """The turn that an accepted response is. Raises what of it cannot be."""
         McpServers(accepted.asked.toolset.servers, self._settings)  # which may not be allowed
-        asked, context = await self._contexts.find(tenant, accepted.asked)
+        asked, context = await self.contexts.find(tenant, accepted.asked)
         request = read_turn(
             tenant, accepted.headers, accepted.body, asked, context, accepted.turn,
             forks=accepted.forks,

@@ -4,7 +4,7 @@ items made whole. Also who may write to a conversation, and when."""
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -93,7 +93,8 @@ class Contexts:
         if model is None:
             raise InvalidRequest("model must be a non-empty string", param="model")
         context = Context(past=past, model=self._meant(model), session=session)
-        return await self._made_whole(tenant, asked, context), context
+        known = {item["id"] for item in context.items if item.get("id")}
+        return await self.made_whole(tenant, asked, known), context
 
     @asynccontextmanager
     async def writing(self, tenant: str, asked: Asked, turn: str) -> AsyncIterator[None]:
@@ -150,12 +151,14 @@ class Contexts:
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, 0.25)
 
-    async def _made_whole(self, tenant: str, asked: Asked, context: Context) -> Asked:
-        """The request with each `item_reference` replaced by the item."""
+    async def made_whole(
+        self, tenant: str, asked: Asked, known: Collection[str] = frozenset()
+    ) -> Asked:
+        """The request with each `item_reference` replaced by the item. Raises `InvalidRequest` for
+        one that is not stored, or one of the `known` items, which are there already."""
         if not any(isinstance(item, dict) and item.get("type") == "item_reference"
                    for item in asked.items):  # fmt: skip
             return asked
-        known = {item["id"]: item for item in context.items if item.get("id")}
         items = []
         for index, item in enumerate(asked.items):
             if isinstance(item, dict) and item.get("type") == "item_reference":
@@ -163,7 +166,7 @@ class Contexts:
             items.append(item)
         return msgspec.structs.replace(asked, items=items)
 
-    async def _referred(self, tenant: str, id: Any, known: dict[str, Item], where: str) -> Item:
+    async def _referred(self, tenant: str, id: Any, known: Collection[str], where: str) -> Item:
         if id in known:
             raise InvalidRequest(f"{where}: {id!r} is in the conversation already", param=where)
         place = place_of(id) if isinstance(id, str) else None

@@ -16,6 +16,7 @@ from sessile.api.responses import Responses
 from sessile.api.responses_events import Event
 from sessile.api.responses_job import Answer
 from sessile.api.responses_kept import KeptResponses
+from sessile.api.responses_listing import listed_items, page_of_all, read_page
 from sessile.api.responses_stored import stored_routes
 from sessile.api.responses_ws import Sockets
 from sessile.errors import InvalidRequest, SessileError
@@ -62,6 +63,21 @@ def responses_routes(responses: Responses, auth: Authenticator, settings: Settin
             return _json(await kept.find(tenant, response_id), response_id)
         await kept.check(tenant, response_id, after)
         return Replay(responses.turns, tenant, response_id, after)
+
+    @routes.get("/v1/responses/{response_id}/input_items")
+    async def input_items(
+        request: Request,
+        response_id: str,
+        order: str | None = None,
+        after: str | None = None,
+        limit: str | None = None,
+    ) -> Response:
+        """What a response that is stored or runs was given."""
+        newest_first, most = read_page(order, limit, "desc")
+        given = await kept.given(tenant_of(request), response_id)
+        items = listed_items(given, response_id)
+        page = page_of_all(items, after=after, limit=most, newest_first=newest_first)
+        return _json(page, response_id)
 
     @routes.post("/v1/responses/{response_id}/cancel")
     async def cancel(request: Request, response_id: str) -> Response:

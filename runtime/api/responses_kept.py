@@ -32,6 +32,20 @@ class KeptResponses:
             raise _unknown(response)
         return found
 
+    async def given(self, tenant: str, response: str) -> list[dict[str, Any]]:
+        """The items that a response was given itself, whether it is stored or runs; those before
+        them are its parent's. Raises `ResponseNotFound`."""
+        live = self._turns.writer.find(tenant, response)
+        if live is None:
+            stored = await self._store.get_turn(tenant, response)
+            if stored is not None and stored.response is not None:
+                return stored.input_items
+        standing = live or await self._store.events.look(tenant, response)
+        if standing is None:
+            raise _unknown(response)
+        asked = read_accepted(standing.accept.record).asked
+        return (await self._responses.contexts.made_whole(tenant, asked)).items
+
     async def check(self, tenant: str, response: str, after: int) -> None:
         """Whether its events can be followed from there. Raises `ResponseNotFound`, and
         `InvalidRequest` for a number beyond them, or where they are not kept (any more)."""

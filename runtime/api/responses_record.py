@@ -1,16 +1,14 @@
 """What is kept of an accepted response, so that any router can run it again. Pure."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
 from sessile.api.mcp_tools import public
 from sessile.api.responses_body import Asked, read_request
-from sessile.errors import InvalidRequest
 from sessile.sessions import hints, identity
 
-_ON_DISCONNECT = b"x-sessile-on-disconnect"
 _KEPT = identity.HEADERS | hints.HEADERS  # never who asks: the tenant is known
 
 Headers = list[tuple[bytes, bytes]]
@@ -72,19 +70,6 @@ def read_accepted(data: bytes) -> Accepted:
         body=record.body, headers=record.headers, once=record.once, stream_id=record.stream_id,
         forks=record.forks,
     )  # fmt: skip
-
-
-def on_disconnect(headers: Iterable[tuple[bytes, bytes]]) -> Literal["abort", "detach"]:
-    """What becomes of a turn whose client goes: it ends, unless the client has declared that it is
-    to go on. Raises `InvalidRequest`."""
-    found = [value for name, value in headers if name == _ON_DISCONNECT]
-    if not found or found == [b"abort"]:
-        return "abort"
-    if found == [b"detach"]:
-        return "detach"
-    raise InvalidRequest(
-        "X-Sessile-On-Disconnect must be detach or abort", param="x-sessile-on-disconnect"
-    )
 
 
 def response_in(kind: bytes, event: bytes) -> dict[str, Any] | None:

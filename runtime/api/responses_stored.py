@@ -1,5 +1,5 @@
-"""What else there is to be done with responses than to make them: list what one was given, count
-what one would be given, and compact a conversation."""
+"""What else a response's request may be for than to make it: to count what it would be given, and
+to compact a conversation."""
 
 import secrets
 from collections.abc import Sequence
@@ -14,13 +14,10 @@ from sessile.api.chat import decode_object, header, read_body
 from sessile.api.count import count_tokens
 from sessile.api.responses_body import read_request
 from sessile.api.responses_context import Contexts, read_turn
-from sessile.api.responses_listing import listed_items, page_of_all, read_page
 from sessile.api.responses_steps import beside, compact
-from sessile.errors import NotSupported, ResponseNotFound
+from sessile.errors import NotSupported
 from sessile.flow import Flow
 from sessile.router.pool import Pool
-from sessile.sessions.record import TurnRecord
-from sessile.sessions.store import Store
 from sessile.settings import Settings
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -37,20 +34,10 @@ _NO_USAGE = {
 class Surface:
     """The calls. One a router, made by `Responses`."""
 
-    def __init__(self, flow: Flow, pool: Pool, store: Store, contexts: Contexts) -> None:
+    def __init__(self, flow: Flow, pool: Pool, contexts: Contexts) -> None:
         self._flow = flow
         self._pool = pool
-        self._store = store
         self._contexts = contexts
-
-    async def input_items(
-        self, tenant: str, response: str, *, after: str | None, limit: int, newest_first: bool
-    ) -> dict[str, Any]:
-        """A page of the items that a response was given itself; those before them are its
-        parent's."""
-        record = await self._find(tenant, response)
-        items = listed_items(record.input_items, response)
-        return page_of_all(items, after=after, limit=limit, newest_first=newest_first)
 
     async def count(self, tenant: str, headers: Headers, body: dict[str, Any]) -> int:
         """How many tokens the prompt of such a response has. Tools of MCP servers, which are known
@@ -78,12 +65,6 @@ class Surface:
             "usage": usage or _NO_USAGE,
         }
 
-    async def _find(self, tenant: str, response: str) -> TurnRecord:
-        record = await self._store.get_turn(tenant, response)
-        if record is None or record.response is None:
-            raise ResponseNotFound(f"there is no stored response {response!r}", param="response_id")
-        return record
-
 
 def stored_routes(surface: Surface, auth: Authenticator, settings: Settings) -> APIRouter:
     """The calls under `/v1/responses`, beside those that make and give responses."""
@@ -110,22 +91,6 @@ def stored_routes(surface: Surface, auth: Authenticator, settings: Settings) -> 
         tenant = tenant_of(request)
         body = await body_of(request)
         return _json(await surface.compact(tenant, request.scope["headers"], body))
-
-    @routes.get("/v1/responses/{response_id}/input_items")
-    async def input_items(
-        request: Request,
-        response_id: str,
-        order: str | None = None,
-        after: str | None = None,
-        limit: str | None = None,
-    ) -> Response:
-        """What a stored response was given."""
-        newest_first, most = read_page(order, limit, "desc")
-        return _json(
-            await surface.input_items(
-                tenant_of(request), response_id, after=after, limit=most, newest_first=newest_first
-            )
-        )
 
     return routes
 

@@ -14,13 +14,14 @@
 const FIRST_MS = 50;
 const LONGEST_MS = 5000;
 const KEY_PROTOCOL = "openai-insecure-api-key.";
+const PREFIX = "sessile:";
 const TOO_OLD = "websocket_connection_limit_reached";
 
 /** An error that the router tells of; `code` is its stable name. */
 export class SessileError extends Error {
   constructor(told) {
     super(told?.message ?? "the router gave no reason");
-    this.code = told?.type && told?.code === "server_error" ? told.type : (told?.code ?? "");
+    this.code = told?.code ?? "";
   }
 }
 
@@ -32,29 +33,34 @@ class Lost extends Error {}
  * sessions of one page apart, `reconnectMs` is how long a router that was lost is looked for.
  */
 export class Session {
-  #url; #apiKey; #system; #tools; #storage; #name; #reconnectMs; #maxRounds;
+  #url; #apiKey; #system; #tools; #storage; #name; #reconnectMs; #maxRounds; #options;
   #state; #socket = null; #queue = null; #busy = false;
 
   constructor({
     url = new URL(import.meta.url).origin, model = null, system = null, apiKey = null, tools = {},
     storage = globalThis.sessionStorage, name = "chat", reconnectMs = 30000, maxRounds = 32,
   } = {}) {
+    this.#options = { url, system, apiKey, tools, storage, reconnectMs, maxRounds };
     this.#url = url.replace(/\/(v1\/?)?$/, "");
     this.#apiKey = apiKey;
     this.#system = system;
     this.#tools = tools;
     this.#storage = storage;
-    this.#name = `sessile:${name}`;
+    this.#name = name;
     this.#reconnectMs = reconnectMs;
     this.#maxRounds = maxRounds;
-    const kept = storage?.getItem(this.#name);
-    this.#state = kept ? JSON.parse(kept) : { id: `ses_${token()}`, model, head: null, turn: null };
+    const kept = storage?.getItem(PREFIX + name);
+    this.#state = kept ? JSON.parse(kept) : begun(model);
   }
 
   /** The session's id, as every client of the router may attach to it. */
   get id() { return this.#state.id; }
 
-  /** Whether a turn was running when the page was left: `resume` goes on with it. */
+  /** Its name, by which a page finds it again. */
+  get name() { return this.#name; }
+
+  /** Whether a turn runs that nobody listens to, since it was running when the page was left, or is
+   * in the background: `resume` goes on with it. */
   get interrupted() { return this.#state.turn !== null && !this.#busy; }
 
   /** All that the model has said in the newest turn. */
@@ -63,12 +69,52 @@ export class Session {
   /** Run a turn; gives {type: "text", text}, {type: "call", ...}, {type: "result", ...} and at
    * last {type: "done", text, response}. `options` are further fields of `response.create`. */
   async *send(text, options = {}) {
-    if (this.#state.turn !== null) throw new Error("a turn is running: resume it, or cancel it");
-    this.#state.turn = this.#round([message(text)], this.#state.head, { options });
+    this.#state.turn = this.#first(text, options);
     yield* this.#run();
   }
 
-  /** Go on with the turn that was running when the page was left. */
+  /** Say something without asking for an answer, so that the replica has read it when the next
+   * turn comes; gives the usage. */
+  async prewarm(text, options = {}) {
+    for await (const event of this.send(text, { ...options, generate: false })) {
+      if (event.type === "done") return event.response.usage;
+    }
+  }
+
+  /** Begin a turn that runs at the router by itself, whether or not the page goes on. It is
+   * accepted when this returns; `resume` listens to it, here or in the page's next life, and runs
+   * its tools. */
+  async background(text, options = {}) {
+    const turn = this.#state.turn = { ...this.#first(text, options), background: true };
+    try {
+      await this.#findModel();
+      this.#save();
+      await this.#begin(turn);
+    } catch (error) {
+      if (!lostLine(error)) this.#state.turn = null; // else it may run: resume asks again
+      throw error;
+    } finally {
+      this.#save();
+    }
+  }
+
+  /** `n` sessions that go on from here, each its own way; this one goes on too. A page that was
+   * reloaded finds each by its `name`. */
+  async fork(n = 1) {
+    const { model, head } = this.#state;
+    const made = head === null
+      ? Array.from({ length: n }, () => begun(model))
+      : (await this.#post(`/sessile/v1/sessions/${encodeURIComponent(this.id)}/fork`, { n }))
+        .sessions.map(({ session }) => ({ ...begun(model), id: session, head }));
+    return made.map((state) => {
+      const child = new Session({ ...this.#options, name: `${this.#name}/${state.id}` });
+      child.#state = state;
+      child.#save();
+      return child;
+    });
+  }
+
+  /** Go on with the turn that was running when the page was left, or runs in the background. */
   async *resume() {
     if (this.#state.turn === null) return;
     lose(this.#state.turn);
@@ -95,11 +141,16 @@ export class Session {
   /** Forget the conversation here; the next turn begins another. */
   reset() {
     this.#socket?.close();
-    this.#state = { id: `ses_${token()}`, model: this.#state.model, head: null, turn: null };
+    this.#state = begun(this.#state.model);
     this.#save();
   }
 
   // -- a turn
+
+  #first(text, options) {
+    if (this.#state.turn !== null) throw new Error("a turn is running: resume it, or cancel it");
+    return this.#round([message(text)], this.#state.head, { options });
+  }
 
   #round(input, parent, { options, text = "", rounds = 0, steers = [] }) {
     const said = { said: "", skip: 0, hole: false, response: null, ended: null, calls: [] };
@@ -110,7 +161,7 @@ export class Session {
     if (this.#busy) throw new Error("a turn of this session is listened to already");
     this.#busy = true;
     try {
-      this.#state.model ??= (await this.#json("/v1/models")).data[0]?.id;
+      await this.#findModel();
       for (;;) {
         this.#save();
         yield* this.#listen();
@@ -154,6 +205,7 @@ export class Session {
     while (!this.#over()) {
       const turn = this.#state.turn;
       try {
+        if (turn.background && !turn.response) await this.#begin(turn);
         for await (const event of turn.response ? this.#follow(turn) : this.#ask(turn)) {
           lostAt = null;
           tries = 0;
@@ -164,7 +216,7 @@ export class Session {
           this.#sendSteers();
         }
       } catch (error) {
-        if (!(error instanceof Lost || error instanceof TypeError)) throw error; // fetch's own
+        if (!lostLine(error)) throw error;
         lose(turn);
         if (this.#over()) return;
         lostAt ??= Date.now();
@@ -215,8 +267,11 @@ export class Session {
         turn.ended = event.response;
         break;
       }
-      case "response.failed":
-        throw new SessileError(event.response.error);
+      case "response.failed": {
+        // The API knows few codes for a failed response; the router's own is its type.
+        const { type, code, message } = event.response.error ?? {};
+        throw new SessileError({ message, code: type ?? code });
+      }
       case "error":
         if ((event.error ?? event).code === TOO_OLD && turn.response === null) {
           this.#socket?.close();
@@ -239,16 +294,27 @@ export class Session {
 
   // -- the wire
 
-  #frame(turn) {
+  async #findModel() {
+    this.#state.model ??= (await this.#json("/v1/models")).data[0]?.id;
+  }
+
+  #body(turn) {
     const tools = Object.entries(this.#tools).map(([name, { description, parameters }]) => (
       { type: "function", name, description, parameters, strict: false }));
-    return JSON.stringify({
-      ...turn.options, type: "response.create", model: this.#state.model, input: turn.input,
-      session_id: this.#state.id, idempotency_key: turn.key,
+    return {
+      ...turn.options, model: this.#state.model, input: turn.input, session_id: this.#state.id,
       ...(this.#system === null ? {} : { instructions: this.#system }),
       ...(tools.length ? { tools } : {}),
       ...(turn.parent === null ? {} : { previous_response_id: turn.parent }),
-    });
+    };
+  }
+
+  /** Have a turn accepted that runs by itself; asked for again, it is not run again. */
+  async #begin(turn) {
+    const body = { ...this.#body(turn), background: true };
+    const made = await this.#post("/v1/responses", body, { "Idempotency-Key": turn.key });
+    turn.response = made.id;
+    this.#save();
   }
 
   /** Ask over the WebSocket, and give what comes; a frame that is sent again is not run again. */
@@ -256,7 +322,8 @@ export class Session {
     if (this.#socket?.readyState !== WebSocket.OPEN) await this.#open();
     const { socket, queue } = { socket: this.#socket, queue: this.#queue };
     queue.events.length = 0;
-    socket.send(this.#frame(turn));
+    const asked = { ...this.#body(turn), type: "response.create", idempotency_key: turn.key };
+    socket.send(JSON.stringify(asked));
     for (;;) {
       while (queue.events.length) yield queue.events.shift();
       if (socket.readyState !== WebSocket.OPEN) throw new Lost("the connection was closed");
@@ -316,18 +383,33 @@ export class Session {
   }
 
   #fetch(path, options = {}) {
-    const headers = this.#apiKey === null ? {} : { Authorization: `Bearer ${this.#apiKey}` };
-    return fetch(this.#url + path, { ...options, headers });
+    const key = this.#apiKey === null ? {} : { Authorization: `Bearer ${this.#apiKey}` };
+    return fetch(this.#url + path, { ...options, headers: { ...options.headers, ...key } });
   }
 
-  async #json(path) {
-    const answer = await this.#fetch(path);
+  async #json(path, options = {}) {
+    const answer = await this.#fetch(path, options);
     const body = await answer.json();
     if (!answer.ok) throw new SessileError(body.error);
     return body;
   }
 
-  #save() { this.#storage?.setItem(this.#name, JSON.stringify(this.#state)); }
+  #post(path, body, headers = {}) {
+    const types = { "Content-Type": "application/json", ...headers };
+    return this.#json(path, { method: "POST", headers: types, body: JSON.stringify(body) });
+  }
+
+  #save() { this.#storage?.setItem(PREFIX + this.#name, JSON.stringify(this.#state)); }
+}
+
+/** What is kept of a session that has said nothing yet. */
+function begun(model) {
+  return { id: `ses_${token()}`, model, head: null, turn: null };
+}
+
+/** Whether an error says no more than that nobody answered: `fetch` has its own for that. */
+function lostLine(error) {
+  return error instanceof Lost || error instanceof TypeError;
 }
 
 /** The connection is gone, and with it the steers that did not come into a response. */

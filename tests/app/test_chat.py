@@ -9,6 +9,7 @@ import pytest
 from openai import AsyncOpenAI
 
 CHAT = "/v1/chat/completions"
+FINISH = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
 
 
 def ask(*texts: str, **fields: Any) -> dict[str, Any]:
@@ -162,6 +163,44 @@ async def test_a_client_that_hangs_up_stops_the_engine(router, stream):
         asking.cancel()
     await router.until(lambda: router.engine.aborted == 1)
     await router.until(lambda: all(r.in_flight == 0 for r in router.app.pool))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_turn_goes_on_without_a_client_that_has_said_so(router, http, stream):
+    """With `detach` the engine runs on, its session knows the reply, and who asks again with the
+    same key is given the answer."""
+    go = asyncio.Event()
+    router.engine.plays("Hel", go, "lo", FINISH)
+    key = {"idempotency-key": "k"}
+    asking = asyncio.create_task(
+        http.post(
+            router.url + CHAT,
+            json=ask("hi", stream=stream),
+            headers={"X-Sessile-On-Disconnect": "detach", **key},
+        )
+    )
+    await router.until(lambda: router.engine.running == 1)
+    asking.cancel()
+    await asyncio.sleep(0.2)  # longer than a hang-up takes to be seen
+    assert router.engine.running == 1
+    go.set()
+    again = await http.post(router.url + CHAT, json=ask("hi", stream=stream), headers=key)
+    assert ("lo" if stream else "Hello") in again.text and len(router.engine.asked) == 1
+    turn = again.headers["x-sessile-turn"]
+    receipt = (await http.get(f"{router.url}/sessile/v1/turns/{turn}/receipt")).json()
+    assert receipt["outcome"] == "ok" and receipt["completion_tokens"] is not None
+    await http.post(router.url + CHAT, json=ask("hi", "Hello", "and?"))
+    told = (await http.get(f"{router.url}/sessile/v1/sessions/{receipt['session']}")).json()
+    assert told["turns"] == 2
+
+
+async def test_a_wish_about_hanging_up_that_is_none_is_refused(router, http):
+    """Before anything runs."""
+    headers = {"X-Sessile-On-Disconnect": "keep"}
+    reply = await http.post(router.url + CHAT, json=ask("hi"), headers=headers)
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"] == "x-sessile-on-disconnect"
+    assert router.engine.asked == []
 
 
 async def test_a_draining_replica_takes_nothing_more_and_its_sessions_move(start, http):

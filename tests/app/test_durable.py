@@ -122,6 +122,29 @@ async def comes_to(http: Any, router: Any, response: str, *states: str) -> dict[
 # -- in the background
 
 
+async def test_the_input_of_a_response_that_runs_is_listed(start, store, http):
+    """At any router, references made whole, and the same once it has ended."""
+    one, two = await pair(start, store)
+    first = await http.post(f"{one.url}/v1/responses", json={"model": "m", "input": "Before"})
+    said = first.json()["output"][0]
+    go = asyncio.Event()
+    one.engine.plays("Hel", go, "lo", _finish())
+    given = [{"type": "item_reference", "id": said["id"]}, {"role": "user", "content": "Hi"}]
+    made = await begun(http, one, input=given)
+    await one.until(lambda: one.engine.running == 1)
+    listed = []
+    for router in (one, two):
+        url = f"{router.url}/v1/responses/{made['id']}/input_items?order=asc"
+        listed.append((await http.get(url)).json())
+    go.set()
+    await ended(http, two, made["id"])
+    listed.append((await http.get(url)).json())
+    texts = [item["content"][0]["text"] for item in listed[0]["data"]]
+    assert texts == [said["content"][0]["text"], "Hi"]
+    assert listed[1:] == listed[:1] * 2
+    assert (await http.get(url + "&limit=0")).status_code == 400
+
+
 async def test_a_response_in_the_background(router, http):
     """It is answered at once, seen as it runs, and found whole afterwards."""
     go = asyncio.Event()

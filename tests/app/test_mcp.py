@@ -258,6 +258,30 @@ async def test_a_server_that_says_nothing_lists_nothing(start):
     assert "did not answer" in made.output[0].error and made.output_text == "Alone."
 
 
+async def test_a_server_that_hangs_holds_up_no_websocket(start, calculator):
+    """The turn that waits for it goes on after its time, and other lanes meanwhile."""
+    router = await start(mcp={"timeout_s": 1.0})
+    router.engine.calls(upstream_name("calc", "hang"), "{}")
+    async with (
+        AsyncOpenAI(base_url=router.url + "/v1", api_key="none") as client,
+        client.responses.connect() as line,
+    ):
+        slow = {"stream_id": "slow", "tools": [tool(calculator)]}
+        await line.send({"type": "response.create", "model": "m", "input": "Go", **slow})
+        await router.until(lambda: len(router.engine.asked) == 1)
+        await line.send(
+            {"type": "response.create", "model": "m", "input": "Hi", "stream_id": "quick"}
+        )
+        ended: list[Any] = []
+        while len(ended) < 2:
+            event = await line.recv()
+            if event.type == "response.completed":
+                ended.append(event)
+    assert [event.stream_id for event in ended] == ["quick", "slow"]
+    (call,) = [item for item in ended[1].response.output if item.type == "mcp_call"]
+    assert call.status == "failed" and "did not answer within 1 s" in call.error.message
+
+
 async def test_calls_beyond_the_limit_are_not_run(router, client, calculator):
     """With `max_tool_calls` used up no tool may be called any more."""
     router.engine.calls(ADD, '{"a":1,"b":1}')

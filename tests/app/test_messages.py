@@ -280,6 +280,36 @@ async def test_a_hang_up_stops_the_engine(router, http, path, stream):
     await router.until(lambda: router.engine.aborted == 1 and router.engine.running == 0)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_turn_goes_on_without_a_client_that_has_said_so(router, http, stream):
+    """With `detach` the message is made to its end, and found by its key."""
+    go = asyncio.Event()
+    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+    router.engine.plays("Hel", go, "lo", end)
+    body, key = {**BODY, "stream": stream}, {"Idempotency-Key": "k"}
+    headers = {"X-Sessile-On-Disconnect": "detach", **key}
+    asking = asyncio.create_task(http.post("/v1/messages", json=body, headers=headers))
+    await router.until(lambda: router.engine.running == 1)
+    asking.cancel()
+    await asyncio.sleep(0.2)  # longer than a hang-up takes to be seen
+    assert router.engine.running == 1
+    go.set()
+    again = await http.post("/v1/messages", json={**BODY, "stream": False}, headers=key)
+    assert again.json()["content"][0]["text"] == "Hello" and len(router.engine.asked) == 1
+    receipt = (await http.get(f"/sessile/v1/turns/{again.json()['id']}/receipt")).json()
+    assert receipt["outcome"] == "ok"
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+async def test_a_wish_about_hanging_up_that_is_none_is_refused(router, http, path):
+    """Before anything runs, in Anthropic's shape."""
+    headers = {"X-Sessile-On-Disconnect": "keep"}
+    answer = await http.post(path, json=BODY, headers=headers)
+    assert answer.status_code == 400 and answer.json()["type"] == "error"
+    assert "detach or abort" in answer.json()["error"]["message"]
+    assert router.engine.asked == []
+
+
 @pytest.mark.parametrize(
     ("content", "status", "kind"),
     [

@@ -229,6 +229,109 @@ async def test_a_page_stops_an_answer(page: Page, replica: FakeReplica) -> None:
     assert [m["content"] for m in replica.seen[-1].body["messages"]][1:] == ["next"]
 
 
+SESSION = """
+    const router = new URLSearchParams(location.search).get("router");
+    const { Session } = await import(`${router}/sessile/client.js`);
+    const heard = async (events) => { for await (const event of events); };
+"""
+
+
+async def test_a_page_forks(page: Page, replica: FakeReplica) -> None:
+    """Each child goes on from where its parent stood, the parent too, and each is found again."""
+    told = await page.run(
+        """(async () => {"""
+        + SESSION
+        + """
+            const session = new Session({ url: router, name: "tree" });
+            const [early] = await session.fork();
+            await heard(session.send("one"));
+            const children = await session.fork(2);
+            for (const one of [...children, session, early]) await heard(one.send(one.name));
+            const again = new Session({ url: router, name: children[0].name });
+            await heard(again.send("last"));
+            const all = [session, early, ...children];
+            return { names: all.map(({ name }) => name), ids: all.map(({ id }) => id),
+                     same: again.id === children[0].id };
+        })()"""
+    )
+    parent, early, first, second = told["names"]
+    assert len(set(told["ids"])) == 4 and told["same"]
+    said = [[m["content"] for m in seen.body["messages"]] for seen in replica.seen]
+    before = ["one", "echo: one"]
+    assert said[1:] == [
+        [*before, first], [*before, second], [*before, parent], [early],
+        [*before, first, f"echo: {first}", "last"],
+    ]  # fmt: skip
+
+
+async def test_a_page_prewarms(page: Page, replica: FakeReplica) -> None:
+    """The replica reads it for one token, and the next turn has it before it."""
+    usage = await page.run(
+        """(async () => {"""
+        + SESSION
+        + """
+            const session = new Session({ url: router, name: "warm" });
+            const usage = await session.prewarm("A long document.");
+            await heard(session.send("Sum it up."));
+            return usage;
+        })()"""
+    )
+    assert usage["input_tokens"] > 0
+    warmed, asked = replica.seen
+    assert warmed.body["max_tokens"] == 1
+    assert [m["content"] for m in asked.body["messages"]] == ["A long document.", "Sum it up."]
+
+
+async def test_a_page_leaves_a_turn_to_itself(page: Page, replica: FakeReplica) -> None:
+    """It runs on while the page is elsewhere, and is listened to afterwards, once and whole."""
+    replica.fail(SLOW)
+    begin = """(async () => {""" + SESSION + """
+        const session = new Session({ url: router, name: "alone" });
+        await session.background(%s);
+        return session.interrupted;
+    })()"""  # fmt: skip
+    assert await page.run(begin % json.dumps(WORDS)) is True
+    await replica.until(lambda replica: replica.running == 1)
+    await page.ask("Page.reload")
+    await page.until(lambda shown: shown[0] == "ready")
+    told = await page.run(
+        """(async () => {"""
+        + SESSION
+        + """
+            const session = new Session({ url: router, name: "alone" });
+            const there = session.interrupted;
+            let text = "";
+            for await (const event of session.resume()) {
+                if (event.type === "text") text += event.text;
+            }
+            await heard(session.send("next"));
+            return [there, text, session.text];
+        })()"""
+    )
+    assert told == [True, f"echo: {WORDS}", "echo: next"]
+    said = [[m["content"] for m in seen.body["messages"]] for seen in replica.seen]
+    assert said == [[WORDS], [WORDS, f"echo: {WORDS}", "next"]]
+
+
+async def test_a_page_is_told_why_a_turn_cannot_be_left(page: Page, replica: FakeReplica) -> None:
+    """At once, or when it is listened to; the session takes the next turn."""
+    told = await page.run(
+        """(async () => {"""
+        + SESSION
+        + """
+            const session = new Session({ url: router, model: "nope", name: "wrong" });
+            const codes = [];
+            const note = (error) => codes.push(error.code);
+            await session.background("hi", { input: 1, temperature: "hot" }).catch(note);
+            codes.push(session.interrupted);
+            await session.background("hi");
+            await heard(session.resume()).catch(note);
+            return [...codes, session.interrupted];
+        })()"""
+    )
+    assert told == ["invalid_request", False, "model_not_found", False] and not replica.seen
+
+
 async def test_a_page_runs_tools(page: Page, replica: FakeReplica) -> None:
     """Functions of the page, side by side with what the model says of them."""
     told = await page.run(

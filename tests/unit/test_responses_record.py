@@ -1,10 +1,7 @@
 """What is kept of an accepted response."""
 
-import pytest
-
 from sessile.api.responses_body import read_request
-from sessile.api.responses_record import Accepted, on_disconnect, read_accepted, write_accepted
-from sessile.errors import InvalidRequest
+from sessile.api.responses_record import Accepted, read_accepted, write_accepted
 
 BODY = {"model": "m", "input": [{"role": "user", "content": "é"}], "temperature": 0.5, "x": [1]}
 
@@ -43,13 +40,3 @@ def test_it_comes_back_without_the_keys_of_mcp_servers() -> None:
     again = read_accepted(data)
     assert again.forks and again.asked.toolset.servers[0]["server_label"] == "s"
     assert body["tools"][0]["authorization"] == "secret"
-
-
-def test_what_becomes_of_a_turn_whose_client_goes() -> None:
-    """It ends, unless it was declared otherwise, in so many words."""
-    assert on_disconnect([]) == "abort"
-    assert on_disconnect([(b"x-sessile-on-disconnect", b"detach")]) == "detach"
-    assert on_disconnect([(b"x-sessile-on-disconnect", b"abort")]) == "abort"
-    for values in ([b"keep"], [b""], [b"detach", b"abort"]):
-        with pytest.raises(InvalidRequest):
-            on_disconnect([(b"x-sessile-on-disconnect", value) for value in values])
