@@ -10,17 +10,18 @@ its fields are the number of its first event and its events. Times are the serve
 APPEND = """
 -- The next batches of several turns, each by itself.
 -- KEYS turn stream, for each turn
--- ARGV most_events most_bytes lease_ms ttl_ms batches: as one MessagePack, since every argument
--- costs the router more than what is in it, for each turn {fence, first, last, data, ended, owner,
--- record}, the last three only where they are needed. No data: the lease is renewed.
+-- ARGV most_events most_bytes lease_ms ttl_ms batches data: few, since every argument costs the
+-- router more than what is in it. `batches` is JSON, for each turn [fence, first, last, size,
+-- ended, owner, record_size], the last three only where they are needed; `data` has in a row, for
+-- each, the size bytes of its events and those of its record. No events: the lease is renewed.
 -- For each turn {ok 0 | gone 1 | fenced 2 | ended 3, next, cancel}
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local until_ms = string.format('%.0f', now + ARGV[3])
 local most_events, most_bytes, ttl_ms = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[4]
 
-local function append(turn, stream, batch)
-  local fence, first, last, data, ended, owner, record = unpack(batch, 1, 7)
+local function append(turn, stream, batch, data, record)
+  local fence, first, last, ended, owner = batch[1], batch[2], batch[3], batch[5], batch[6]
   local facts = redis.call('HMGET', turn, 'fence', 'next', 'ended', 'cancel', 'bytes', 'count')
   if not facts[1] then
     if not owner then
@@ -65,8 +66,13 @@ local function append(turn, stream, batch)
 end
 
 local told = {}
-for n, batch in ipairs(cmsgpack.unpack(ARGV[5])) do
-  told[n] = append(KEYS[2 * n - 1], KEYS[2 * n], batch)
+local at = 1
+for n, batch in ipairs(cjson.decode(ARGV[5])) do
+  local middle = at + batch[4]
+  local stop = middle + (batch[7] or 0)
+  local data, record = string.sub(ARGV[6], at, middle - 1), string.sub(ARGV[6], middle, stop - 1)
+  told[n] = append(KEYS[2 * n - 1], KEYS[2 * n], batch, data, record)
+  at = stop
 end
 return told
 """

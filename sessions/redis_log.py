@@ -30,6 +30,7 @@ _STATES: tuple[Literal["ok", "gone", "fenced", "ended"], ...] = ("ok", "gone", "
 _SEPARATOR = "\x1f"
 _NEWEST_TTLS = 6  # a turn may run for so many times longer than its last event is kept
 
+_encode_json = msgspec.json.Encoder().encode
 _encode = msgspec.msgpack.Encoder().encode
 _events = msgspec.msgpack.Decoder(list[bytes]).decode
 
@@ -70,20 +71,24 @@ class RedisLog:
         limits = self.limits
         keys: list[str] = []
         told: list[tuple[Any, ...]] = []
+        data: list[bytes] = []
         for batch in batches:
             events, first, accept = batch.events, batch.first, batch.accept
             keys += self._keys(batch.tenant, batch.turn)
-            data = _encode(events) if events else b""
+            kept = _encode(events) if events else b""
+            data.append(kept)
             # A fence has more digits than the server's Lua writes of a number.
-            facts: tuple[Any, ...] = (str(batch.fence), first, first + len(events) - 1, data)
+            facts: tuple[Any, ...] = (str(batch.fence), first, first + len(events) - 1, len(kept))
             if accept is not None:
-                facts += (batch.ended, accept.owner, accept.record)
+                facts += (batch.ended, accept.owner, len(accept.record))
+                data.append(accept.record)
             elif batch.ended:
                 facts += (True,)
             told.append(facts)
         return _APPEND.command(
-            keys, limits.most_events, limits.most_bytes, self._lease_ms, self._ttl_ms, _encode(told)
-        )
+            keys, limits.most_events, limits.most_bytes, self._lease_ms, self._ttl_ms,
+            _encode_json(told), b"".join(data),
+        )  # fmt: skip
 
     def _hints(self, batches: Sequence[Batch]) -> list[Command]:
         """Tell the list of open turns of those that begin, live on or end."""
