@@ -113,18 +113,25 @@ class EventWriter:
             self._give_way()
             return False
         self._in_time()
-        for live, batch, told in zip(turns, batches, written, strict=True):
+        for live, told in zip(turns, written, strict=True):
+            self._compare(live, told)
             if told.state != "ok":
                 self._settle(live, told)
                 continue
-            if batch.events and batch.first > live.written:
-                self._count_lost(live, batch.first - live.written)
             live.wrote(told.next)
             if told.cancel and not live.ended:
                 live.cancel()
             if live.written < live.next or live.ended:
                 self._go_on(live)
         return True
+
+    def _compare(self, live: LiveTurn, told: Written) -> None:
+        """Count what the log says it was never given, whichever of the writes it skipped: the
+        reply to that one may have been lost."""
+        if told.state in ("ok", "ended"):
+            if live.missing is not None and told.missing > live.missing:
+                self._count_lost(live, told.missing - live.missing)
+            live.missing = told.missing
 
     def _settle(self, live: LiveTurn, told: Written) -> None:
         """What becomes of a turn of which the log has taken nothing."""

@@ -44,7 +44,8 @@ class LiveTurn:
 
     __slots__ = (
         "_bytes", "_changed", "_events", "_pace", "_teller", "_told", "accept", "ended", "fence",
-        "first", "key", "known", "most_bytes", "next", "stop", "stopped", "unsure", "written",
+        "first", "key", "known", "missing", "most_bytes", "next", "stop", "stopped", "unsure",
+        "written",
     )  # fmt: skip
 
     def __init__(
@@ -63,6 +64,8 @@ class LiveTurn:
         self.first = self.next = self.written = first
         self.known = known  # to the log
         self.unsure = False  # whether the log has taken what was written last
+        # How many events the log has never been given; of one taken over, it is yet to say so.
+        self.missing: int | None = None if known else 0
         self.ended = False
         self.stopped: Stop | None = None
         self.most_bytes = _MOST_KEPT_BYTES

@@ -14,7 +14,7 @@ APPEND = """
 -- router more than what is in it. `batches` is JSON, for each turn [fence, first, last, size,
 -- ended, owner, record_size], the last three only where they are needed; `data` has in a row, for
 -- each, the size bytes of its events and those of its record. No events: the lease is renewed.
--- For each turn {ok 0 | gone 1 | fenced 2 | ended 3, next, cancel}
+-- For each turn {ok 0 | gone 1 | fenced 2 | ended 3, next, cancel, missing}
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local until_ms = string.format('%.0f', now + ARGV[3])
@@ -22,23 +22,28 @@ local most_events, most_bytes, ttl_ms = tonumber(ARGV[1]), tonumber(ARGV[2]), AR
 
 local function append(turn, stream, batch, data, record)
   local fence, first, last, ended, owner = batch[1], batch[2], batch[3], batch[5], batch[6]
-  local facts = redis.call('HMGET', turn, 'fence', 'next', 'ended', 'cancel', 'bytes', 'count')
+  local facts = redis.call(
+    'HMGET', turn, 'fence', 'next', 'ended', 'cancel', 'bytes', 'count', 'missing')
   if not facts[1] then
     if not owner then
-      return {1, 0, 0}
+      return {1, 0, 0, 0}
     end
     redis.call('DEL', stream)
     redis.call('HSET', turn, 'fence', fence, 'next', first, 'owner', owner, 'record', record)
-    facts = {fence, first, false, false, false, false}
+    facts = {fence, 0, false, false, false, false, false}
   end
   if facts[1] ~= fence then
-    return {2, 0, 0}
+    return {2, 0, 0, 0}
   end
   if facts[3] then
-    return {3, 0, 0}
+    return {3, 0, 0, tonumber(facts[7]) or 0}
   end
-  local upto = tonumber(facts[2])
+  local upto, missing = tonumber(facts[2]), tonumber(facts[7]) or 0
   if data ~= '' and first >= upto then
+    if first > upto then
+      missing = missing + first - upto
+      redis.call('HSET', turn, 'missing', missing)
+    end
     upto = last + 1
     redis.call('XADD', stream, string.format('%.0f-0', upto), 'n', first, 'e', data)
     local bytes = (tonumber(facts[5]) or 0) + #data
@@ -62,7 +67,7 @@ local function append(turn, stream, batch, data, record)
   end
   redis.call('PEXPIRE', turn, ttl_ms)
   redis.call('PEXPIRE', stream, ttl_ms)
-  return {0, upto, facts[4] and 1 or 0}
+  return {0, upto, facts[4] and 1 or 0, missing}
 end
 
 local told = {}

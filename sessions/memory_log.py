@@ -27,6 +27,7 @@ class _Turn(msgspec.Struct):
     ended: bool = False
     cancel: bool = False
     taken: bool = False
+    missing: int = 0
 
 
 class MemoryLog:
@@ -54,24 +55,25 @@ class MemoryLog:
         if turn is None:
             if batch.accept is None:
                 return Written("gone")
-            turn = _Turn(batch.fence, batch.accept, batch.first, now, now)
+            turn = _Turn(batch.fence, batch.accept, 0, now, now)
             self._turns[key] = turn
             if batch.accept.session is not None:
                 self._note(batch.tenant, batch.accept.session, batch.turn)
         if turn.fence != batch.fence:
             return Written("fenced")
         if turn.ended:
-            return Written("ended")
+            return Written("ended", missing=turn.missing)
         turn.until = now + self.limits.lease_s
         turn.expires = now + self.limits.ttl_s
         self._turns.move_to_end(key)
         if batch.events and batch.first >= turn.next:
+            turn.missing += batch.first - turn.next
             turn.events += enumerate(batch.events, batch.first)
             turn.next = batch.first + len(batch.events)
             turn.ended = batch.ended
             self._count(turn, sum(map(len, batch.events)))
             self._trim(turn)
-        return Written("ok", turn.next, turn.cancel)
+        return Written("ok", turn.next, turn.cancel, turn.missing)
 
     async def read(self, tenant: str, turn: str, after: int) -> Page | None:
         found = self._find((tenant, turn))

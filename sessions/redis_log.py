@@ -62,9 +62,9 @@ class RedisLog:
         ]
         replies = await self._link.run_together([*commands, *self._hints(batches)])
         return [
-            Written(_STATES[state], upto, cancel == 1)
+            Written(_STATES[state], upto, cancel == 1, missing)
             for told in replies[: len(commands)]
-            for state, upto, cancel in told
+            for state, upto, cancel, missing in told
         ]
 
     def _append(self, batches: Sequence[Batch]) -> Command:

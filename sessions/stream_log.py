@@ -55,11 +55,13 @@ class Written(msgspec.Struct, frozen=True):
     "ok": the log now goes on at `next`; a batch that began before that number changed nothing.
     "gone": the log does not know the turn (any more). "fenced": another router has it. "ended":
     its terminal event has been written. `cancel`: somebody wants the turn to be cancelled.
+    `missing`: how many of the turn's events before `next` were never written.
     """
 
     state: Literal["ok", "gone", "fenced", "ended"]
     next: int = 0
     cancel: bool = False
+    missing: int = 0
 
 
 class Standing(msgspec.Struct, frozen=True):

@@ -71,7 +71,7 @@ async def test_a_tenants_turn_is_not_anothers(log: StreamLog) -> None:
 async def test_a_turn_that_is_not_known_takes_no_events(log: StreamLog) -> None:
     """It has to be opened, anew if it was lost; what came before can then not be read."""
     assert await write(log, batch(5, "f")) == ["gone"]
-    assert await log.append([batch(5, "f", accept=ACCEPT)]) == [Written("ok", 6)]
+    assert await log.append([batch(5, "f", accept=ACCEPT)]) == [Written("ok", 6, missing=5)]
     assert await told(log) == [(5, b"f")]
 
 
