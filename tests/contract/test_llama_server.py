@@ -1,0 +1,102 @@
+"""The llama.cpp adapter on llama.cpp's own `llama-server`, as it answered; `record.py --folder
+llama-server` records it anew. What it shares with the embedded build is in `test_engines.py`."""
+
+import json
+from pathlib import Path
+
+from sessile.api.wire import engine_error
+from sessile.engines.base import engine
+from sessile.engines.detect import LMSTUDIO, MODELS, OLLAMA, TGI, detect
+from sessile.errors import InvalidRequest, NotSupported, PromptTooLong
+from sessile.relay import UsageRelay, events, read_reply
+from sessile.router.replica import Reply, Usage
+
+RECORDED = Path(__file__).with_name("recorded") / "llama-server"
+ADAPTER = engine("llamacpp")
+
+
+def replies(case: str) -> tuple[Reply, ...]:
+    """The answers of a recorded case."""
+    exchanges = json.loads((RECORDED / f"{case}.json").read_text())["exchanges"]
+    return tuple(
+        Reply(
+            e["status"],
+            (json.dumps(e["json"]) if "json" in e else "\n".join(e["lines"])).encode(),
+        )
+        for e in exchanges
+    )
+
+
+def usage(case: str) -> Usage:
+    """The usage at the end of a recorded answer."""
+    (reply,) = replies(case)
+    if not reply.body.startswith(b"data:"):
+        body = json.loads(reply.body)
+    else:
+        relay = UsageRelay(relay_usage=False)
+        relay.feed(reply.body)
+        assert relay.usage_body is not None
+        body = relay.usage_body
+    return ADAPTER.read_usage(body["usage"], body)
+
+
+def test_it_is_known_at_its_url_alone() -> None:
+    """By the owner of its models."""
+    nothing = Reply(404, b"{}")
+    told = {MODELS: replies("identity")[0], OLLAMA: nothing, TGI: nothing, LMSTUDIO: nothing}
+    assert detect(told) == "llamacpp"
+
+
+def test_a_restart_is_seen() -> None:
+    """Its model and context, and an incarnation that is another one at each start."""
+    first, restarted = (
+        ADAPTER.read_identity(replies(case)) for case in ("identity", "identity_restarted")
+    )
+    assert first.models == restarted.models == ("smollm2",)
+    assert first.context_tokens == 8192
+    assert first.incarnation is not None and first.incarnation != restarted.incarnation
+    ADAPTER.read_health(*replies("health"))
+
+
+def test_its_load_follows_what_runs() -> None:
+    """Idle, one request running, and after its client hung up."""
+    loads = [
+        ADAPTER.read_load(replies(f"load_{when}"), 1.0) for when in ("idle", "busy", "after_hangup")
+    ]
+    assert [(load.running, load.waiting, load.slots) for load in loads] == [
+        (0, 0, 2), (1, 0, 2), (0, 0, 2),
+    ]  # fmt: skip
+
+
+def test_the_second_turn_tells_what_it_found_in_the_cache() -> None:
+    """Nearly all of the first, streamed or not."""
+    for first, second in (("chat", "chat_second_turn"), ("stream", "stream_second_turn")):
+        cold, warm = usage(first), usage(second)
+        assert cold.prompt_tokens and cold.cached_tokens is not None
+        assert cold.cached_tokens < cold.prompt_tokens / 5
+        assert warm.cached_tokens and warm.cached_tokens > cold.prompt_tokens * 0.8
+
+
+def test_a_count_is_what_a_turn_takes() -> None:
+    """The tokens of a prompt, counted without a turn."""
+    counted, turn = replies("count")
+    assert ADAPTER.read_count(counted) == json.loads(turn.body)["usage"]["prompt_tokens"]
+
+
+def test_a_stream_adds_up_to_a_message() -> None:
+    """And the fields of the adapter are taken."""
+    message = read_reply(events(replies("stream")[0].body))
+    assert message is not None and message["content"].strip()
+    assert replies("completion")[0].status == replies("two_choices_stream")[0].status == 200
+
+
+def test_its_refusals_become_our_errors() -> None:
+    """With its own sentence."""
+    for case, kind, word in (
+        ("too_long", PromptTooLong, "token"),
+        ("no_messages", InvalidRequest, "messages"),
+        ("embeddings", NotSupported, "embeddings"),
+    ):
+        (reply,) = replies(case)
+        error = engine_error(reply.status, reply.body)
+        assert isinstance(error, kind) and word in error.message
