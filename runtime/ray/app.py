@@ -6,7 +6,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-from sessile.ray.arguments import RayArguments
+from sessile.ray.arguments import RayArguments, served
 from sessile.ray.policy import Policy
 from sessile.ray.replica import EngineReplica
 from sessile.ray.roll_call import RollCall
@@ -39,7 +39,7 @@ def build(args: RayArguments) -> Application:
         RollCall, name=_ROLL, num_replicas=1, max_ongoing_requests=1000,
         ray_actor_options={"num_cpus": 0}, logging_config=_QUIET,
     )  # fmt: skip
-    return roll.bind(engines.bind(args.model_dump(), _ROLL), args.ttft_s)
+    return roll.bind(engines.bind(args.model_dump(), _ROLL), served(args), args.ttft_s)
 
 
 def _autoscaling(args: RayArguments) -> AutoscalingConfig:

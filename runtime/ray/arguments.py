@@ -1,9 +1,12 @@
 """What a Ray Serve application of Sessile is made of: its replicas, and what is aimed at."""
 
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sessile import models
+from sessile.engines.base import engine
+from sessile.errors import InvalidRequest
 from sessile.ray.autoscale import Goals
 
 
@@ -37,8 +40,29 @@ class RayArguments(BaseModel):
     down_after_s: float = Field(120.0, ge=0, description="Likewise, until one is taken away.")
     zero_after_s: float = Field(600.0, ge=0, description="Idle so long, the last one goes.")
 
+    @model_validator(mode="after")
+    def _starts(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is under min_replicas")
+        if self.engine != "llamacpp" and not self.command:
+            raise ValueError(f"give the command that starts {self.engine!r}")
+        _known(self.engine)
+        return self
+
     def goals(self) -> dict[str, Any]:
         """The keywords of `Goals`."""
         named = {name: getattr(self, name) for name in type(self).model_fields
                  if name in Goals.__struct_fields__}  # fmt: skip
         return {**named, "least": self.min_replicas, "most": self.max_replicas}
+
+
+def _known(kind: str) -> None:
+    try:
+        engine(kind)
+    except InvalidRequest as error:
+        raise ValueError(error.message) from error
+
+
+def served(arguments: RayArguments) -> str:
+    """The name that clients call the model by. Raises `SettingsError` for one that is unknown."""
+    return arguments.model if arguments.command else models.resolve(arguments.model)[0]

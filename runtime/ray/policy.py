@@ -39,11 +39,11 @@ def figures(signals: Signals) -> dict[str, float]:
 
 def read(figures: Mapping[str, Mapping[Any, float]], replicas: int) -> Signals:
     """The load from what the replicas passed on, the mean over them; `replicas` are up."""
-    means = {}
+    means: dict[str, float] = {}
     for name in Signals.__struct_fields__:
         told = list(figures.get(name, {}).values())
         if told:
             means[name] = sum(told) / len(told)
-    counts = {name: round(means[name]) for name in ("in_flight", "queued", "missed")
-              if name in means}  # fmt: skip
-    return Signals(**{**means, **counts, "replicas": replicas})
+    for name in ("in_flight", "queued", "missed"):
+        means[name] = round(means.get(name, 0.0))
+    return msgspec.convert({**means, "replicas": replicas}, Signals)

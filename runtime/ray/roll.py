@@ -61,10 +61,12 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What a router is answered: every replica, and the time to the first token that is aimed at.
-    `settled` is false while the list may lack some."""
+    """What a router is answered: every replica, what they serve, whether one is there or not, and
+    the time to the first token that is aimed at. While the list may lack some it is not `settled`.
+    """
 
     replicas: list[Entry]
+    model: str
     ttft_s: float
     settled: bool
 
@@ -97,7 +99,8 @@ class Heard(NamedTuple):
 class Roll:
     """The roll of one application. Made by its deployment, lost with it, soon complete again."""
 
-    def __init__(self, ttft_s: float, now: float) -> None:
+    def __init__(self, model: str, ttft_s: float, now: float) -> None:
+        self._model = model
         self._ttft_s = ttft_s
         self._began = now
         self._beats: dict[str, tuple[Beat, float]] = {}
@@ -148,7 +151,7 @@ class Roll:
             Entry(beat, beat.id in self._leaving)
             for beat, _ in sorted(self._beats.values(), key=lambda pair: pair[0].id)
         ]
-        return Answer(replicas, self._ttft_s, now - self._began >= _SETTLED_S)
+        return Answer(replicas, self._model, self._ttft_s, now - self._began >= _SETTLED_S)
 
     def signals(self, now: float) -> Signals:
         """The load, over all routers that live."""

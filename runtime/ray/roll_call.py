@@ -21,9 +21,9 @@ log = logging.getLogger("ray.serve")
 class RollCall:
     """The ingress of the application, one of it; `engines` is the handle of its replicas."""
 
-    def __init__(self, engines: DeploymentHandle, ttft_s: float) -> None:
+    def __init__(self, engines: DeploymentHandle, model: str, ttft_s: float) -> None:
         self._engines = engines
-        self._roll = Roll(ttft_s, time.monotonic())
+        self._roll = Roll(model, ttft_s, time.monotonic())
         self._waking: asyncio.Task[None] | None = None
 
     async def __call__(self, request: Request) -> Response:

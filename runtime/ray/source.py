@@ -18,9 +18,9 @@ from sessile.router.upstream import Timeouts, Upstream
 _TIMEOUTS = Timeouts(connect_s=3.0, first_byte_s=5.0, idle_s=5.0)
 _LOOK_S = 5.0
 
-Reports = Callable[[Collection[ReplicaSpec], float], Report]
-"""What this router has under way at those replicas; first tokens later than so many seconds are
-late."""
+Reports = Callable[[str | None, Collection[ReplicaSpec], float], Report]
+"""What this router has under way at those replicas of that model; first tokens later than so many
+seconds are late."""
 
 
 class RaySource:
@@ -31,6 +31,7 @@ class RaySource:
         self._url = url
         self._report = report
         self._specs: tuple[ReplicaSpec, ...] = ()
+        self._model: str | None = None
         self._ttft_s = 0.0
 
     async def lists(self) -> AsyncIterator[tuple[Listed, ...]]:
@@ -40,7 +41,7 @@ class RaySource:
         try:
             while True:
                 answer = await self._ask(upstream, f"/{path}")
-                self._ttft_s = answer.ttft_s
+                self._model, self._ttft_s = answer.model, answer.ttft_s
                 found = tuple(_listed(answer))
                 self._specs = tuple(each.spec for each in found)
                 if answer.settled:  # else it lacks some, and those would drain
@@ -50,7 +51,7 @@ class RaySource:
             await upstream.aclose()
 
     async def _ask(self, upstream: Upstream, path: str) -> Answer:
-        body = msgspec.json.encode(self._report(self._specs, self._ttft_s))
+        body = msgspec.json.encode(self._report(self._model, self._specs, self._ttft_s))
         try:
             reply = await upstream.call(Call("POST", path, body), _LOOK_S)
         except ReplicaError as error:

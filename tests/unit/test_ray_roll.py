@@ -7,7 +7,7 @@ TWO = Beat("two", "llamacpp", "http://b:1", "small")
 
 
 def roll_of(*beats, routers=("r",)):
-    roll = Roll(5.0, 0.0)
+    roll = Roll("small", 5.0, 0.0)
     for beat in beats:
         roll.beat(beat, 10.0)
     for router in routers:
@@ -25,7 +25,7 @@ def test_routers_are_told_who_lives():
 
 def test_a_young_roll_says_that_it_may_lack_some():
     """Routers keep what they have until every replica has had time to tell."""
-    roll = Roll(5.0, 100.0)
+    roll = Roll("small", 5.0, 100.0)
     assert not roll.answer(101.0).settled
     assert roll.answer(103.0).settled
 
