@@ -54,7 +54,8 @@ def ray(
           'python -m sglang.launch_server --model-path {model} --host {host} --port {port} --tp 2'
         sessile serve --discover llamacpp=ray://127.0.0.1:8000/sessile
 
-    It needs sessile[ray], here and on the nodes. The same by a Serve config: deploy/ray.yaml.
+    Ray and Sessile must be installed here and on the nodes. The same by a Serve config:
+    deploy/ray.yaml.
     """
     given: dict[str, Any] = {
         "model": model, "engine": engine, "min_replicas": min_replicas,
