@@ -7,6 +7,7 @@ prompts was cached once the first replica had been added.
 
 import argparse
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -34,11 +35,11 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
     most: int = 4
     few: int = 1
-    many: int = 10
-    busy_sessions: int = 20
+    many: int = 8
+    busy_sessions: int = 16
     context: int = 2048
-    message_chars: int = 400
-    max_tokens: int = 16
+    message_chars: int = 200
+    max_tokens: int = 8
     think_s: float = 1.0
     down_after_s: float = 10.0
     quiet_s: float = 90.0
@@ -132,6 +133,7 @@ async def _look(router: Upstream, path: list[tuple[float, int]], began: float) -
             up = await replicas_up(router)
             if not path or path[-1][1] != up:
                 path.append((round(time.monotonic() - began, 1), up))
+                print(f"{path[-1][0]:6.1f} s: {up} replicas", file=sys.stderr)
         await asyncio.sleep(_LOOK_S)
 
 
