@@ -44,8 +44,8 @@ def decide(
 
     1. what was set: never under `least`, nor over `most`
     2. none are there, and somebody asks: one, at once
-    3. fewer are up than aimed at: wait for them
-    4. the load asks for more, and has for `up_after_s`: as many as it takes, at most twice as many
+    3. the load asks for more, but fewer are up than aimed at: wait for them
+    4. it asks for more, and has for `up_after_s`: as many as it takes, at most twice as many
     5. it would be borne by one less, and has been for `down_after_s`: one less
     6. the last one has been idle for `zero_after_s`: none
     """
@@ -57,11 +57,13 @@ def decide(
         return min(1, goals.most) if asked else 0, Trend()
     needed = _needed(signals, goals)
     if needed > target and target < goals.most:
+        if signals.replicas < target:
+            return target, Trend()
         since = now if trend.more_since is None else trend.more_since
-        if signals.replicas < target or now - since < goals.up_after_s:
+        if now - since < goals.up_after_s:
             return target, Trend(more_since=since)
         return min(needed, 2 * target, goals.most), Trend()
-    if target > goals.least and signals.replicas >= target and _would_do(signals, goals, target):
+    if target > goals.least and _would_do(signals, goals, target):
         since = now if trend.fewer_since is None else trend.fewer_since
         hold_s = goals.down_after_s if target > 1 else goals.zero_after_s
         if now - since < hold_s:

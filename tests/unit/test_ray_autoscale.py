@@ -51,6 +51,20 @@ def test_nothing_more_is_asked_for_while_replicas_come_up():
     assert run(Signals(replicas=2, in_flight=9, busy=2.0, wait_s=9.0), 4) is None
 
 
+def test_those_that_the_cluster_has_no_room_for_are_given_up_when_the_load_has_gone():
+    """Four are aimed at and two are up, whom the load needs no more."""
+    assert run(Signals(replicas=2, in_flight=1, busy=0.2), 4) == (3, 60)
+
+
+def test_the_load_must_last_anew_once_they_are_up():
+    """What it was before they came says nothing of what it is with them."""
+    trend = Trend()
+    for now in range(20):
+        target, trend = decide(BUSY, 3, GOALS, trend, float(now))
+    up = Signals(replicas=3, in_flight=9, busy=1.5)
+    assert decide(up, 3, GOALS, trend, 20.0)[0] == 3
+
+
 def test_one_goes_at_a_time_and_late():
     """Four that idle lose one after a minute."""
     assert run(QUIET, 4) == (3, 60)
