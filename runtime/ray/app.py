@@ -33,6 +33,7 @@ def build(args: RayArguments) -> Application:
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=args.drain_s + _STOP_S,
         health_check_period_s=2.0,
+        max_surge_percent=args.surge_percent,
         logging_config=_QUIET,
     )
     roll = serve.deployment(

@@ -32,6 +32,9 @@ class RayArguments(BaseModel):
     )
     ready_s: float = Field(600.0, gt=0, description="Longest that an engine may take to come up.")
     drain_s: float = Field(120.0, ge=0, description="Longest that a replica waits for its turns.")
+    surge_percent: int = Field(
+        0, ge=0, le=100, description="More replicas while a version is replaced; 0: old ones first."
+    )
     min_replicas: int = Field(1, ge=0)
     max_replicas: int = Field(1, ge=1)
     wait_s: float = Field(1.0, gt=0, description="A replica is added where turns wait longer,")

@@ -97,7 +97,7 @@ async def test_replicas_follow_the_load_and_no_turn_fails(cluster: LocalRay, tmp
 
 async def test_a_new_version_replaces_the_replicas_while_sessions_run(cluster: LocalRay):
     """Ray Serve ends each old one only once the routers have nothing there; no turn fails."""
-    wanted = {**SMALL, "min_replicas": 2, "max_replicas": 2}
+    wanted = {**SMALL, "min_replicas": 2, "max_replicas": 2, "surge_percent": 50}
     source = cluster.deploy("rolled", wanted)
     async with router_at(source) as (url, http):
         old = set(await until(http, lambda found: list(found.values()) == ["ready"] * 2))
