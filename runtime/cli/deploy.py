@@ -52,7 +52,7 @@ def ray(
         sessile deploy ray --max 4
         sessile deploy ray --engine sglang --model Qwen/Qwen3-8B --gpus 2 --max 4 --command
           'python -m sglang.launch_server --model-path {model} --host {host} --port {port} --tp 2'
-        sessile serve --discover llamacpp=ray://127.0.0.1:8000/sessile
+        sessile serve --discover ray://127.0.0.1:8000/sessile
 
     Ray and Sessile must be installed here and on the nodes. The same by a Serve config:
     deploy/ray.yaml.
@@ -66,8 +66,7 @@ def ray(
         from sessile.ray.deploy import deploy
     except ModuleNotFoundError as error:
         raise SettingsError("Ray is not installed here: pip install 'sessile[ray]'") from error
-    found = deploy({k: v for k, v in given.items() if v is not None}, name, address)
+    deploy({k: v for k, v in given.items() if v is not None}, name, address)
     console = Console(stderr=True)
     console.print(f"{name} is up; serve it with:", highlight=False)
-    console.print(f"  sessile serve --discover {found.engine}=ray://127.0.0.1:8000/{name}",
-                  highlight=False)  # fmt: skip
+    console.print(f"  sessile serve --discover ray://127.0.0.1:8000/{name}", highlight=False)

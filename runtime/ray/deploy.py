@@ -12,7 +12,7 @@ from sessile.ray.app import build
 from sessile.ray.arguments import RayArguments
 
 
-def deploy(given: Mapping[str, Any], name: str, address: str) -> RayArguments:
+def deploy(given: Mapping[str, Any], name: str, address: str) -> None:
     """Deploy, or update what runs by that name, replica by replica; returns once it is up.
 
     Raises `SettingsError`.
@@ -35,4 +35,3 @@ def deploy(given: Mapping[str, Any], name: str, address: str) -> RayArguments:
         raise SettingsError(f"{name} did not come up: {error}") from error
     finally:
         ray.shutdown()
-    return arguments
