@@ -125,6 +125,7 @@ class Pool:
         self._sessions_at = sessions_at
         self._replicas: dict[str, Replica] = {}
         self._ready: dict[str, list[Outlook]] = {}
+        self._missed: dict[str, int] = {}
         self.on_change: Callable[[], None] = lambda: None
 
     def __iter__(self) -> Iterator[Replica]:
@@ -182,6 +183,9 @@ class Pool:
         for replica in self._replicas.values():
             if asked in replica.models:
                 return asked
+        if asked in self._missed:
+            self._missed[asked] += 1
+            raise NoReplica(f"no replica of {asked!r} is up; one is asked for", retry_after_s=2.0)
         if not self._replicas:
             raise NoReplica("no replica is in the pool yet; see /ready", retry_after_s=2.0)
         unknown = [r for r in self._replicas.values() if not r.models]
@@ -193,6 +197,13 @@ class Pool:
         listed = ", ".join((*self.models(), *self.aliases)) or "none"
         raise ModelNotFound(f"the model {asked!r} is not served here; there are: {listed}",
                             param="model")  # fmt: skip
+
+    def missed(self, model: str) -> int:
+        """How many turns of the model have found no replica since this was last asked. From then on
+        it is known as one whose replicas are started when somebody asks for it."""
+        found = self._missed.get(model, 0)
+        self._missed[model] = 0
+        return found
 
     def candidates(self, model: str) -> list[Candidate]:
         """The replicas that may take a turn of `model`: the ready ones. A draining replica

@@ -34,6 +34,8 @@ from sessile.engines.base import engine
 from sessile.engines.detect import named
 from sessile.errors import InvalidRequest, SessileError, SettingsError
 from sessile.flow import Flow
+from sessile.ray.report import Reporter
+from sessile.ray.source import Reports
 from sessile.router.discovery import Source
 from sessile.router.kv_feed import Feeds
 from sessile.router.pool import Pool, Replica
@@ -75,7 +77,6 @@ class App:
             self.standings.bound_to,
             settings.aliases,
         )
-        self.discovery = Discovery(self.pool, (*_sources(settings), *sources))
         self.telemetry = Telemetry()
         self.auth = Authenticator(settings.auth)
         self.probes = Probes(
@@ -94,6 +95,8 @@ class App:
             telemetry=self.telemetry,
             salt=self.auth.salt,
         )
+        reporter = Reporter(self.pool, self.flow, self.telemetry)
+        self.discovery = Discovery(self.pool, (*_sources(settings, reporter), *sources))
         self.responses = Responses(self.flow, self.pool, store, settings, resume_response)
         self.telemetry.watch(
             self.pool, store, lambda: len(self.flow.scheduler.queue), self.discovery
@@ -246,7 +249,7 @@ def _specs(settings: Settings) -> list[ReplicaSpec]:
     return specs
 
 
-def _sources(settings: Settings) -> list[Source]:
+def _sources(settings: Settings, reports: Reports) -> list[Source]:
     """Where the replicas of the settings are found that they do not list."""
     found = []
     for text in settings.discover:
@@ -256,8 +259,8 @@ def _sources(settings: Settings) -> list[Source]:
                 f"discover: {text!r} is neither SOURCE nor ENGINE=SOURCE, as in "
                 "sglang=dns://engines:30000"
             )
-        found.append(source(where, kind, None))
-    found += [source(p.discover, p.engine, p.model) for p in settings.pool if p.discover]
+        found.append(source(where, kind, None, reports))
+    found += [source(p.discover, p.engine, p.model, reports) for p in settings.pool if p.discover]
     return found
 
 

@@ -95,6 +95,10 @@ class Flow:
         """A replica has come or gone, or drains: its sessions are to be moved."""
         self._mover.look()
 
+    def still_to_move(self, replica_id: str) -> int:
+        """Sessions that pause, and are to be bound elsewhere before the replica ends."""
+        return self._mover.left(replica_id)
+
     def lease(self, tenant: str, session: str, seconds: float) -> bool:
         """Hold a pausing session's KV memory for so long, 0 lets go of it; False: none is held."""
         held = self._placement.lease(tenant, session, seconds)

@@ -110,6 +110,11 @@ class Mover:
             self._drop(key)
             self._stop(key)
 
+    def left(self, replica_id: str) -> int:
+        """Sessions that pause at the replica, or whose memory is being carried from any."""
+        kept = sum(len(there) for (home, _), there in self._at.items() if home == replica_id)
+        return kept + len(self._carrying)
+
     def look(self) -> None:
         """A replica has come or gone, or drains."""
         self._wake.set()

@@ -67,8 +67,8 @@ class PoolSettings(Slice):
     urls: tuple[str, ...] = Field((), description="Replicas that run already.")
     discover: str | None = Field(
         None,
-        description="Where replicas that run already are found: file:///PATH.toml, dns://HOST:PORT"
-        " or kubernetes://NAMESPACE?selector=LABEL=VALUE&port=PORT.",
+        description="Where replicas that run already are found: file:///PATH.toml, dns://HOST:PORT,"
+        " kubernetes://NAMESPACE?selector=LABEL=VALUE&port=PORT or ray://HOST:PORT/APPLICATION.",
     )
     replicas: int | None = Field(
         None, ge=1, le=64, description="Replicas to start here; none: as many as the GPUs carry."

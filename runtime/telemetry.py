@@ -52,6 +52,7 @@ class Telemetry:
             " share of the time it took", _ERROR,
         )  # fmt: skip
         self._errors: deque[float] = deque(maxlen=1000)
+        self._first: deque[tuple[float, str, float]] = deque(maxlen=1000)
         self.decisions: Counter[tuple[str, str]] = Counter()
         self.turns: Counter[tuple[str, str]] = Counter()
         self.moves: Counter[tuple[str, str]] = Counter()
@@ -88,6 +89,7 @@ class Telemetry:
             self.continued[receipt.model] += receipt.continued
         if replica is not None and receipt.ttft_s is not None:
             self.ttft_s.observe(replica, receipt.ttft_s)
+            self._first.append((time.monotonic(), replica, receipt.ttft_s))
         if replica is not None and receipt.tpot_s is not None:
             self.tpot_s.observe(replica, receipt.tpot_s)
         if replica is not None and receipt.queue_s:
@@ -104,6 +106,13 @@ class Telemetry:
         """The median of that error over the last thousand turns that were foreseen."""
         self.flush()
         return median(self._errors) if self._errors else None
+
+    def first_tokens(self, within_s: float) -> list[tuple[str, float]]:
+        """Replica and time to the first token of the turns that ended so shortly ago, of the last
+        thousand."""
+        self.flush()
+        since = time.monotonic() - within_s
+        return [(replica, seconds) for at, replica, seconds in self._first if at >= since]
 
     def scrape(self) -> bytes:
         """The metrics in Prometheus' text form."""

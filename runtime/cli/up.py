@@ -116,6 +116,7 @@ def serve(
     sessile serve --discover sglang=file:///etc/sessile/replicas.toml
     sessile serve --discover vllm=dns://engines:8000
     sessile serve --discover 'sglang=kubernetes://default?selector=app=sglang&port=30000'
+    sessile serve --discover ray://head:8000/sessile
     """
     from sessile.settings import load
 

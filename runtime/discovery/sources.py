@@ -3,10 +3,11 @@
     file:///etc/sessile/replicas.toml
     dns://engines.example:30000
     kubernetes://NAMESPACE?selector=app=sglang&port=30000
+    ray://PROXY:8000/APPLICATION
 
 `port` of Kubernetes is a number or the name of a container's port, and the first one that the pod
 names without it; `api` is another address of the API server, as of `kubectl proxy`. An empty
-namespace is the router's own.
+namespace is the router's own. Of Ray Serve any node's HTTP proxy will do.
 """
 
 from pathlib import Path
@@ -16,15 +17,18 @@ from sessile.discovery.dns import DnsSource
 from sessile.discovery.file import FileSource
 from sessile.engines.base import engine
 from sessile.errors import InvalidRequest, SettingsError
+from sessile.ray.source import RaySource, Reports
 from sessile.router.discovery import Source
 
 FORMS = (
-    "file:///PATH.toml, dns://HOST:PORT or kubernetes://NAMESPACE?selector=LABEL=VALUE&port=PORT"
+    "file:///PATH.toml, dns://HOST:PORT, kubernetes://NAMESPACE?selector=LABEL=VALUE&port=PORT or "
+    "ray://HOST:PORT/APPLICATION"
 )
 
 
-def source(text: str, kind: str, model: str | None) -> Source:
-    """The source that `text` names, of replicas of the engine `kind`. Raises `SettingsError`."""
+def source(text: str, kind: str, model: str | None, report: Reports) -> Source:
+    """The source that `text` names, of replicas of the engine `kind`; `report` is what this router
+    tells sources that scale by it. Raises `SettingsError`."""
     try:
         engine(kind)
     except InvalidRequest as error:
@@ -47,6 +51,12 @@ def source(text: str, kind: str, model: str | None) -> Source:
                 f"discover: {text!r}: give host and port, as in dns://engines:30000"
             )
         return DnsSource(text, parts.hostname, port, kind, model)
+    if parts.scheme == "ray":
+        if not parts.hostname or not port or not parts.path.strip("/") or parts.query:
+            raise SettingsError(
+                f"discover: {text!r}: give proxy and application, as in ray://head:8000/sessile"
+            )
+        return RaySource(text, text, report)
     if parts.scheme == "kubernetes":
         return _kubernetes(text, parts, kind, model)
     raise SettingsError(f"discover: {text!r} is not {FORMS}")

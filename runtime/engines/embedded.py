@@ -39,7 +39,7 @@ def serve(arguments: argparse.Namespace) -> None:
     params = xllamacpp.CommonParams()
     params.model.path = str(arguments.model)
     params.model_alias = {arguments.alias}
-    params.hostnames = ["127.0.0.1"]
+    params.hostnames = [arguments.host]
     params.port = arguments.port
     params.n_parallel = arguments.slots
     # One KV memory for all slots: a lone session may use the model's whole context, and several
@@ -96,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--alias", required=True)
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--context", type=int, default=8192)

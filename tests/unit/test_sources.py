@@ -11,6 +11,8 @@ from sessile.discovery.named import replica
 from sessile.discovery.pods import Pod, listed
 from sessile.discovery.sources import source
 from sessile.errors import DiscoveryFailed, InvalidRequest, SettingsError
+from sessile.ray.roll import Report
+from sessile.ray.source import RaySource
 from sessile.settings import load
 
 KUBERNETES = "kubernetes://ml?selector=app=sglang,tier=gpu&port=30000&api=http://127.0.0.1:8001"
@@ -29,6 +31,11 @@ gfwCIExPX+pZ0aS1cPiEjbzXxZPpTS0i7HdhvJvkf+hFby1z
 """
 
 
+def no_report(*_):
+    """For sources that tell nobody anything."""
+    return Report(router="r")
+
+
 @pytest.mark.parametrize(
     ("text", "kind"),
     [
@@ -36,11 +43,12 @@ gfwCIExPX+pZ0aS1cPiEjbzXxZPpTS0i7HdhvJvkf+hFby1z
         ("dns://engines:30000", DnsSource),
         ("dns://[::1]:30000", DnsSource),
         (KUBERNETES, KubernetesSource),
+        ("ray://head:8000/qwen", RaySource),
     ],
 )
 def test_a_source_is_named_by_one_url(text, kind):
     """Its name is what the settings say."""
-    found = source(text, "sglang", None)
+    found = source(text, "sglang", None, no_report)
     assert type(found) is kind and found.name == text
 
 
@@ -51,6 +59,8 @@ def test_a_source_is_named_by_one_url(text, kind):
         ("file://replicas.toml", "its whole path"),
         ("dns://engines", "dns://engines:30000"),
         ("dns://engines:99999", "Port out of range"),
+        ("ray://head:8000", "as in ray://head:8000/sessile"),
+        ("ray://head/qwen", "as in ray://head:8000/sessile"),
         ("kubernetes://ml?port=1&api=http://h", "give a selector"),
         ("kubernetes://ml?selector=a=b&prot=1&api=http://h", "give a selector"),
         ("kubernetes://ml?selector=a=b&api=h:8001", "api='h:8001' is not a URL"),
@@ -62,14 +72,14 @@ def test_a_source_that_cannot_be_is_refused_with_the_remedy(text, said, monkeypa
     """In one sentence, before anything is opened."""
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(SettingsError) as caught:
-        source(text, "sglang", None)
+        source(text, "sglang", None, no_report)
     assert said in caught.value.message and caught.value.message.startswith("discover: ")
 
 
 def test_a_source_of_an_engine_that_there_is_not_is_refused():
     """As a replica of one is."""
     with pytest.raises(SettingsError, match="mlx"):
-        source("dns://engines:1", "mlx", None)
+        source("dns://engines:1", "mlx", None, no_report)
     with pytest.raises(SettingsError, match="ENGINE=SOURCE"):
         create_app(load(None, {"discover": ("engines",)}))
 
@@ -226,7 +236,7 @@ async def test_every_address_of_a_name_is_a_replica():
 
 async def test_a_name_that_does_not_resolve_has_failed():
     """By the system's own resolver, which knows no such name."""
-    found = source("dns://no-such-host.invalid:1", "vllm", None)
+    found = source("dns://no-such-host.invalid:1", "vllm", None, no_report)
     with pytest.raises(DiscoveryFailed, match=r"no-such-host\.invalid does not resolve"):
         await first(found)
 

@@ -1,0 +1,72 @@
+"""The commands that have others run the replicas: `sessile deploy ray`."""
+
+import shlex
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from sessile.errors import SettingsError
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    commands = typer.Typer(
+        help="Have a cluster run the replicas; routers find them there.", no_args_is_help=True
+    )
+    commands.command("ray")(ray)
+    # With one command alone Typer would do without its name.
+    commands.callback()(lambda: None)
+    app.add_typer(commands, name="deploy", rich_help_panel="Serve")
+
+
+def ray(
+    name: Annotated[str, typer.Option(help="Of the application, and its path.")] = "sessile",
+    model: Annotated[str | None, typer.Option(help="What is served.  [smollm2-135m]")] = None,
+    engine: Annotated[str | None, typer.Option(help="Which engine.  [llamacpp]")] = None,
+    command: Annotated[
+        str | None,
+        typer.Option(
+            help="Starts an engine, with {model}, {host} and {port} filled in.  [the embedded one]"
+        ),
+    ] = None,
+    min_replicas: Annotated[
+        int | None, typer.Option("--min", min=0, help="Fewest replicas; 0: none when idle.  [1]")
+    ] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option("--max", min=1, help="Most replicas.  [1, or --min]")
+    ] = None,
+    gpus: Annotated[float | None, typer.Option(min=0, help="GPUs of a replica.  [0]")] = None,
+    cpus: Annotated[float | None, typer.Option(min=0, help="CPUs of a replica.  [1]")] = None,
+    ttft: Annotated[
+        float | None,
+        typer.Option(help="Time to the first token that is aimed at, in seconds.  [5]"),
+    ] = None,
+    drain: Annotated[
+        float | None, typer.Option(min=0, help="Longest that a replica waits for its turns.  [120]")
+    ] = None,
+    address: Annotated[str, typer.Option(help="Of the Ray cluster.")] = "auto",
+) -> None:
+    """Run engine replicas on a Ray cluster, and scale them by what the routers tell.
+
+        sessile deploy ray --max 4
+        sessile deploy ray --engine sglang --model Qwen/Qwen3-8B --gpus 2 --max 4 --command
+          'python -m sglang.launch_server --model-path {model} --host {host} --port {port} --tp 2'
+        sessile serve --discover ray://127.0.0.1:8000/sessile
+
+    Ray and Sessile must be installed here and on the nodes. The same by a Serve config:
+    deploy/ray.yaml.
+    """
+    given: dict[str, Any] = {
+        "model": model, "engine": engine, "min_replicas": min_replicas,
+        "max_replicas": max_replicas or min_replicas or None, "gpus": gpus, "cpus": cpus,
+        "ttft_s": ttft, "drain_s": drain, "command": shlex.split(command) if command else None,
+    }  # fmt: skip
+    try:
+        from sessile.ray.deploy import deploy
+    except ModuleNotFoundError as error:
+        raise SettingsError("Ray is not installed here: pip install 'sessile[ray]'") from error
+    deploy({k: v for k, v in given.items() if v is not None}, name, address)
+    console = Console(stderr=True)
+    console.print(f"{name} is up; serve it with:", highlight=False)
+    console.print(f"  sessile serve --discover ray://127.0.0.1:8000/{name}", highlight=False)
