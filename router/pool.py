@@ -301,6 +301,12 @@ class Pool:
         """An adapter was declared or forgotten, loaded or unloaded somewhere, or refused."""
         self._ready.clear()
 
+    def used(self, adapter: str, replica_id: str) -> None:
+        """Another router's turn ran there with the adapter."""
+        replica = self._replicas.get(replica_id)
+        if replica is not None:
+            replica.outlook.shelf.touch(adapter)
+
     def _shelve(self, replica: Replica, identity: Identity) -> None:
         shelf, adapters = replica.outlook.shelf, self.adapters
         shelf.limit = identity.most_adapters or adapters.most
