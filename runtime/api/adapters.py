@@ -33,7 +33,8 @@ def adapter_routes(adapters: AdapterList, pool: Pool, auth: Authenticator) -> AP
 
     @routes.get("")
     async def show(_: Tenant) -> dict[str, Any]:
-        return {"adapters": [_shown(pool, adapter) for adapter in pool.adapters]}
+        shown = [_shown(pool, adapter) for adapter in pool.adapters]
+        return {"adapters": [each for each in shown if each["path"] or each["loaded"]]}
 
     @routes.post("", status_code=201)
     async def add(new: NewAdapter, _: Tenant) -> dict[str, Any]:

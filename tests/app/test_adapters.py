@@ -202,7 +202,7 @@ async def test_what_another_router_dropped_is_loaded_again(make):
 
 
 async def test_what_another_router_loaded_is_used_as_it_is(make):
-    """A load that is refused because it is there already is none; of another path, it is replaced."""
+    """A load that is refused since it is there already is none; one from elsewhere is replaced."""
     site = await make()
     site.fakes[0].adapters.loaded.update({"sql": "/adapters/sql", "chat": "/adapters/old"})
     await site.add("sql")
