@@ -65,7 +65,7 @@ class AdapterList:
         Raises `InvalidRequest` for a name that is taken, `NotSupported` where no engine that serves
         its base could load it.
         """
-        name, base = adapter.name, adapter.base
+        name, base = adapter.name, self.pool.meant(adapter.base)
         if any(name in replica.models for replica in self.pool):
             raise InvalidRequest(f"{name!r} is a model that is served here", param="name")
         known = self.pool.adapters.get(name)
