@@ -108,7 +108,7 @@ def test_a_turn_goes_where_its_adapter_is_unless_a_load_is_cheaper():
         warm.start(Ask(session=f"o{n}", model="sql", base="m", prompt_tokens=2000, turn=f"o{n}"),
                    0, 0.0)  # fmt: skip
     assert scheduler.decide(ask(), [cold, warm], 0.0).replica == "a"
-    assert scheduler.decide(ask(load_s=60.0), [cold, warm], 0.0).replica == "b"
+    assert scheduler.decide(ask(load_s=600.0), [cold, warm], 0.0).replica == "b"
 
 
 def test_the_loop_and_the_price_agree_on_a_load():
