@@ -132,9 +132,9 @@ class AdapterList:
             adapters.declare(Adapter(name=name, base=word.base, path=word.path))
         else:
             adapters.forget(name)
-        if before is not None and before.path not in (None, word.path):
+        if word.path and (before is None or before.path != word.path):
             for replica in self.pool:
-                replica.outlook.shelf.drop(name)  # what is loaded there is another
+                replica.outlook.shelf.drop(name)  # what is loaded there may be another
         self.pool.adapters_changed()
 
     async def _tell(self, name: str) -> None:

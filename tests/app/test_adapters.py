@@ -112,8 +112,10 @@ async def test_a_client_that_leaves_does_not_end_the_load_of_others(make):
 
 
 async def test_sessions_go_where_their_adapter_is(make):
-    """One load serves all of them while that replica is not too busy."""
+    """One load, which takes a while, serves all of them while that replica is not too busy."""
     site = await make(2)
+    for fake in site.fakes:
+        fake.adapters.load_s = 0.5
     await site.add("sql")
     replicas = {(await site.ask("sql", f"s{n}")).headers["x-sessile-replica"] for n in range(6)}
     assert len(replicas) == 1
@@ -152,7 +154,8 @@ async def test_an_adapter_with_a_running_turn_stays(make):
     site.fakes[0].fail(Fault(pause_s=0.2))
     endless = {"model": "a", "stream": True, "messages": [{"role": "user", "content": "w " * 60}]}
     async with site.http.stream("POST", CHAT, json=endless) as running:
-        await anext(running.aiter_lines())
+        lines = running.aiter_lines()
+        await anext(lines)
         waiting = asyncio.create_task(site.ask("b", "other"))
         await asyncio.sleep(0.1)
         assert (site.asked, waiting.done()) == (["load a"], False)
@@ -178,6 +181,18 @@ async def test_an_adapter_that_does_not_fit_is_told_in_the_engines_words(make):
     await site.http.delete(f"{ADAPTERS}/big")
     await site.add("big", path="/adapters/small")
     assert (await site.ask("big")).status_code == 200
+
+
+async def test_an_adapter_declared_anew_is_another(make):
+    """What an engine has kept of the old one, since it would not let go, is not used for it."""
+    site = await make()
+    await site.add("sql")
+    await site.ask("sql")
+    await site.http.delete(f"{ADAPTERS}/sql")
+    site.fakes[0].adapters.loaded["sql"] = "/adapters/sql"
+    await site.add("sql", path="/adapters/sql2")
+    assert (await site.ask("sql")).status_code == 200
+    assert site.fakes[0].adapters.loaded == {"sql": "/adapters/sql2"}
 
 
 async def test_one_that_fits_at_another_replica_is_served_there(make):

@@ -141,7 +141,7 @@ def pool(*kinds):
             Upstream(spec.url, Timeouts(connect_s=1, first_byte_s=1, idle_s=1)),
         ),
         lambda _: 0,
-        Adapters(2),
+        adapters=Adapters(2),
     )
     for n, kind in enumerate(kinds):
         made.add(ReplicaSpec(id=f"{kind}-{n}", engine=kind, url=f"http://h{n}:1"))
