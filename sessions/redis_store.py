@@ -358,7 +358,7 @@ class RedisStore:
     async def adapters(self) -> dict[str, bytes]:
         key = Keys.adapters()
         told, _ = await self._link.run_all([("HGETALL", key), ("PEXPIRE", key, self._ttl_ms)])
-        return {name.decode(): data for name, data in _pairs(told)}
+        return {name.decode(): data for name, data in told.items()}
 
     # -- idempotency
 
