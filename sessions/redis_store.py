@@ -358,7 +358,8 @@ class RedisStore:
     async def adapters(self) -> dict[str, bytes]:
         key = Keys.adapters()
         told, _ = await self._link.run_all([("HGETALL", key), ("PEXPIRE", key, self._ttl_ms)])
-        return {name.decode(): data for name, data in told.items()}
+        pairs = told.items() if isinstance(told, dict) else _pairs(told)  # RESP2 gives a list
+        return {name.decode(): data for name, data in pairs}
 
     # -- idempotency
 
