@@ -113,7 +113,7 @@ def test_help_teaches_by_examples() -> None:
         commands += getattr(command, "commands", {}).values()
         if command.callback is not None and command.name in (
             "status", "drain", "sessions", "replicas", "list", "add", "remove", "resume",
-                "adapters",
+            "adapters",
         ):  # fmt: skip
             assert command.epilog.startswith("Examples:"), command.name
             seen += 1
