@@ -132,7 +132,7 @@ class BlockTree:
         self.blocks += fresh
         self.tokens += fresh * size
         if event.session_id is not None and node is not self._root:
-            self._reach(event.session_id, node)
+            self._reach(tip_of(event.session_id, event.lora_name), node)
 
     def removed(self, event: Removed, rank: int = 0) -> None:
         """Blocks have left a tier."""
@@ -228,6 +228,11 @@ class BlockTree:
             self._group = event.group_idx
             return True
         return False
+
+
+def tip_of(session: str, adapter: str | None) -> str:
+    """The name under which a session's tip is kept: it has one for each adapter it speaks to."""
+    return session if adapter is None else f"{adapter}\x1f{session}"
 
 
 def _rest(sessions: Iterable[str], node: _Node) -> None:

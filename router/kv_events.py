@@ -20,8 +20,9 @@ class Stored(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="Block
     """A run of blocks is there now: the first hangs on the parent, each other on the one before.
 
     `medium` is the GPU where it is None. `session_id` is that of the request that caused it; the
-    blocks may serve others too. `group_idx` and `kv_cache_spec_kind` are vLLM's: a hybrid model
-    stores its blocks once for each group of layers.
+    blocks may serve others too. `lora_name` is the adapter that they were computed with: the same
+    tokens have other blocks without it. `group_idx` and `kv_cache_spec_kind` are vLLM's: a hybrid
+    model stores its blocks once for each group of layers.
     """
 
     block_hashes: list[BlockKey]
@@ -31,6 +32,7 @@ class Stored(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="Block
     session_id: str | None = None
     group_idx: int | None = None
     kv_cache_spec_kind: str | None = None
+    lora_name: str | None = None
 
 
 class Removed(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="BlockRemoved"):

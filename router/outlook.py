@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from sessile.router.adapters import Shelf
 from sessile.router.blocks import BlockTree
 from sessile.router.holdings import Holdings, Index
 from sessile.router.policy import Ask
@@ -34,6 +35,7 @@ class Run(msgspec.Struct, gc=False):
     began_at: float
     blocks: tuple[int, ...] = ()
     first_at: float | None = None
+    loads: bool = False  # an adapter, first
 
 
 class Outlook:
@@ -59,6 +61,7 @@ class Outlook:
         self.traffic = Traffic()
         self.holdings = Holdings(None)
         self.tree: BlockTree | None = None  # what its KV events tell; None where it has no feed
+        self.shelf = Shelf()
         self.runs: dict[str, Run] = {}
         self.computing: dict[int, str] = {}  # by which turn
         self.paused: set[str] = set()
@@ -74,6 +77,7 @@ class Outlook:
         self.incarnation = incarnation
         self.holdings.leave()
         self.holdings = Holdings(self.total_tokens)
+        self.shelf.clear()
         self.paused.clear()
 
     def resize(self, capacity_tokens: int | None, host_tokens: int = 0) -> None:
@@ -131,6 +135,12 @@ class Outlook:
             ahead_s = max(ahead_s, self._slot_s(now))
         return ahead_s
 
+    def load_s(self, ask: Ask, now: float) -> float:
+        """How long the turn waits until its adapter is loaded here."""
+        if ask.base is None or ask.model in self.shelf.loaded:
+            return 0.0
+        return self.shelf.wait_s(ask.model, ask.load_s, self._slot_s(now))
+
     def held(self, ask: Ask) -> int:
         """Tokens of the prompt that are cached here: by the engine's own word for a session that
         has run here, else as the model believes. An engine that names no session says nothing."""
@@ -149,6 +159,8 @@ class Outlook:
         rates, wait_s = self.rates, self.wait_s(now)
         prefill_s = rates.prefill_s(amount)
         others = self.others + self.traffic.coming(now, rates.slope_s, wait_s + prefill_s)
+        if ask.base is not None:
+            wait_s += self.load_s(ask, now)
         return Price(wait_s, prefill_s, rates.slope_s * amount * others, cached)
 
     def fits(self, ask: Ask, fill: float) -> bool:
@@ -192,6 +204,7 @@ class Outlook:
         self.runs[ask.turn] = Run(
             session, amount, tokens, ask.output_tokens, cached_tokens, self._ahead(now),
             self.holdings.age(session), now,
+            loads=ask.base is not None and ask.model not in self.shelf.loaded,
         )  # fmt: skip
         self.compute(ask, cached_tokens)
         self.traffic.add(now, amount)
@@ -276,7 +289,7 @@ class Outlook:
         first = None
         if cached_tokens is not None:
             self.holdings.correct(run.cached_tokens, cached_tokens, run.age)
-            if run.first_at is not None and not self.queued:
+            if run.first_at is not None and not self.queued and not run.loads:
                 amount = run.ahead + work(cached_tokens, prompt_tokens - cached_tokens)
                 first = (amount, run.first_at - run.began_at)
                 self.observe(*first, model)
@@ -354,4 +367,8 @@ def totals(
         busy_s = wait_s + rates.base_s + work_s
         coming = o.traffic.coming(now, slope_s, busy_s)
         found.append(busy_s + work_s * (others + coming) + later_tokens * slope_s * others)
+    if ask.base is not None:
+        for n, o in enumerate(outlooks):
+            if not stood & o.holdings.bit:
+                found[n] += o.load_s(ask, now)
     return found

@@ -41,11 +41,12 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `shared` is False while the store is away: then only rules that every router computes alike
     keep sessions together.
 
-    The rest is for prices: `attribution` is the session as the engine is told of it, `blocks` are
-    the prompt's block keys of `block_tokens` each, `prompt_tokens` and `output_tokens` what it is
-    and will be, as far as can be told. `claimed` is the reason for a binding that was made a moment
-    ago, for this very turn. `priority` orders classes, the lowest first; `deadline` is on the
-    scheduler's clock.
+    The rest is for prices: `attribution` is what the engine's blocks of the session go by, `blocks`
+    are the prompt's block keys of `block_tokens` each, `prompt_tokens` and `output_tokens` what it
+    is and will be, as far as can be told. `claimed` is the reason for a binding that was made a
+    moment ago, for this very turn. `priority` orders classes, the lowest first; `deadline` is on
+    the scheduler's clock. `base` is the model that `model` is an adapter of (None: it is none),
+    `load_s` how long it takes to load it where it is not.
     """
 
     session: str
@@ -66,6 +67,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     claimed: str | None = None
     priority: int = 1
     deadline: float | None = None
+    base: str | None = None
+    load_s: float = 0.0
 
 
 class Choice(NamedTuple):

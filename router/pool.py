@@ -11,7 +11,14 @@ from typing import Any
 
 import msgspec
 
-from sessile.errors import InvalidRequest, ModelNotFound, NoReplica, ReplicaNotFound
+from sessile.errors import (
+    AdapterRefused,
+    InvalidRequest,
+    ModelNotFound,
+    NoReplica,
+    ReplicaNotFound,
+)
+from sessile.router.adapters import Adapter, Adapters
 from sessile.router.ghosts import Ghosts
 from sessile.router.outlook import Outlook
 from sessile.router.policy import Candidate
@@ -82,6 +89,7 @@ class Replica:
             "url": self.spec.url,
             "engine": self.engine.kind,
             "models": list(self.models),
+            "adapters": list(self.outlook.shelf.loaded),
             "state": self.state,
             "why": self.why,
             "warning": self.identity.warning if self.identity else None,
@@ -119,8 +127,10 @@ class Pool:
         make: Callable[[ReplicaSpec], Replica],
         sessions_at: Callable[[str], int],
         aliases: Mapping[str, str] = MappingProxyType({}),
+        adapters: Adapters | None = None,
     ) -> None:
         self.aliases = aliases
+        self.adapters = adapters or Adapters()
         self._make = make
         self._sessions_at = sessions_at
         self._replicas: dict[str, Replica] = {}
@@ -168,8 +178,10 @@ class Pool:
         return self._replicas.get(replica_id)
 
     def models(self) -> list[str]:
-        """Every model that some replica serves, in the pool's order."""
-        return list(dict.fromkeys(model for r in self._replicas.values() for model in r.models))
+        """Every model that some replica serves, in the pool's order, then the adapters."""
+        served = dict.fromkeys(model for r in self._replicas.values() for model in r.models)
+        adapted = [a.name for a in self.adapters if any(self.serving(a.name))]
+        return [*served, *(name for name in adapted if name not in served)]
 
     def meant(self, asked: str) -> str:
         """The model that `asked` is an alias of, or itself; served or not."""
@@ -188,6 +200,8 @@ class Pool:
             raise NoReplica(f"no replica of {asked!r} is up; one is asked for", retry_after_s=2.0)
         if not self._replicas:
             raise NoReplica("no replica is in the pool yet; see /ready", retry_after_s=2.0)
+        if (adapter := self.adapters.get(asked)) is not None:
+            return self._adapter(adapter)
         unknown = [r for r in self._replicas.values() if not r.models]
         if unknown:
             raise NoReplica(
@@ -205,23 +219,56 @@ class Pool:
         self._missed[model] = 0
         return found
 
+    def _adapter(self, adapter: Adapter) -> str:
+        """Its name, if some replica has it, or may be asked to load it."""
+        name, base = adapter.name, adapter.base
+        if any(self.serving(name)):
+            return name
+        for r in self._replicas.values():
+            why = self.adapters.refusal(name, r.id, r.incarnation or "")
+            if why is not None:
+                raise AdapterRefused(f"the adapter {name!r} cannot be loaded: {why}", param="model")
+        raise NoReplica(
+            f"no replica serves {base!r}, which the adapter {name!r} is for, and loads adapters",
+            retry_after_s=2.0,
+        )
+
+    def serving(self, model: str) -> Iterator[Replica]:
+        """The replicas that serve the model, in whatever state: those that have loaded it, too, and
+        those that could, if it is an adapter."""
+        adapter = self.adapters.get(model)
+        for r in self._replicas.values():
+            if model in r.models or (adapter is not None and self._can_serve(r, adapter)):
+                yield r
+
+    def _can_serve(self, replica: Replica, adapter: Adapter) -> bool:
+        if adapter.name in replica.outlook.shelf.loaded:
+            return True
+        if adapter.path is None or adapter.base not in replica.models:
+            return False
+        incarnation = replica.incarnation or ""
+        return replica.engine.loads_adapters and (
+            self.adapters.refusal(adapter.name, replica.id, incarnation) is None
+        )
+
     def candidates(self, model: str) -> list[Candidate]:
         """The replicas that may take a turn of `model`: the ready ones. A draining replica
-        finishes its turns and takes no more; its sessions move at their next turn."""
+        finishes its turns and takes no more; its sessions move at their next turn. An adapter's are
+        those that have loaded it, if there are any: rules do not price a load."""
+        able = [self._replicas[outlook.id] for outlook in self.outlooks(model)]
+        if model in self.adapters:
+            able = [r for r in able if model in r.outlook.shelf.loaded] or able
         return [
             Candidate(r.id, r.incarnation or "", r.pressure, r.queued, self._sessions_at(r.id))
-            for r in self._replicas.values()
-            if r.state == "ready" and model in r.models
+            for r in able
         ]
 
     def outlooks(self, model: str) -> list[Outlook]:
         """The same replicas as the scheduler sees them; not to be changed."""
         found = self._ready.get(model)
         if found is None:
-            found = self._ready[model] = [
-                r.outlook for r in self._replicas.values()
-                if r.state == "ready" and model in r.models
-            ]  # fmt: skip
+            found = [r.outlook for r in self.serving(model) if r.state == "ready"]
+            self._ready[model] = found
         return found
 
     # -- what the pool is told
@@ -249,6 +296,7 @@ class Pool:
         if replica.incarnation != replica.outlook.incarnation:
             replica.outlook.reset(replica.incarnation or "")
             replica.ghosts.reset()
+        self._shelve(replica, identity)
         self._ready.clear()
         if was is not None and before is not None and was != replica.incarnation:
             log.warning("replica restarted replica=%s incarnation=%s", replica.id,
@@ -259,6 +307,25 @@ class Pool:
             log.info("replica came up replica=%s url=%s models=%s incarnation=%s", replica.id,
                      replica.spec.url, ",".join(identity.models), replica.incarnation)  # fmt: skip
             self.on_change()
+
+    def adapters_changed(self) -> None:
+        """An adapter was declared or forgotten, loaded or unloaded somewhere, or refused."""
+        self._ready.clear()
+
+    def used(self, adapter: str, replica_id: str) -> None:
+        """Another router's turn ran there with the adapter."""
+        replica = self._replicas.get(replica_id)
+        if replica is not None:
+            replica.outlook.shelf.touch(adapter)
+
+    def _shelve(self, replica: Replica, identity: Identity) -> None:
+        shelf, adapters = replica.outlook.shelf, self.adapters
+        shelf.limit = identity.most_adapters or adapters.most
+        for adapter in identity.adapters:
+            adapters.found(adapter)
+        names = [adapter.name for adapter in identity.adapters]
+        shelf.told(names)
+        shelf.fixed = frozenset(n for n in names if (a := adapters.get(n)) and a.path is None)
 
     def mark_down(self, replica_id: str, why: str) -> None:
         """The replica does not answer, or its process ended."""

@@ -5,6 +5,8 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from sessile.router.adapters import Adapter
+
 State = Literal["starting", "ready", "draining", "down"]
 
 
@@ -35,6 +37,10 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     models: tuple[str, ...]
+    adapters: tuple[Adapter, ...] = ()
+    """Those that it has loaded; they are not among its models."""
+    most_adapters: int | None = None
+    """How many it can have loaded, where it says so."""
     incarnation: str | None = None
     context_tokens: int | None = None
     version: str | None = None
@@ -112,6 +118,9 @@ class Engine(Protocol):
     """Whether a plain completion is to be asked for as a stream and put together by the router,
     since the engine is slow to notice that the client of a plain one has gone."""
 
+    loads_adapters: bool
+    """Whether the engine may load LoRA adapters while it runs."""
+
     def detect_calls(self) -> tuple[Call, ...]:
         """What is asked of a replica that comes up whose engine nobody has named; nothing of one
         that is known."""
@@ -151,6 +160,18 @@ class Engine(Protocol):
 
     def headers(self, session: str | None) -> Headers:
         """Headers to send beside the fields, where a field would be refused by older versions."""
+
+    def adapter_fields(self, name: str) -> Mapping[str, Any]:
+        """Body fields that run a request with an adapter; none where the model's name does."""
+
+    def adapter_call(self, adapter: Adapter) -> Call:
+        """The call that loads an adapter, of an engine that can."""
+
+    def drop_adapter_call(self, name: str) -> Call:
+        """The call that lets go of one."""
+
+    def read_adapter(self, reply: Reply) -> None:
+        """Raises `ReplicaRefused`, in the engine's own words, unless it did as it was asked."""
 
     def order(self, priority: int, identity: Identity) -> Mapping[str, Any]:
         """Body fields that give a request its priority, 0 the most urgent; none where the replica

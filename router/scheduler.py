@@ -326,7 +326,7 @@ class Scheduler:
                 self._added_tokens += _ADDED_WEIGHT * added
             first = outlook.learn(
                 run, prompt_tokens, cached_tokens, output_tokens or 0, tpot_s,
-                self._rates[ask.model],
+                self._rates[ask.base or ask.model],
             )  # fmt: skip
             tokens = prompt_tokens + (output_tokens or 0)
             counted = prompt_tokens / max(1, ask.prompt_tokens)
@@ -350,7 +350,7 @@ class Scheduler:
                 self.news.append(
                     News("pauses", ask.session, outlook.id, outlook.incarnation, tokens,
                          block_tokens=block_tokens, kind=pause, program=program,
-                         first=FirstToken(ask.model, *first) if first is not None else None)
+                         first=FirstToken(ask.base or ask.model, *first) if first else None)
                 )  # fmt: skip
         else:
             self._let_go(ask.session)

@@ -15,6 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from sessile.adapter_list import AdapterList
+from sessile.api.adapters import adapter_routes
 from sessile.api.admin import health_routes, native_routes
 from sessile.api.auth import Authenticator, check_exposure
 from sessile.api.browser import browser_routes
@@ -36,6 +38,7 @@ from sessile.errors import InvalidRequest, SessileError, SettingsError
 from sessile.flow import Flow
 from sessile.ray.report import Reporter
 from sessile.ray.source import Reports
+from sessile.router.adapters import Adapter, Adapters
 from sessile.router.discovery import Source
 from sessile.router.kv_feed import Feeds
 from sessile.router.pool import Pool, Replica
@@ -76,6 +79,7 @@ class App:
             lambda spec: Replica(spec, engine(spec.engine), Upstream(spec.url, timeouts)),
             self.standings.bound_to,
             settings.aliases,
+            Adapters(router.max_adapters),
         )
         self.telemetry = Telemetry()
         self.auth = Authenticator(settings.auth)
@@ -97,6 +101,8 @@ class App:
         )
         reporter = Reporter(self.pool, self.flow, self.telemetry)
         self.discovery = Discovery(self.pool, (*_sources(settings, reporter), *sources))
+        declared = [Adapter(name=a.name, base=a.base, path=a.path) for a in settings.adapter]
+        self.adapters = AdapterList(self.pool, store, self.flow.loader, declared)
         self.responses = Responses(self.flow, self.pool, store, settings, resume_response)
         self.telemetry.watch(
             self.pool, store, lambda: len(self.flow.scheduler.queue), self.discovery
@@ -144,6 +150,8 @@ class App:
             stack.push_async_callback(self.feeds.aclose)
             self.flow.open()
             stack.push_async_callback(self.flow.aclose)
+            self.adapters.open()
+            stack.push_async_callback(self.adapters.aclose)
             self.responses.turns.open()
             stack.push_async_callback(self.responses.aclose)
             self.pool.on_change = self._sync
@@ -174,6 +182,7 @@ class App:
         api.add_exception_handler(HTTPException, _on_http)  # type: ignore[arg-type]
         api.include_router(health_routes(self.pool, self.store, self.telemetry, self.discovery))
         api.include_router(model_routes(self.pool, self.auth))
+        api.include_router(adapter_routes(self.adapters, self.pool, self.auth))
         api.include_router(responses_routes(self.responses, self.auth, self.settings))
         api.include_router(event_routes(self.responses.turns, self.auth))
         api.include_router(run_routes(self.responses, self.auth))

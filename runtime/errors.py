@@ -23,6 +23,7 @@
     ├── ReplicaError               a replica failed
     │   ├── ReplicaUnreachable     it did not accept the connection, or dropped it before an answer
     │   ├── ReplicaRefused         it answered, and the answer was no
+    │   ├── AdapterRefused         it would not load the adapter that the turn asks for
     │   ├── ReplicaTimeout         it accepted and then said nothing for too long
     │   └── StreamBroken           it died while its answer was on the way
     ├── StoreError                 the session store failed
@@ -189,6 +190,13 @@ class ReplicaRefused(ReplicaError):
     """The replica answered that it cannot serve now."""
 
     code = "replica_refused"
+
+
+class AdapterRefused(ReplicaError):
+    """The replica would not load the adapter that was asked for, and says why."""
+
+    code = "adapter_refused"
+    retryable = False
 
 
 class ReplicaTimeout(ReplicaError):

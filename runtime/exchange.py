@@ -133,6 +133,8 @@ class Exchange:
                 elif told.replica:
                     lasts = told.state == "pauses"
                     self._standings.hear(key, told.replica, told.incarnation, lasts=lasts)
+                    if key.model in self._pool.adapters:
+                        self._pool.used(key.model, told.replica)
             await asyncio.sleep(0)
 
     def _forget(self, now: float) -> None:

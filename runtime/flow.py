@@ -8,12 +8,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from random import Random
 from types import TracebackType
 from typing import Any
 
 from sessile.accounts import settle, written
+from sessile.adapters import Loader
 from sessile.errors import ReplicaError, ReplicaRefused, StoreError
 from sessile.exchange import Exchange
 from sessile.live_turn import TurnTaken
@@ -77,7 +78,8 @@ class Flow:
             pool=pool, placement=self._placement, telemetry=telemetry, salt=salt,
             random=self._random,
         )  # fmt: skip
-        self._rescue = Rescue(pool, self._placement, self._body, self._abort)
+        self.loader = Loader(pool, router.probe_timeout_s)
+        self._rescue = Rescue(pool, self._placement, self._body, self._abort, self.loader.hold)
         self._beside: list[asyncio.Task[None]] = []
 
     @property
@@ -164,6 +166,7 @@ class Flow:
         for task in self._beside:
             task.cancel()
         await asyncio.gather(*self._beside, return_exceptions=True)
+        await self.loader.aclose()
         self._record()
         self._placement.aclose()
         while self._tasks:
@@ -244,6 +247,8 @@ class Flow:
             await self._mover.overtaken(turn.key)
         if decision.binding == "rebind" and replica.spec.folder is not None:
             await self._carry(turn, replica)
+        if turn.adapter is not None:
+            await self.loader.hold(turn, replica)
         path, document = request.path, None
         if request.told:
             follow = await self._rescue.take_over(turn, replica)
@@ -254,9 +259,12 @@ class Flow:
         replica.in_flight += 1
         turn.runs = True
         try:
-            response, first = await replica.upstream.begin(
-                path, body, _NOT_NOW.__contains__, replica.engine.headers(turn.attribution)
-            )
+            headers = replica.engine.headers(turn.attribution)
+            begin = partial(replica.upstream.begin, path, body, _NOT_NOW.__contains__, headers)
+            response, first = await begin()
+            if turn.holds is not None and await self.loader.is_lost(turn, response.status):
+                response.close()
+                response, first = await begin()
         except BaseException as error:  # cancelled too: it is not under way there any more
             replica.in_flight -= 1
             turn.runs = False
@@ -292,6 +300,8 @@ class Flow:
         )
         if replica.identity is not None and replica.identity.orders is not None:
             fields |= replica.engine.order(request.hints.priority, replica.identity)
+        if turn.adapter is not None:
+            fields |= replica.engine.adapter_fields(turn.adapter)
         if request.stream:
             fields |= with_usage(request.document)
         elif replica.engine.folds and request.path != "/v1/embeddings":
@@ -321,6 +331,8 @@ class Flow:
             receipt.outcome = "client_gone" if cut else refused
         receipt.duration_s = time.monotonic() - turn.began
         step = None
+        if turn.holds is not None:
+            self.loader.release(turn)
         if replica is not None:
             if turn.runs:
                 replica.in_flight -= 1

@@ -21,6 +21,7 @@ from sessile.errors import (
     SessionExpired,
     StoreUnavailable,
 )
+from sessile.router.blocks import tip_of
 from sessile.router.decide import Decision, decide
 from sessile.router.outlook import Outlook
 from sessile.router.policy import Ask, Candidate, Policy
@@ -187,6 +188,8 @@ class Placement:
         assert ask.bound is not None
         open_to = {*free, ask.bound.replica}
         outlooks = [o for o in self._pool.outlooks(ask.model) if o.id in open_to]
+        if ask.base is not None:  # nothing is loaded for who only may come back
+            outlooks = [o for o in outlooks if ask.model in o.shelf.loaded]
         if not outlooks:
             return None
         if self._priced:
@@ -291,7 +294,9 @@ class Placement:
     def _ask(self, turn: Turn, standing: Standing | None) -> Ask:
         request, key = turn.request, turn.key
         sizes = self._sizes[key.model]
-        prompt = read_prompt(request.document, key.tenant)
+        adapter = self._pool.adapters.get(key.model)
+        space = key.tenant if adapter is None else f"{key.tenant}\x1f{key.model}"
+        prompt = read_prompt(request.document, space)
         turn.prompt_size = prompt.size
         ratio = sizes.tokens_per_byte
         if standing is not None and standing.tokens_per_byte is not None:
@@ -304,7 +309,7 @@ class Placement:
         program = hints.program
         if program is None and parent is not None:
             program = self._program(text, SessionKey(key.tenant, key.model, parent).text)
-        return Ask(
+        ask = Ask(
             session=text,
             bound=standing.binding if standing is not None else None,
             context_tokens=standing.context_tokens if standing is not None else None,
@@ -322,6 +327,13 @@ class Placement:
             priority=hints.priority,
             deadline=deadline,
         )
+        if adapter is None:
+            return ask
+        base = adapter.base
+        return msgspec.structs.replace(
+            ask, base=base, load_s=self._pool.adapters.load_s(base),
+            attribution=tip_of(turn.attribution, key.model),
+        )  # fmt: skip
 
     def _program(self, child: str, parent: str) -> str:
         """The session that began the tree of this parent; remembered of the child, too."""

@@ -86,6 +86,8 @@ async def prewarm(kept: Kept, replica: Replica, turn: str, salt: str | None) -> 
     body = one_token(kept.document())
     body |= {"stream": True, "stream_options": {"include_usage": True}}
     body |= engine.fields(turn=turn, session=kept.key.attribution, salt=salt)
+    if kept.placed.base is not None:
+        body |= engine.adapter_fields(kept.key.model)
     if replica.identity is not None:
         body |= engine.order(LAST, replica.identity)
     async with await replica.upstream.open("POST", kept.path, msgspec.json.encode(body)) as answer:

@@ -7,7 +7,7 @@ sent to. A turn that is lost again and again is given up: it may be what kills i
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -37,20 +37,22 @@ _LOOK_S = 0.1
 _STEP_TIMEOUT_S = 10.0
 
 Body = Callable[[Turn, Replica, Mapping[str, Any] | None], bytes]
+Hold = Callable[[Turn, Replica], Awaitable[None]]
 
 
 class Rescue:
     """One a router, made by `Flow`. `body` makes what is sent upstream of a document, `abort` tells
-    a replica that a turn does not run there any more."""
+    a replica that a turn does not run there any more, `hold` has its adapter loaded there."""
 
     def __init__(
         self, pool: Pool, placement: Placement, body: Body,
-        abort: Callable[[Replica, Turn], None],
+        abort: Callable[[Replica, Turn], None], hold: Hold,
     ) -> None:  # fmt: skip
         self._pool = pool
         self._placement = placement
         self._body = body
         self._abort = abort
+        self._hold = hold
 
     async def __call__(self, turn: Turn, error: ReplicaError) -> bytes:
         """The turn's replica is lost: have another go on. Returns the comment that tells of it.
@@ -177,6 +179,7 @@ class Rescue:
     async def _send(self, turn: Turn, replica: Replica, told: Told, plan: Plan) -> None:
         path, document = turn.request.path, None
         seam = Seam(told, path)
+        await self._hold(turn, replica)
         if plan.action == "restart" and turn.folds:
             turn.starts_over()
             seam = Seam(Told(), path)

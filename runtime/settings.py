@@ -16,6 +16,7 @@ from pydantic import (
     AfterValidator,
     Field,
     SecretStr,
+    StringConstraints,
     TypeAdapter,
     ValidationError,
     model_validator,
@@ -28,6 +29,10 @@ from sessile.pool_settings import PoolSettings, Slice
 PolicyName = Literal[
     "session", "sticky", "round_robin", "least_loaded", "power_of_two", "rendezvous"
 ]
+
+
+ADAPTER_NAME = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
+"""No colon: SGLang takes what follows one for the adapter of another model."""
 
 
 class ServerSettings(Slice):
@@ -115,6 +120,11 @@ class RouterSettings(Slice):
         ge=0,
         description="A bound replica is left when that saves this share of a fresh prefill.",
     )
+    max_adapters: int = Field(
+        8,
+        ge=1,
+        description="LoRA adapters on a replica that does not say how many it holds.",
+    )
     kv_fill: float = Field(
         0.95, gt=0, le=1, description="Share of a replica's KV memory kept for live sessions."
     )
@@ -171,6 +181,20 @@ class LogSettings(Slice):
     level: Literal["debug", "info", "warning", "error"] = Field("info", description="From here up.")
 
 
+class AdapterSettings(Slice):
+    """A LoRA adapter that replicas of its base load when a turn asks for it by name."""
+
+    name: Annotated[str, StringConstraints(pattern=ADAPTER_NAME)]
+    base: str = Field(min_length=1, description="The model that it is for, as replicas name it.")
+    path: str = Field(min_length=1, description="Where the engines find it.")
+
+
+def _unique_names(adapters: tuple[AdapterSettings, ...]) -> tuple[AdapterSettings, ...]:
+    if len({adapter.name for adapter in adapters}) != len(adapters):
+        raise ValueError("two adapters have the same name")
+    return adapters
+
+
 def _unique(given: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(given)) != len(given):
         raise ValueError("one is listed twice")
@@ -218,6 +242,7 @@ class Settings(BaseSettings):
     mcp: McpSettings = McpSettings()
     log: LogSettings = LogSettings()
     pool: Annotated[tuple[PoolSettings, ...], AfterValidator(_apart)] = ()
+    adapter: Annotated[tuple[AdapterSettings, ...], AfterValidator(_unique_names)] = ()
     replica: Annotated[tuple[str, ...], AfterValidator(_unique)] = Field(
         (), description="Replicas by URL or ENGINE=URL, beside those of the pools."
     )

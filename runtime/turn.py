@@ -83,6 +83,7 @@ class Turn:
     binding: Binding | None = None
     fence: int | None = None
     replica: Replica | None = None
+    holds: Replica | None = None  # where its adapter stays loaded for it
     usage_body: dict[str, Any] | None = None
     waits_for = ""
     prompt_size = 0
@@ -116,6 +117,11 @@ class Turn:
     def attribution(self) -> str:
         """The session as engines are told of it."""
         return self.key.attribution
+
+    @property
+    def adapter(self) -> str | None:
+        """The LoRA adapter that it is to run with."""
+        return self.key.model if self.ask is not None and self.ask.base is not None else None
 
     @property
     def request_id(self) -> str:

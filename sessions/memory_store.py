@@ -93,6 +93,7 @@ class MemoryStore:
         self._reports: _Expiring[str, bytes] = _Expiring(limits.ttl_s, clock, most_entries)
         self._news: _Expiring[int, tuple[str, bytes]] = _Expiring(limits.ttl_s, clock, most_entries)
         self._last_news = 0
+        self._adapters: _Expiring[str, bytes] = _Expiring(limits.ttl_s, clock, most_entries)
         self._once: _Expiring[tuple[str, str], StoredResult | str] = _Expiring(
             limits.idempotency_ttl_s, clock, most_entries
         )
@@ -252,6 +253,15 @@ class MemoryStore:
             [told for _, told in new if told[0] != router],
             str(new[-1][0]) if new else seen,
         )
+
+    async def put_adapter(self, name: str, data: bytes) -> None:
+        self._adapters.put(name, data)
+
+    async def adapters(self) -> dict[str, bytes]:
+        told = dict(self._adapters.items())
+        for name, data in told.items():
+            self._adapters.put(name, data)
+        return told
 
     async def find_lineage(self, tenant: str, model: str, keys: Sequence[str]) -> str | None:
         for step in keys:

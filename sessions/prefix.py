@@ -30,7 +30,7 @@ class Prompt(NamedTuple):
 
 def read_prompt(document: Mapping[str, Any], tenant: str) -> Prompt:
     """The prompt of a request body for an engine: chat messages behind their tools, or the one
-    prompt of a completion. Tenants share no key."""
+    prompt of a completion. Tenants share no key, nor do the adapters of a model."""
     tools = document.get("tools")
     pieces = [_encode(tools)] if tools else []
     messages = document.get("messages")

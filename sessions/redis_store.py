@@ -90,6 +90,10 @@ class Keys:
         return "sessile:{reports}:seen", "sessile:{reports}:told", "sessile:{reports}:news"
 
     @staticmethod
+    def adapters() -> str:
+        return "sessile:adapters"
+
+    @staticmethod
     def conversation(tenant: str, conversation: str) -> tuple[str, str, str]:
         tag = _known_digest(tenant, conversation)
         end = f"{{{tag}}}"
@@ -344,6 +348,18 @@ class RedisStore:
             [(name.decode(), other) for name, other in _pairs(told)],
             last.decode(),
         )
+
+    async def put_adapter(self, name: str, data: bytes) -> None:
+        key = Keys.adapters()
+        await self._link.run_all(
+            [("HSET", key, name, data), ("PEXPIRE", key, self._ttl_ms)],
+        )
+
+    async def adapters(self) -> dict[str, bytes]:
+        key = Keys.adapters()
+        told, _ = await self._link.run_all([("HGETALL", key), ("PEXPIRE", key, self._ttl_ms)])
+        pairs = told.items() if isinstance(told, dict) else _pairs(told)  # RESP2 gives a list
+        return {name.decode(): data for name, data in pairs}
 
     # -- idempotency
 

@@ -205,6 +205,12 @@ class Store(Protocol):
         gone by then, or was lost with the store, is never told.
         """
 
+    async def put_adapter(self, name: str, data: bytes) -> None:
+        """Keep what is said of the LoRA adapter of that name, for all routers."""
+
+    async def adapters(self) -> dict[str, bytes]:
+        """What was said of each, last; it lives as long as sessions do since anybody asked."""
+
     # -- idempotency
 
     async def begin_once(self, tenant: str, key: str, turn: str) -> StoredResult | str | None:

@@ -32,11 +32,15 @@ async def count_tokens(pool: Pool, flow: Flow, request: TurnRequest) -> int:
 async def _ask_tokenizer(pool: Pool, request: TurnRequest) -> int | None:
     """The least loaded replica's count; None if it has none to give, for whatever reason."""
     request.serve_by(pool.model(request.model))
-    replicas = [pool.get(outlook.id) for outlook in pool.outlooks(request.model)]
+    document, model = request.document, request.model
+    if (adapter := pool.adapters.get(model)) is not None:
+        # It renders prompts as its base does, and need not be loaded for that.
+        document, model = {**document, "model": adapter.base}, adapter.base
+    replicas = [pool.get(outlook.id) for outlook in pool.outlooks(model)]
     if not replicas:
         return None
     replica = min(replicas, key=lambda replica: replica.pressure)
-    call = replica.engine.count_call(request.document)
+    call = replica.engine.count_call(document)
     if call is None:
         return None
     try:

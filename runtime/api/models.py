@@ -38,10 +38,11 @@ def model_routes(pool: Pool, auth: Authenticator) -> APIRouter:
 def _model(pool: Pool, name: str) -> dict[str, Any]:
     """`root` is the model that serves a request for `name`: another one for an alias."""
     root = pool.meant(name)
-    serving = [replica for replica in pool if root in replica.models]
+    serving = list(pool.serving(root))
     contexts = [
         r.identity.context_tokens for r in serving if r.identity and r.identity.context_tokens
     ]
+    adapter = pool.adapters.get(root)
     return {
         "id": name,
         "object": "model",
@@ -49,4 +50,5 @@ def _model(pool: Pool, name: str) -> dict[str, Any]:
         "owned_by": "sessile",
         "root": root,
         "max_model_len": min(contexts, default=None),
+        **({"parent": adapter.base} if adapter is not None else {}),
     }

@@ -41,6 +41,7 @@ WIRE: Mapping[type[SessileError], Wire] = {
     errors.NoReplica: Wire(503, "server_error", "overloaded_error", 1013),
     errors.ReplicaUnreachable: Wire(502, "server_error", "api_error", 1011),
     errors.ReplicaRefused: Wire(502, "server_error", "api_error", 1011),
+    errors.AdapterRefused: Wire(400, _INVALID, _INVALID, 1008),
     errors.ReplicaTimeout: Wire(504, "server_error", "api_error", 1011),
     errors.StreamBroken: Wire(502, "server_error", "api_error", 1011),
     errors.StoreUnavailable: Wire(503, "server_error", "api_error", 1013),

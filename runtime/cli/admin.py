@@ -14,7 +14,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from sessile.cli.tables import replica_table, session_table, status_view
+from sessile.cli.tables import adapter_table, replica_table, session_table, status_view
 from sessile.client import calls
 from sessile.client.address import read_address
 from sessile.client.calls import ReplicaInfo
@@ -67,6 +67,16 @@ def register(app: typer.Typer) -> None:
     group.command("remove", epilog=_examples("replicas remove sglang-0"))(remove_replica)
     group.command("resume", epilog=_examples("replicas resume sglang-0"))(resume_replica)
     app.add_typer(group, name="replicas", rich_help_panel=_PANEL)
+    group = typer.Typer(
+        invoke_without_command=True,
+        epilog=_examples("adapters", "adapters add sql --base llama-8b --path /adapters/sql"),
+    )
+    group.callback()(adapters)
+    group.command("add", epilog=_examples("adapters add sql --base llama-8b --path /adapters/sql"))(
+        add_adapter
+    )
+    group.command("remove", epilog=_examples("adapters remove sql"))(remove_adapter)
+    app.add_typer(group, name="adapters", rich_help_panel=_PANEL)
 
 
 def status(
@@ -151,6 +161,45 @@ def resume_replica(
     """Let a drained replica take sessions again."""
     with _router(url, api_key) as http:
         typer.echo(f"{id} {http.call(calls.resume_replica(id)).state}")
+
+
+def adapters(
+    context: typer.Context, json: Json = False, url: Url = None, api_key: Key = None
+) -> None:
+    """List the LoRA adapters; add or remove one."""
+    if context.invoked_subcommand is not None:
+        return
+    with _router(url, api_key) as http:
+        found = http.call(calls.list_adapters()).adapters
+    if json:
+        _print_json(found)
+        return
+    Console().print(adapter_table(found) if found else "no adapter")
+    for adapter in found:
+        for why in adapter.refused.values():
+            typer.echo(f"{adapter.name}: {why}")
+
+
+def add_adapter(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    base: Annotated[str, typer.Option("--base", help="The model that it is for.")],
+    path: Annotated[str, typer.Option("--path", help="Where the engines find it.")],
+    url: Url = None,
+    api_key: Key = None,
+) -> None:
+    """Serve an adapter under its name; it is loaded when a turn asks for it."""
+    with _router(url, api_key) as http:
+        added = http.call(calls.add_adapter(name, base, path))
+        typer.echo(f"{added.name} added, an adapter of {added.base}")
+
+
+def remove_adapter(
+    name: Annotated[str, typer.Argument(metavar="NAME")], url: Url = None, api_key: Key = None
+) -> None:
+    """Serve an adapter no more, and unload it."""
+    with _router(url, api_key) as http:
+        http.call(calls.remove_adapter(name))
+        typer.echo(f"{name} removed")
 
 
 def drain(

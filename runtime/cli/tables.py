@@ -4,7 +4,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sessile.client.calls import Ready, ReplicaInfo, SessionInfo
+from sessile.client.calls import AdapterInfo, Ready, ReplicaInfo, SessionInfo
 
 _COLOURS = {
     "ready": "green", "ok": "green", "open": "green", "starting": "yellow", "draining": "yellow",
@@ -47,6 +47,18 @@ def replica_table(replicas: list[ReplicaInfo]) -> Table:
         table.add_row(
             replica.id, replica.engine, ", ".join(replica.models) or "-", _state(replica),
             replica.url, context,
+        )  # fmt: skip
+    return table
+
+
+def adapter_table(adapters: list[AdapterInfo]) -> Table:
+    """One row an adapter: what it is for, where it is loaded, who would not load it."""
+    table = _table(("ADAPTER", "BASE", "LOADED", "REFUSED", "PATH"), ())
+    for adapter in adapters:
+        table.add_row(
+            adapter.name, adapter.base, ", ".join(adapter.loaded) or "-",
+            Text(", ".join(adapter.refused) or "-", "red" if adapter.refused else ""),
+            adapter.path or "-",
         )  # fmt: skip
     return table
 

@@ -102,6 +102,20 @@ class ReplicaInfo(msgspec.Struct, kw_only=True):
     warning: str | None = None
 
 
+class AdapterInfo(msgspec.Struct, kw_only=True):
+    """A LoRA adapter as the router shows it: where it is loaded, and who refused it and why."""
+
+    name: str
+    base: str
+    path: str | None = None
+    loaded: list[str] = []
+    refused: dict[str, str] = {}
+
+
+class AdapterInfos(msgspec.Struct):
+    adapters: list[AdapterInfo]
+
+
 class Lease(msgspec.Struct):
     """Whether a session's KV memory is held now; it is not while a turn runs, or long after one."""
 
@@ -235,6 +249,18 @@ def resume_replica(id: str) -> Call[ReplicaInfo]:
 
 def remove_replica(id: str) -> Call[Any]:
     return Call("DELETE", f"{_V1}/replicas/{_part(id)}", object)
+
+
+def list_adapters() -> Call[AdapterInfos]:
+    return Call("GET", f"{_V1}/adapters", AdapterInfos)
+
+
+def add_adapter(name: str, base: str, path: str) -> Call[AdapterInfo]:
+    return Call("POST", f"{_V1}/adapters", AdapterInfo, {"name": name, "base": base, "path": path})
+
+
+def remove_adapter(name: str) -> Call[Any]:
+    return Call("DELETE", f"{_V1}/adapters/{_part(name)}", object)
 
 
 def read_error(status: int, body: bytes) -> SessileError:

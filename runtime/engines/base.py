@@ -7,13 +7,15 @@ leaves out, or has switched off, is unknown (None), and what is not an answer at
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple
 
 import msgspec
 
 from sessile.carry_on import with_text
-from sessile.errors import InvalidRequest, ReplicaRefused, ReplicaUnreachable
+from sessile.errors import InvalidRequest, NotSupported, ReplicaRefused, ReplicaUnreachable
+from sessile.router.adapters import Adapter
 from sessile.router.replica import (
     Call,
     Engine,
@@ -44,6 +46,7 @@ class OpenAIShaped:
     kind = "openai"
     embeddings = True
     folds = False
+    loads_adapters = False
 
     def detect_calls(self) -> tuple[Call, ...]:
         return ()
@@ -63,8 +66,13 @@ class OpenAIShaped:
             raise ReplicaRefused("its /v1/models lists no model")
         lengths = [count(m.get("max_model_len")) for m in models]
         known = [length for length in lengths if length]
+        adapted = [m for m in models if isinstance(m.get("parent"), str)]
         return Identity(
-            models=tuple(m["id"] for m in models), context_tokens=min(known, default=None)
+            models=tuple(m["id"] for m in models if m not in adapted),
+            adapters=tuple(
+                Adapter(name=m["id"], base=m["parent"], path=m.get("root")) for m in adapted
+            ),
+            context_tokens=min(known, default=None),
         )
 
     def health_call(self) -> Call:
@@ -91,6 +99,29 @@ class OpenAIShaped:
 
     def headers(self, session: str | None) -> Headers:
         return ()
+
+    def adapter_fields(self, name: str) -> Mapping[str, Any]:
+        return {}
+
+    def adapter_call(self, adapter: Adapter) -> Call:
+        raise NotSupported(f"{self.kind} loads no adapters while it runs; start it with them")
+
+    def drop_adapter_call(self, name: str) -> Call:
+        raise NotSupported(f"{self.kind} unloads no adapters while it runs")
+
+    def read_adapter(self, reply: Reply) -> None:
+        """SGLang says `error_message`, vLLM an error as OpenAI's."""
+        if reply.status == 200:
+            return
+        told: Any = None
+        with suppress(msgspec.DecodeError, UnicodeDecodeError):
+            told = msgspec.json.decode(reply.body)
+        told = told if isinstance(told, dict) else {}
+        error = told.get("error")
+        why = error.get("message") if isinstance(error, dict) else told.get("error_message")
+        if not isinstance(why, str) or not why:
+            why = f"it answered {reply.status} when asked for an adapter"
+        raise ReplicaRefused(why)
 
     def order(self, priority: int, identity: Identity) -> Mapping[str, Any]:
         return {}

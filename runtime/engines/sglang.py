@@ -21,6 +21,7 @@ from sessile.engines.base import (
     tokenize_call,
 )
 from sessile.errors import ReplicaRefused
+from sessile.router.adapters import Adapter
 from sessile.router.replica import Call, FeedSource, FollowUps, Identity, Load, Reply
 
 
@@ -28,6 +29,7 @@ class SGLang(OpenAIShaped):
     """The adapter of `sglang=URL`."""
 
     kind = "sglang"
+    loads_adapters = True
 
     def identity_calls(self) -> tuple[Call, ...]:
         return (Call("GET", "/v1/models"), Call("GET", "/server_info"))
@@ -37,6 +39,8 @@ class SGLang(OpenAIShaped):
         info = document(replies[1], "/server_info")
         return Identity(
             models=models.models,
+            adapters=models.adapters,
+            most_adapters=count(info.get("max_loaded_loras")),
             context_tokens=models.context_tokens or count(info.get("context_length")),
             version=_text(info.get("version")),
             incarnation=_incarnation(info),
@@ -112,6 +116,18 @@ class SGLang(OpenAIShaped):
         if salt is not None:
             fields["cache_salt"] = salt
         return fields
+
+    def adapter_fields(self, name: str) -> Mapping[str, Any]:
+        """NOTE: a model's name that has a colon, as `base:adapter`, would win over it."""
+        return {"lora_path": name}
+
+    def adapter_call(self, adapter: Adapter) -> Call:
+        about = {"lora_name": adapter.name, "lora_path": adapter.path}
+        return Call("POST", "/load_lora_adapter", msgspec.json.encode(about))
+
+    def drop_adapter_call(self, name: str) -> Call:
+        """It is answered once the adapter's running requests have ended."""
+        return Call("POST", "/unload_lora_adapter", msgspec.json.encode({"lora_name": name}))
 
     def count_call(self, document: Mapping[str, Any]) -> Call | None:
         return tokenize_call(document)

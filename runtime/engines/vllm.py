@@ -6,6 +6,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from sessile.engines.base import (
     OpenAIShaped,
     Samples,
@@ -18,6 +20,7 @@ from sessile.engines.base import (
     tokenize_call,
 )
 from sessile.errors import ReplicaRefused
+from sessile.router.adapters import Adapter
 from sessile.router.replica import Call, FeedSource, FollowUps, Identity, Load, Reply
 
 _STARTED = "process_start_time_seconds"
@@ -26,12 +29,15 @@ _WAITING = "vllm:num_requests_waiting"
 _USED = "vllm:kv_cache_usage_perc"  # NOTE: a fraction of 1, whatever its name says
 _CONFIG = "vllm:cache_config_info"
 _SLEEP = "vllm:engine_sleep_state"
+_LORA = "vllm:lora_requests_info"
+_NO_ROUTE = b'{"detail":"Not Found"}'
 
 
 class VLLM(OpenAIShaped):
     """The adapter of `vllm=URL`; closing the connection frees a request there in 0.1 s."""
 
     kind = "vllm"
+    loads_adapters = True
 
     def identity_calls(self) -> tuple[Call, ...]:
         return (Call("GET", "/v1/models"), Call("GET", "/version"), Call("GET", "/metrics"))
@@ -39,12 +45,14 @@ class VLLM(OpenAIShaped):
     def read_identity(self, replies: tuple[Reply, ...]) -> Identity:
         models = super().read_identity(replies[:1])
         version = document(replies[1], "/version").get("version")
-        metrics = Samples(replies[2], "/metrics", (_STARTED, _SLEEP))
+        metrics = Samples(replies[2], "/metrics", (_STARTED, _SLEEP, _LORA))
         _refuse_asleep(metrics)
         # Several API servers behind one port share no start time; then the probe counts.
         started = metrics.total(_STARTED) if len(metrics.all(_STARTED)) == 1 else None
         return Identity(
             models=models.models,
+            adapters=models.adapters,
+            most_adapters=_most_adapters(metrics),
             context_tokens=models.context_tokens,
             version=version if isinstance(version, str) else None,
             incarnation=None if started is None else f"{started:.2f}",
@@ -106,6 +114,22 @@ class VLLM(OpenAIShaped):
             fields["cache_salt"] = salt
         return fields
 
+    def adapter_call(self, adapter: Adapter) -> Call:
+        about = {"lora_name": adapter.name, "lora_path": adapter.path}
+        return Call("POST", "/v1/load_lora_adapter", msgspec.json.encode(about))
+
+    def drop_adapter_call(self, name: str) -> Call:
+        """Requests that run go on with it."""
+        return Call("POST", "/v1/unload_lora_adapter", msgspec.json.encode({"lora_name": name}))
+
+    def read_adapter(self, reply: Reply) -> None:
+        if reply.status == 404 and reply.body == _NO_ROUTE:
+            raise ReplicaRefused(
+                "it loads no adapters; start it with --enable-lora, and with "
+                "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 in its environment"
+            )
+        super().read_adapter(reply)
+
     def follow_up(self, path: str, document: Mapping[str, Any], text: str) -> FollowUps | None:
         """The template renders the reply and is cut off after it; many trim what surrounds it."""
         fields = {"continue_final_message": True, "add_generation_prompt": False}
@@ -121,6 +145,13 @@ def _listed(told: Mapping[str, Any]) -> Any:
     if not all(key.isdigit() and isinstance(value, dict) for key, value in told.items()):
         return told.get("sources")
     return [{**source, "data_parallel_rank": int(rank)} for rank, source in told.items()]
+
+
+def _most_adapters(metrics: Samples) -> int | None:
+    """How many it runs side by side, told once one has run. It can know of more, but takes them
+    from their files again and again then."""
+    told = [sample.labels.get("max_lora", "") for sample in metrics.all(_LORA)]
+    return max((int(most) for most in told if most.isdecimal()), default=0) or None
 
 
 def _capacity(labels: Mapping[str, str]) -> int | None:

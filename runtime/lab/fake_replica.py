@@ -25,6 +25,8 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from sessile.lab.fake_adapters import FakeAdapters
+
 MODEL = "fake"
 _CHARS_PER_TOKEN = 4
 _ECHO = "echo: "
@@ -96,6 +98,7 @@ class FakeReplica:
         self._stops: dict[str, asyncio.Event] = {}
         self._next: deque[Fault] = deque() if faults is None else faults
         self._cached: set[bytes] = set()
+        self.adapters = FakeAdapters()
 
     def fail(self, *faults: Fault) -> None:
         """Queue faults, one for each of the next requests; `Fault()` lets one through."""
@@ -132,9 +135,11 @@ class FakeReplica:
         if path == "/health":
             await _send(send, 200 if self.healthy else 503, {})
         elif path == "/v1/models":
-            await _send(send, 200, {"object": "list", "data": [self._card()]})
+            cards = [self._card(), *self.adapters.cards(self.model)]
+            await _send(send, 200, {"object": "list", "data": cards})
         elif path == "/server_info":
-            await _send(send, 200, {"version": "fake", "random_seed": self._name})
+            info = {"version": "fake", "random_seed": self._name}
+            await _send(send, 200, {**info, "max_loaded_loras": self.adapters.most})
         elif path.startswith("/v1/loads"):
             load = {"num_running_reqs": self.running, "num_waiting_reqs": 0}
             await _send(send, 200, {"loads": [load]})
@@ -161,6 +166,8 @@ class FakeReplica:
             seen = Seen(path, headers, msgspec.json.decode(body, type=dict[str, Any]))
             self.seen.append(seen)
             await self._serve(scope, receive, send, seen)
+        elif (told := await self.adapters.answer(path, body)) is not None:
+            await _send(send, *told)
         else:
             await _send(send, 404, _error(404, f"there is no {path}"))
 
@@ -194,17 +201,21 @@ class FakeReplica:
         delta, finish = _reply(body, said)
         if "content" in delta and not _echo(body).startswith(said):
             fault = Fault(status=400)  # it is asked to go on with what it would never have said
+        if (lacks := self.adapters.lacks(body)) is not None:
+            await _send(send, 400, _error(400, lacks))
+            return
         status = fault.status or (400 if seen.prompt_tokens > self.context_tokens else None)
         if status is not None:
             await _send(send, status, _error(status, _MESSAGES.get(status, "It went wrong.")))
             return
-        seen.cached_tokens = self._match(prompt, seen.prompt_tokens)
+        space = str(body.get("lora_path") or "")
+        seen.cached_tokens = self._match(space, prompt, seen.prompt_tokens)
         if seen.path == "/v1/embeddings":
             await _send(send, 200, self._embeddings(body, seen))
             return
         if self.tokens_per_s is not None:
             await asyncio.sleep((seen.prompt_tokens - seen.cached_tokens) / self.tokens_per_s)
-        self._insert([*prompt, _text({"role": "assistant", **delta})])
+        self._insert(space, [*prompt, _text({"role": "assistant", **delta})])
         chat = seen.path == "/v1/chat/completions"
         pieces = _pieces(delta)
         usage = _usage(seen, len(pieces))
@@ -253,18 +264,18 @@ class FakeReplica:
             await asyncio.sleep(fault.linger_s)
         await send({"type": "http.response.body", "body": b""})
 
-    def _match(self, prompt: list[str], prompt_tokens: int) -> int:
-        """Tokens of the longest run of leading messages that was served before; as an engine, at
-        least one token is always computed."""
+    def _match(self, space: str, prompt: list[str], prompt_tokens: int) -> int:
+        """Tokens of the longest run of leading messages that was served before in that `space`; as
+        an engine, at least one token is always computed."""
         cached = size = 0
-        for text, key in zip(prompt, _keys(prompt), strict=True):
+        for text, key in zip(prompt, _keys(space, prompt), strict=True):
             size += len(text)
             if key in self._cached:
                 cached = size // _CHARS_PER_TOKEN
         return min(cached, prompt_tokens - 1)
 
-    def _insert(self, prompt: list[str]) -> None:
-        self._cached.update(_keys(prompt))
+    def _insert(self, space: str, prompt: list[str]) -> None:
+        self._cached.update(_keys(space, prompt))
 
     def _embeddings(self, body: dict[str, Any], seen: Seen) -> dict[str, Any]:
         given = body.get("input") or ""
@@ -390,8 +401,8 @@ def _error(status: int, message: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
-def _keys(texts: list[str]) -> list[bytes]:
-    keys, key = [], b""
+def _keys(space: str, texts: list[str]) -> list[bytes]:
+    keys, key = [], space.encode()
     for text in texts:
         key = _digest(key, text)
         keys.append(key)

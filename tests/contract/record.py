@@ -8,6 +8,8 @@ lists are cut to what an adapter could want to read, and paths of the machine ar
 what shows that its incarnation differs. Run it first, restart the replica, then record the rest.
 `--only count` records a prompt's tokens as the adapter has them counted, and a turn of it.
 `--only kv_events` records what a replica that has just started publishes over two turns.
+`--only adapters --adapters DIR` records how it loads and lets go of the LoRA adapters there: `one`
+and `two`, made by `tests/live/make_adapter.py`, and `big`, of a rank that it was not started for.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import httpx2
 import zmq
 
 from sessile.engines.base import engine
+from sessile.router.adapters import Adapter
 from sessile.router.replica import Call, Engine, Load, Reply
 
 RECORDED = Path(__file__).with_name("recorded")
@@ -42,10 +45,11 @@ _TOOL = {
     },
 }
 _KEPT_INFO = ("random_seed", "startup_time", "version", "context_length", "served_model_name",
-              "max_total_tokens", "page_size", "enable_cache_report", "kv_events")  # fmt: skip
+              "max_total_tokens", "page_size", "enable_cache_report", "kv_events",
+              "max_loaded_loras")  # fmt: skip
 _KEPT_METRICS = re.compile(
     r"^(# \w+ )?(process_start_time_seconds|process_open_fds|vllm:num_requests_(running|waiting)"
-    r"|vllm:kv_cache_usage_perc|vllm:cache_config_info|vllm:engine_sleep_state"
+    r"|vllm:lora_requests_info|vllm:kv_cache_usage_perc|vllm:cache_config_info|vllm:engine_sleep_state"
     r"|llamacpp:requests_\w+|llamacpp:prompt_tokens\w*_total)[ {\n]"
 )
 
@@ -247,6 +251,30 @@ def record_kv_events(r: Recorder) -> None:
     print(f"{r.engine.kind}: kv_events: {turns}")
 
 
+def record_adapters(r: Recorder, folder: Path) -> None:
+    """Loads that go well, that are refused, and a turn of each; then it lets go of one."""
+
+    def load(name: str, file: str) -> dict[str, Any]:
+        adapter = Adapter(name=name, base="smollm2", path=str(folder / file))
+        made = json.dumps(r.ask(r.engine.adapter_call(adapter)))
+        asked: dict[str, Any] = json.loads(made.replace(str(folder), "/adapters"))
+        return asked
+
+    hello = {"messages": conversation(r.nonce), "max_tokens": 8, "temperature": 0}
+    r.save("adapter_load", load("one", "one"), load("two", "two"))
+    r.save("adapter_load_again", load("one", "one"))
+    r.save("adapter_too_big", load("big", "big"))
+    r.save("adapter_missing", load("none", "none"))
+    turns = [r.post("/v1/chat/completions", hello)]
+    for name in ("one", "two"):
+        fields = {"model": name, **r.engine.adapter_fields(name)}
+        turns.append(r.post("/v1/chat/completions", {**hello, **fields}))
+    r.save("adapter_turns", *turns)
+    r.save("adapter_identity", *[r.ask(call) for call in r.engine.identity_calls()])
+    for case in ("adapter_unload", "adapter_unload_again"):
+        r.save(case, r.ask(r.engine.drop_adapter_call("one")))
+
+
 def _replayed(endpoint: str | None) -> list[dict[str, Any]]:
     assert endpoint is not None, "it was started without a replay endpoint"
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
@@ -267,7 +295,8 @@ def main() -> None:
     parser.add_argument("replica", metavar="KIND=URL")
     parser.add_argument("--version", help="where the engine does not tell its own")
     parser.add_argument("--folder", help="below recorded/; the adapter's kind, if none is named")
-    parser.add_argument("--only", choices=["identity_restarted", "count", "kv_events"])
+    parser.add_argument("--only", choices=["identity_restarted", "count", "kv_events", "adapters"])
+    parser.add_argument("--adapters", type=Path, help="the folder of `--only adapters`")
     options = parser.parse_args()
     kind, _, url = options.replica.partition("=")
     r = Recorder(kind, url.rstrip("/"), options.version, options.folder or kind)
@@ -277,6 +306,8 @@ def main() -> None:
     r.version = options.version or identity.version
     if options.only == "kv_events":
         record_kv_events(r)
+    elif options.only == "adapters":
+        record_adapters(r, options.adapters)
     elif options.only == "count":
         record_count(r)
     elif options.only:

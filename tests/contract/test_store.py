@@ -459,3 +459,12 @@ async def test_a_long_backlog_takes_several_calls(store: Store) -> None:
         assert 0 < len(told.news) <= NEWS_AT_ONCE
         heard, seen, calls = heard + told.news, told.seen, calls + 1
     assert heard == [("busy", b"%d" % number) for number in range(most)] and calls == 3
+
+
+async def test_adapters_are_kept_for_all_routers(bench: Any, store: Store) -> None:
+    """The last word on each name, whatever is in it, as long as anybody asks."""
+    assert await store.adapters() == {}
+    await store.put_adapter("sql/модель", b"\x93\x00")
+    await store.put_adapter("other", b"1")
+    await store.put_adapter("other", b"2")
+    assert await store.adapters() == {"sql/модель": b"\x93\x00", "other": b"2"}

@@ -58,6 +58,17 @@ def test_a_replica_is_added_and_removed(run: Run) -> None:
     assert "late" not in run("replicas", "list")[1]
 
 
+def test_an_adapter_is_added_listed_and_removed(run: Run) -> None:
+    """Its base need not be served yet."""
+    added = run("adapters", "add", "sql", "--base", "later", "--path", "/adapters/sql")
+    assert added == (0, "sql added, an adapter of later\n")
+    (shown,) = json.loads(run("adapters", "--json")[1])
+    assert (shown["name"], shown["base"], shown["loaded"]) == ("sql", "later", [])
+    assert "/adapters/sql" in run("adapters")[1]
+    assert run("adapters", "remove", "sql") == (0, "sql removed\n")
+    assert run("adapters") == (0, "no adapter\n")
+
+
 def test_sessions_are_listed_shown_and_closed(run: Run, router: str) -> None:
     """The last used is first; a closed one says so."""
     with Client(router) as client:
@@ -102,7 +113,8 @@ def test_help_teaches_by_examples() -> None:
         commands += getattr(command, "commands", {}).values()
         if command.callback is not None and command.name in (
             "status", "drain", "sessions", "replicas", "list", "add", "remove", "resume",
+            "adapters",
         ):  # fmt: skip
             assert command.epilog.startswith("Examples:"), command.name
             seen += 1
-    assert seen == 8
+    assert seen == 11

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessile.router.blocks import BlockTree
+from sessile.router.blocks import BlockTree, tip_of
 from sessile.router.kv_events import BlockKey, Cleared, Event, Removed, Stored
 
 SIZE = 16
@@ -55,6 +55,17 @@ def test_a_parent_that_goes_before_its_child_cuts_the_session_short() -> None:
     assert (tree.held_tokens("a"), tree.blocks) == (0, 1)
     tree.apply([Removed([4])])
     assert tree.sessions == 0
+
+
+def test_a_session_holds_apart_what_each_adapter_computed() -> None:
+    """One session id that speaks to a model and its adapter has a tip for each."""
+    adapted = store([11], session="a", lora_name="sql")
+    tree = whole_tree(store([1, 2, 3], session="a"), adapted)
+    assert tree.held_tokens("a") == 3 * SIZE
+    assert tree.held_tokens(tip_of("a", "sql")) == SIZE
+    assert tree.held_tokens(tip_of("a", "other")) == 0
+    tree.apply([Removed([1, 2, 3])])
+    assert (tree.held_tokens("a"), tree.held_tokens(tip_of("a", "sql"))) == (0, SIZE)
 
 
 def test_unknown_is_not_zero() -> None:

@@ -39,6 +39,14 @@ def test_a_batch_is_read_with_keys_of_every_kind() -> None:
     ]
 
 
+def test_the_blocks_of_an_adapter_name_it() -> None:
+    """The base's have None there, or nothing at all."""
+    told = packed({**STORED, "lora_id": 4, "lora_name": "sql"}, {**STORED, "lora_name": None})
+    assert [event.lora_name for event in read_batch(told) if isinstance(event, Stored)] == [
+        "sql", None,
+    ]  # fmt: skip
+
+
 def test_events_and_fields_of_later_versions_are_left_out() -> None:
     """An unknown kind of event costs only itself."""
     new = {"type": "BlockMigrated", "block_hashes": "whatever"}
