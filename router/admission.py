@@ -66,11 +66,6 @@ class Queue:
         """All that wait, the next one first."""
         return sorted(self._waiting.values(), key=lambda w: self._key(w, now))
 
-    def place(self, turn: str, now: float) -> int:
-        """A turn's place in the queue, from 1."""
-        order = [w.ask.turn for w in self.ordered(now)]
-        return order.index(turn) + 1
-
     def overdue(self, now: float) -> Iterator[Waiting]:
         """Those whose deadline has passed."""
         for waiting in list(self._waiting.values()):

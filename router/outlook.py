@@ -65,7 +65,6 @@ class Outlook:
         self.runs: dict[str, Run] = {}
         self.computing: dict[int, str] = {}  # by which turn
         self.paused: set[str] = set()
-        self.sessions = 0
         self.pending_work = 0.0
         self._computing = 0
         self._running: dict[str, int] = {}  # runs of each session
