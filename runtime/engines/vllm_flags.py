@@ -43,8 +43,11 @@ def flags(seat: Seat) -> tuple[list[Flag], list[str]]:
 
 
 def environment(seat: Seat) -> dict[str, str]:
-    """The variables that vLLM wants beside those of every engine."""
-    return {}
+    """The variables that vLLM wants beside those of every engine: adapters are loaded while it runs
+    only with one."""
+    if "--enable-lora" not in seat.pool.args:
+        return {}
+    return {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 
 
 def _events(seat: Seat) -> str:

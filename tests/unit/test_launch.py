@@ -94,6 +94,12 @@ def test_a_vllm_has_it_in_its_own_flags():
     assert "--port 20003" in second and "CUDA_VISIBLE_DEVICES=1 " in second
 
 
+def test_a_vllm_for_adapters_may_load_them_while_it_runs():
+    """Its flag alone would let it have those of its start only."""
+    (launch,), _ = planned({"engine": "vllm", "gpus": 1, "args": ["--enable-lora"]}, names=VLLM)
+    assert launch.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+
+
 def test_on_a_cpu_the_cores_are_shared_out_and_there_is_no_host_cache():
     """Without a GPU there is none to hide either."""
     launches, _ = planned({"replicas": 2, "env": {"A": "b c"}}, CPU)
