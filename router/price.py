@@ -89,6 +89,8 @@ class Rates(msgspec.Struct):
     def lean_on(self, others: "Rates") -> None:
         """Believe of this replica what is seen of all that serve the model, until it has been seen
         often enough itself: differences that are only noise would move sessions about."""
+        if not others.turns:
+            return
         own = min(self.turns, _MOST_OWN)
         share = own / (own + _LEAN_TURNS)
         self.base_s = share * self.own_base_s + (1 - share) * others.own_base_s

@@ -135,17 +135,18 @@ class Scheduler:
             open_to = [outlook for outlook in open_to if outlook.id not in failed]
         if not open_to:
             raise nobody(failed)
-        self._lean(ask.model, open_to)
         home = self._home(ask, open_to)
         margin_s = 0.0
         home_price = None
         if home is not None and (force or self._fits(ask, home)):
+            home.rates.lean_on(self._rates[ask.model])
             home_price = home.price(ask, now)
             if ask.claimed is not None:
                 return _decision(ask, home, ask.claimed, home_price)
             margin_s = self._margin_s(ask, home)
             if home_price.wait_s + home_price.harm_s <= margin_s:
                 return _decision(ask, home, "bound", home_price)
+        self._lean(ask.model, open_to)
         # A session that is placed now will burden its replica again at each of its turns.
         others = [outlook for outlook in open_to if outlook is not home] if home else open_to
         if not others and home_price is not None:
@@ -170,7 +171,7 @@ class Scheduler:
         was believed of all at some bad moment, and be sent everything meanwhile."""
         seen = self._rates[model]
         told = (seen.turns, len(open_to))
-        if seen.turns and told != self._leaned.get(model):
+        if told != self._leaned.get(model):
             self._leaned[model] = told
             for outlook in open_to:
                 outlook.rates.lean_on(seen)
