@@ -67,7 +67,7 @@ class EngineReplica:
         supervising = asyncio.create_task(self._child.run())
         try:
             await self._until_up(given.ready_s)
-        except BaseException:
+        except BaseException:  # cancelled, or not up: no engine stays behind
             supervising.cancel()
             await asyncio.wait((supervising,))
             raise
