@@ -107,8 +107,6 @@ class EventWriter:
         try:
             written = await self._log.append(batches)
         except StoreUnavailable:
-            for live in turns:
-                live.unsure = True
             self._dirty |= dict.fromkeys(live for live in turns if live.dirty)
             self._give_way()
             return False

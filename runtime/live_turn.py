@@ -44,7 +44,7 @@ class LiveTurn:
 
     __slots__ = (
         "_bytes", "_changed", "_events", "_pace", "_teller", "_told", "accept", "ended", "fence",
-        "first", "key", "known", "missing", "most_bytes", "next", "stop", "stopped", "unsure",
+        "first", "key", "known", "missing", "most_bytes", "next", "stop", "stopped",
         "written",
     )  # fmt: skip
 
@@ -63,7 +63,6 @@ class LiveTurn:
         self.accept = accept
         self.first = self.next = self.written = first
         self.known = known  # to the log
-        self.unsure = False  # whether the log has taken what was written last
         # How many events the log has never been given; of one taken over, it is yet to say so.
         self.missing: int | None = None if known else 0
         self.ended = False
@@ -130,41 +129,32 @@ class LiveTurn:
         return self.stopped != "lost" and (here or not self.known)
 
     def batch(self) -> Batch:
-        """What is to be written next; with nothing new, the renewal of the lease.
-
-        Where events are no longer here that the log may have or not, it is asked how far it has
-        come first: by a renewal too.
-        """
-        if self.unsure and self.first > self.written:
-            return self._batch(self.written, [])
+        """What is to be written next; with nothing new, the renewal of the lease."""
         begin = max(self.written, self.first)
         start = begin - self.first
         events = self._events[start : start + _MOST_AT_ONCE]
         if len(events) > 1:
             _cut(events)
-        return self._batch(begin, events)
-
-    def _batch(self, first: int, events: list[bytes]) -> Batch:
         tenant, turn = self.key
         return Batch(
             tenant=tenant,
             turn=turn,
             fence=self.fence,
-            first=first,
+            first=begin,
             events=events,
-            ended=self.ended and bool(events) and first + len(events) == self.next,
+            ended=self.ended and bool(events) and begin + len(events) == self.next,
             accept=None if self.known else self.accept,
         )
 
     def wrote(self, upto: int) -> None:
         """The log goes on at number `upto`."""
-        self.known, self.unsure = True, False
+        self.known = True
         self.written = min(upto, self.next)
         self.wake()
 
     def forgotten(self) -> None:
         """The log has lost the turn: it is given all that is still here."""
-        self.known = self.unsure = False
+        self.known = False
         self.written = self.first
 
     def lose(self) -> None:

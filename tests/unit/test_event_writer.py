@@ -43,7 +43,7 @@ async def _lost(loses: str) -> tuple[int, list[int]]:
 
 
 async def test_what_was_written_without_a_reply_is_not_lost() -> None:
-    """The log is asked how far it has come before anything is said to be missing."""
+    """The log says what it was never given."""
     lost, kept = await _lost("reply")
     assert lost == 20 - len(kept) and set(range(8)) <= set(kept) and lost
 
