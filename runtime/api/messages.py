@@ -22,7 +22,7 @@ from sessile.api.count import count_tokens
 from sessile.api.hang_up import HangUp, on_disconnect, to_nobody_too
 from sessile.api.messages_body import Asked, read_request
 from sessile.api.messages_events import MessageStream
-from sessile.api.responses_events import Event
+from sessile.api.responses_sequence import Event
 from sessile.api.wire import anthropic_error, engine_error, retry_headers, wire_of
 from sessile.errors import SessileError
 from sessile.flow import Flow

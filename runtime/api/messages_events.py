@@ -11,7 +11,7 @@ import msgspec
 
 from sessile.api.chat_chunks import CallDelta, Choice, Chunk
 from sessile.api.messages_body import Asked
-from sessile.api.responses_events import Event
+from sessile.api.responses_sequence import Event
 from sessile.api.wire import anthropic_error
 from sessile.carry_on import read_marker
 from sessile.errors import ReplicaRefused, SessileError, StreamBroken

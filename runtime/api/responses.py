@@ -16,11 +16,12 @@ from sessile.api.hang_up import on_disconnect
 from sessile.api.mcp_client import McpServers
 from sessile.api.responses_body import Asked, read_request
 from sessile.api.responses_context import Contexts, read_turn
-from sessile.api.responses_events import Event, ResponseStream
+from sessile.api.responses_events import ResponseStream
 from sessile.api.responses_job import Audience, Followed, Job, Made
 from sessile.api.responses_make import Maker
 from sessile.api.responses_once import Earlier, Once
 from sessile.api.responses_record import Accepted, response_in, write_accepted
+from sessile.api.responses_sequence import Event
 from sessile.api.responses_stored import Surface
 from sessile.durable import Durable, Orphan
 from sessile.errors import (

@@ -1,42 +1,27 @@
 """Chat completion chunks in, Responses events out: one state machine a turn, pure.
 
-It numbers the events, opens and closes items and their parts, and keeps the object that the last
-event carries. It does no I/O, makes nothing up (a stream that ends without a finish reason has
-failed), and says exactly one last word: completed, incomplete or failed.
+It keeps the object that the last event carries; what is said is `responses_content`'s, a call that
+is made `responses_calls`'. It does no I/O, makes nothing up (a stream that ends without a finish
+reason has failed), and says exactly one last word: completed, incomplete or failed.
 """
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from sessile import errors
 from sessile.api.chat_chunks import CallDelta, Choice, Function, decode_chunk
 from sessile.api.responses_calls import Call, open_call
+from sessile.api.responses_content import Content
+from sessile.api.responses_sequence import Event, EventSequence
 from sessile.api.responses_tools import Called
 from sessile.api.responses_usage import read_usage, sum_of
 from sessile.carry_on import read_marker
 from sessile.errors import ReplicaRefused, SessileError, StreamBroken
 from sessile.relay import payloads
-from sessile.sealed import seal
-from sessile.sessions.transcript import item_id
 
-
-class Event(NamedTuple):
-    """One event of a response: its type, and the JSON object that the client is sent."""
-
-    type: str
-    body: bytes
-
-
-_encode = msgspec.json.Encoder().encode
-_SPOKEN = {"output_text": "text", "refusal": "refusal", "reasoning_text": "text"}
-_DELTA = {
-    "output_text": "response.output_text.delta",
-    "refusal": "response.refusal.delta",
-    "reasoning_text": "response.reasoning_text.delta",
-}
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
@@ -68,20 +53,13 @@ class ResponseStream:
         self.ended = False
         self.called = called
         self._begun = begun
-        self._seals = seals
         self._silent = silent
         self._waiting: list[tuple[int, dict[str, Any]]] = []  # MCP calls that are to be run
         self._spent: dict[str, Any] | None = None  # the usage of the engine calls before this one
         self._id: str = response["id"]
-        self._extra = {} if stream_id is None else {"stream_id": stream_id}
-        self._sequence = sequence
         self._output: list[dict[str, Any]] = response["output"]
-        self._item: dict[str, Any] | None = None  # the open message or reasoning item
-        self._item_index = 0
-        self._kind = ""  # of its open part
-        self._part_index = 0
-        self._text: list[str] = []
-        self._logprobs: list[dict[str, Any]] = []
+        self._sequence = EventSequence(self._output, stream_id, sequence)
+        self._content = Content(self._id, self._sequence, seals=seals)
         self._calls: dict[int, Call] = {}
         self._finish_reason: str | None = None
         self._usage: dict[str, Any] | None = None
@@ -92,25 +70,23 @@ class ResponseStream:
         """The first two events of a response that waits until it can begin."""
         self.response["status"] = "queued"
         return [
-            self._event("response.created", response=self.response),
-            self._event("response.queued", response=self.response),
+            self._sequence.event("response.created", response=self.response),
+            self._sequence.event("response.queued", response=self.response),
         ]
 
     def start(self) -> list[Event]:
         """The first two events, as far as they have not been told."""
         self.response["status"] = "in_progress"
         events = []
-        if self._sequence == 0:
-            events.append(self._event("response.created", response=self.response))
+        if self._sequence.next == 0:
+            events.append(self._sequence.event("response.created", response=self.response))
         if not self._begun:
-            events.append(self._event("response.in_progress", response=self.response))
+            events.append(self._sequence.event("response.in_progress", response=self.response))
         return events
 
     def take_up(self, text: str) -> None:
         """Go on within the one message of the output, of which `text` was told."""
-        self._item, self._item_index = self._output[0], 0
-        self._item |= {"status": "in_progress", "content": []}
-        self._kind, self._part_index, self._text = "output_text", 0, [text]
+        self._content.take_up(text)
 
     def feed(self, data: bytes, events: list[Event]) -> None:
         """A stretch of whole server-sent events, as an engine sends them; what they tell is added
@@ -121,7 +97,7 @@ class ResponseStream:
         """
         if data[:1] == b":" and (replica := read_marker(data)) is not None:
             # Of no type that the API has: its clients hand it on, or pass over it.
-            events.append(self._event("response.sessile.continued", replica=replica))
+            events.append(self._sequence.event("response.sessile.continued", replica=replica))
             return
         for payload in payloads(data):
             self.feed_chunk(payload, events)
@@ -171,25 +147,25 @@ class ResponseStream:
         self._waiting.remove((place, item))
         failed = item["error"] is not None
         kind = "response.mcp_call.failed" if failed else "response.mcp_call.completed"
-        events.append(self._event(kind, item_id=item["id"], output_index=place))
-        events.append(self._event("response.output_item.done", output_index=place, item=item))
+        events.append(self._sequence.event(kind, item_id=item["id"], output_index=place))
+        events.append(self._sequence.done(place, item))
 
     def place(self, item: dict[str, Any], events: list[Event]) -> None:
         """Add an item that no engine made: a list of tools, an approved call, a compaction."""
         kind = item["type"]
-        place = self._add(item, events)
+        place = self._sequence.add(item, events)
         where = {"item_id": item["id"], "output_index": place}
         if kind == "compaction":
-            events.append(self._event("response.compaction.compacting", **where))
+            events.append(self._sequence.event("response.compaction.compacting", **where))
         else:
             failed = item.get("error") is not None
-            events.append(self._event(f"response.{kind}.in_progress", **where))
+            events.append(self._sequence.event(f"response.{kind}.in_progress", **where))
             if kind == "mcp_call":
                 done = f"response.{kind}_arguments.done"
-                events.append(self._event(done, arguments=item["arguments"], **where))
+                events.append(self._sequence.event(done, arguments=item["arguments"], **where))
             ended = "failed" if failed else "completed"
-            events.append(self._event(f"response.{kind}.{ended}", **where))
-        events.append(self._event("response.output_item.done", output_index=place, item=item))
+            events.append(self._sequence.event(f"response.{kind}.{ended}", **where))
+        events.append(self._sequence.done(place, item))
 
     def finish(self, now: float) -> list[Event]:
         """The stream has ended: close what is open and say how it went."""
@@ -203,7 +179,7 @@ class ResponseStream:
         incomplete = None if self._silent else _INCOMPLETE.get(reason)
         events: list[Event] = []
         if not self._output and not self._silent:
-            self._open_part("output_text", events)
+            self._content.open_part("output_text", events)
         self._close(events, "incomplete" if incomplete else "completed")
         self.response["status"] = "incomplete" if incomplete else "completed"
         self.response["incomplete_details"] = {"reason": incomplete} if incomplete else None
@@ -247,11 +223,11 @@ class ResponseStream:
 
     def _cut_off(self) -> None:
         # NOTE: no event closes what was cut off: a client must not run a call that is not whole.
-        said = self._sequence
+        said = self._sequence.next
         self._close([], "incomplete")
         for _, item in self._waiting:
             item["status"] = "incomplete"
-        self._sequence = said
+        self._sequence.next = said
 
     # -- one delta
 
@@ -259,70 +235,17 @@ class ResponseStream:
         delta = choice.delta or choice.message
         if delta is not None and not self._silent:
             if thought := (delta.reasoning_content or delta.reasoning):
-                self._speak("reasoning_text", thought, events)
+                self._content.speak("reasoning_text", thought, events)
             if delta.content:
                 logprobs = choice.logprobs.content if choice.logprobs is not None else None
-                self._speak("output_text", delta.content, events, logprobs)
+                self._content.speak("output_text", delta.content, events, logprobs)
             if delta.refusal:
-                self._speak("refusal", delta.refusal, events)
+                self._content.speak("refusal", delta.refusal, events)
             if delta.tool_calls:
                 for position, call in enumerate(delta.tool_calls):
                     self._extend_call(call, position, events)
         if choice.finish_reason is not None:
             self._finish_reason = choice.finish_reason
-
-    def _speak(
-        self,
-        kind: str,
-        text: str,
-        events: list[Event],
-        logprobs: list[dict[str, Any]] | None = None,
-    ) -> None:
-        if self._kind != kind:
-            self._open_part(kind, events)
-        self._text.append(text)
-        assert self._item is not None
-        event: dict[str, Any] = {
-            "type": _DELTA[kind],
-            "item_id": self._item["id"],
-            "output_index": self._item_index,
-            "content_index": self._part_index,
-            "delta": text,
-            "sequence_number": self._sequence,
-        }
-        if kind == "output_text":
-            event["logprobs"] = []
-            if logprobs:
-                told = [_logprob(entry) for entry in logprobs]
-                self._logprobs += told
-                event["logprobs"] = told
-        if self._extra:
-            event.update(self._extra)
-        self._sequence += 1
-        events.append(Event(event["type"], _encode(event)))
-
-    def _open_part(self, kind: str, events: list[Event]) -> None:
-        """Open a part of `kind`, in the open item if it may hold one, else in a new one."""
-        item_type = "reasoning" if kind == "reasoning_text" else "message"
-        self._close_part(events)
-        if self._item is not None and self._item["type"] != item_type:
-            self._close_item(events, "completed")
-        if self._item is None:
-            prefix = "rs" if item_type == "reasoning" else "msg"
-            item: dict[str, Any] = {
-                "type": item_type,
-                "id": item_id(prefix, self._id, len(self._output)),
-                "status": "in_progress",
-            }
-            if item_type == "reasoning":
-                item["summary"] = []
-            else:
-                item["role"] = "assistant"
-            item["content"] = []
-            self._item, self._item_index = item, self._add(item, events)
-        self._kind = kind
-        self._part_index = len(self._item["content"])
-        events.append(self._part_event("response.content_part.added", _part(kind, "", [])))
 
     def _extend_call(self, delta: CallDelta, position: int, events: list[Event]) -> None:
         index = position if delta.index is None else delta.index
@@ -333,76 +256,33 @@ class ResponseStream:
             index = max(self._calls) + 1
             call = None
         if call is None:
-            self._close_part(events)
-            if self._item is not None:
-                self._close_item(events, "completed")
+            self._content.close(events, "completed")
             name = function.name or ""
             called = self.called.get(name) or Called("function", name)
             call = open_call(called, self._id, len(self._output), delta.id)
             self._calls[index] = call
-            self._add(call.item, events)
-            events += [self._event(kind, **fields) for kind, fields in call.opened()]
+            self._sequence.add(call.item, events)
+            events += [self._sequence.event(kind, **fields) for kind, fields in call.opened()]
         elif function.name and not call.item["name"]:
             call.item["name"] = function.name
         if function.arguments:
             told = call.extend(function.arguments)
-            events += [self._event(kind, **fields) for kind, fields in told]
+            events += [self._sequence.event(kind, **fields) for kind, fields in told]
 
     # -- closing
 
     def _close(self, events: list[Event], status: str) -> None:
         """Close everything; `status` is the last item's, those before it are whole."""
         last = len(self._output) - 1
-        self._close_part(events)
-        if self._item is not None:
-            self._close_item(events, status if self._item_index == last else "completed")
+        self._content.close(events, status)
         for call in self._calls.values():
             told = call.close(status if call.index == last else "completed")
-            events += [self._event(kind, **fields) for kind, fields in told]
+            events += [self._sequence.event(kind, **fields) for kind, fields in told]
             if call.runs:
                 self._waiting.append((call.index, call.item))
             else:
-                events.append(
-                    self._event(
-                        "response.output_item.done", output_index=call.index, item=call.item
-                    )
-                )
+                events.append(self._sequence.done(call.index, call.item))
         self._calls = {}
-
-    def _close_part(self, events: list[Event]) -> None:
-        kind = self._kind
-        if not kind:
-            return
-        assert self._item is not None
-        text = "".join(self._text)
-        part = _part(kind, text, self._logprobs)
-        done = {_SPOKEN[kind]: text}
-        if kind == "output_text":
-            done["logprobs"] = self._logprobs  # type: ignore[assignment]
-        events.append(
-            self._event(
-                _DELTA[kind].replace(".delta", ".done"),
-                item_id=self._item["id"],
-                output_index=self._item_index,
-                content_index=self._part_index,
-                **done,
-            )
-        )
-        events.append(self._part_event("response.content_part.done", part))
-        self._item["content"].append(part)
-        self._kind, self._text, self._logprobs = "", [], []
-
-    def _close_item(self, events: list[Event], status: str) -> None:
-        assert self._item is not None
-        item, self._item = self._item, None
-        item["status"] = status
-        if self._seals and item["type"] == "reasoning":
-            item["encrypted_content"] = seal(
-                "reasoning", [part["text"] for part in item["content"]]
-            )
-        events.append(
-            self._event("response.output_item.done", output_index=self._item_index, item=item)
-        )
 
     def _end(self, kind: str, now: float) -> Event:
         self.ended = True
@@ -412,52 +292,7 @@ class ResponseStream:
         self.response["usage"] = usage = sum_of(self._spent, spent)
         if self._silent and usage is not None:
             usage |= {"output_tokens": 0, "total_tokens": usage["input_tokens"]}
-        return self._event(kind, response=self.response)
-
-    # -- making events
-
-    def _add(self, item: dict[str, Any], events: list[Event]) -> int:
-        place = len(self._output)
-        self._output.append(item)
-        events.append(self._event("response.output_item.added", output_index=place, item=item))
-        return place
-
-    def _part_event(self, kind: str, part: dict[str, Any]) -> Event:
-        assert self._item is not None
-        return self._event(
-            kind,
-            item_id=self._item["id"],
-            output_index=self._item_index,
-            content_index=self._part_index,
-            part=part,
-        )
-
-    def _event(self, kind: str, **fields: Any) -> Event:
-        body = {"type": kind, **fields, "sequence_number": self._sequence, **self._extra}
-        self._sequence += 1
-        return Event(kind, _encode(body))
-
-
-def _part(kind: str, text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
-    if kind == "output_text":
-        return {"type": kind, "text": text, "annotations": [], "logprobs": logprobs}
-    return {"type": kind, _SPOKEN[kind]: text}
-
-
-def _logprob(entry: dict[str, Any]) -> dict[str, Any]:
-    """A chat log-probability, with the bytes that the Responses API always gives."""
-    tops = entry.get("top_logprobs") or []
-    return {**_with_bytes(entry), "top_logprobs": [_with_bytes(top) for top in tops]}
-
-
-def _with_bytes(entry: dict[str, Any]) -> dict[str, Any]:
-    token = entry.get("token") or ""
-    given = entry.get("bytes")
-    return {
-        "token": token,
-        "logprob": entry.get("logprob") or 0.0,
-        "bytes": list(token.encode("utf-8", "surrogatepass")) if given is None else given,
-    }
+        return self._sequence.event(kind, response=self.response)
 
 
 def _sentence(error: Any) -> str:

@@ -13,10 +13,10 @@ from sessile.api.chat import decode_object, header, idempotency_key, read_body, 
 from sessile.api.event_stream import SSE_HEADERS, Replay, seen, sse
 from sessile.api.hang_up import HangUp
 from sessile.api.responses import Responses
-from sessile.api.responses_events import Event
 from sessile.api.responses_job import Answer
 from sessile.api.responses_kept import KeptResponses
 from sessile.api.responses_listing import listed_items, page_of_all, read_page
+from sessile.api.responses_sequence import Event
 from sessile.api.responses_stored import stored_routes
 from sessile.api.responses_ws import Sockets
 from sessile.errors import InvalidRequest, SessileError

@@ -8,8 +8,9 @@ import msgspec
 from sessile.api.cache_diagnosis import Compared
 from sessile.api.responses_body import Asked
 from sessile.api.responses_context import Context
-from sessile.api.responses_events import Event, ResponseStream
+from sessile.api.responses_events import ResponseStream
 from sessile.api.responses_record import Accepted
+from sessile.api.responses_sequence import Event
 from sessile.errors import SessileError
 from sessile.live_turn import LiveTurn
 from sessile.sessions.record import TurnRecord

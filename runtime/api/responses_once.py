@@ -8,8 +8,8 @@ import asyncio
 import logging
 import time
 
-from sessile.api.responses_events import Event
 from sessile.api.responses_job import Followed, Job
+from sessile.api.responses_sequence import Event
 from sessile.durable import Durable
 from sessile.errors import SessionBusy, StoreUnavailable
 from sessile.event_feed import kind_of

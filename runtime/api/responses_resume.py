@@ -19,9 +19,10 @@ import msgspec
 
 from sessile.api.responses import Responses
 from sessile.api.responses_context import Context
-from sessile.api.responses_events import Event, ResponseStream
+from sessile.api.responses_events import ResponseStream
 from sessile.api.responses_job import Job
 from sessile.api.responses_record import Accepted, read_accepted
+from sessile.api.responses_sequence import Event
 from sessile.api.responses_told import SoFar, read_told
 from sessile.durable import Orphan
 from sessile.errors import (

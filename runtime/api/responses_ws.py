@@ -21,7 +21,7 @@ from sessile.api.auth import Authenticator
 from sessile.api.browser import declared
 from sessile.api.chat import header
 from sessile.api.lanes import Branch, Branches, Job, Lane, Lanes
-from sessile.api.responses_events import Event
+from sessile.api.responses_sequence import Event
 from sessile.api.steering import Steer, Steering, generates, joined, successor
 from sessile.api.wire import openai_error, wire_of
 from sessile.api.ws_frames import error_frame, read_frame, read_lane, take_key

@@ -11,7 +11,8 @@ from pydantic import TypeAdapter
 
 from sessile.api.responses_body import read_request
 from sessile.api.responses_calls import mcp_call
-from sessile.api.responses_events import Event, ResponseStream
+from sessile.api.responses_events import ResponseStream
+from sessile.api.responses_sequence import Event
 from sessile.api.responses_tools import Called
 from sessile.errors import Overloaded, PromptTooLong, ReplicaRefused, StreamBroken
 from sessile.sealed import unseal
