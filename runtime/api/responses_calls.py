@@ -1,10 +1,12 @@
-"""A call that an engine is making, as the item and the events of what it stands for. Pure."""
+"""The calls that an engine makes, as the items and the events of what they stand for. Pure."""
 
 import re
 from typing import Any
 
 import msgspec
 
+from sessile.api.chat_chunks import CallDelta, Function
+from sessile.api.responses_sequence import Event, EventSequence
 from sessile.api.responses_tools import Called
 from sessile.sessions.transcript import item_id
 
@@ -17,11 +19,80 @@ _ARGUMENTS = {
 }
 
 
-def open_call(called: Called, response: str, index: int, upstream_id: str | None) -> "Call":
-    """A call that begins, output item `index` of the response."""
-    if called.kind == "custom":
-        return CustomCall(called, response, index, upstream_id)
-    return Call(called, response, index, upstream_id)
+class Calls:
+    """The calls of one response: those that the engine is making, and those that wait to be run.
+    Made by its stream."""
+
+    def __init__(self, response: str, sequence: EventSequence) -> None:
+        self._response = response
+        self._sequence = sequence
+        self._open: dict[int, Call] = {}  # by the engine's index
+        self._waiting: list[Call] = []
+
+    def __bool__(self) -> bool:
+        """Whether the engine is making one."""
+        return bool(self._open)
+
+    @property
+    def runs(self) -> bool:
+        """Whether the router is to run one of those that the engine is making."""
+        return any(call.runs for call in self._open.values())
+
+    def to_run(self) -> list[dict[str, Any]]:
+        """The items of those that the router is to run, each to be given to `settle`."""
+        return [call.item for call in self._waiting]
+
+    def find(self, delta: CallDelta, position: int) -> "Call | None":
+        """The call that a delta goes on with; None: it begins one."""
+        call = self._open.get(position if delta.index is None else delta.index)
+        function = delta.function
+        named = function is not None and bool(function.name)
+        if call is not None and named and delta.id and delta.id != call.upstream_id:
+            return None  # some engines give every call of a reply the same index
+        return call
+
+    def open(self, called: Called, delta: CallDelta, position: int, events: list[Event]) -> "Call":
+        """A call of what is `called` begins."""
+        index = position if delta.index is None else delta.index
+        if index in self._open:
+            index = max(self._open) + 1
+        make = CustomCall if called.kind == "custom" else Call
+        call = make(called, self._response, len(self._sequence.output), delta.id)
+        self._open[index] = call
+        self._sequence.add(call.item, events)
+        self._tell(call.opened(), events)
+        return call
+
+    def extend(self, call: "Call", delta: CallDelta, events: list[Event]) -> None:
+        """More of a call, its name perhaps."""
+        function = delta.function or Function()
+        if function.name and not call.item["name"]:
+            call.item["name"] = function.name
+        if function.arguments:
+            self._tell(call.extend(function.arguments), events)
+
+    def close(self, events: list[Event], status: str) -> None:
+        """The engine has ended; `status` is the output's last item's, those before it are whole."""
+        last = len(self._sequence.output) - 1
+        for call in self._open.values():
+            self._tell(call.close(status if call.index == last else "completed"), events)
+            if call.runs:
+                self._waiting.append(call)
+            else:
+                events.append(self._sequence.done(call.index, call.item))
+        self._open = {}
+
+    def settle(self, item: dict[str, Any], events: list[Event]) -> None:
+        """A call has been run: `item` holds its output, or its error."""
+        call = next(call for call in self._waiting if call.item is item)
+        self._waiting.remove(call)
+        failed = item["error"] is not None
+        kind = "response.mcp_call.failed" if failed else "response.mcp_call.completed"
+        events.append(self._sequence.event(kind, item_id=item["id"], output_index=call.index))
+        events.append(self._sequence.done(call.index, item))
+
+    def _tell(self, told: list[Told], events: list[Event]) -> None:
+        events += [self._sequence.event(kind, **fields) for kind, fields in told]
 
 
 class Call:

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from sessile import errors
-from sessile.api.chat_chunks import CallDelta, Choice, Function, decode_chunk
-from sessile.api.responses_calls import Call, open_call
+from sessile.api.chat_chunks import CallDelta, Choice, decode_chunk
+from sessile.api.responses_calls import Calls
 from sessile.api.responses_content import Content
 from sessile.api.responses_sequence import Event, EventSequence
 from sessile.api.responses_tools import Called
@@ -54,13 +54,11 @@ class ResponseStream:
         self.called = called
         self._begun = begun
         self._silent = silent
-        self._waiting: list[tuple[int, dict[str, Any]]] = []  # MCP calls that are to be run
         self._spent: dict[str, Any] | None = None  # the usage of the engine calls before this one
-        self._id: str = response["id"]
         self._output: list[dict[str, Any]] = response["output"]
         self._sequence = EventSequence(self._output, stream_id, sequence)
-        self._content = Content(self._id, self._sequence, seals=seals)
-        self._calls: dict[int, Call] = {}
+        self._content = Content(response["id"], self._sequence, seals=seals)
+        self._calls = Calls(response["id"], self._sequence)
         self._finish_reason: str | None = None
         self._usage: dict[str, Any] | None = None
 
@@ -121,11 +119,10 @@ class ResponseStream:
         given to `settle`. None: there is no more to do than to `finish`."""
         if self.ended or self._finish_reason not in ("stop", "tool_calls", "function_call"):
             return []
-        if not any(call.called.kind == "mcp" and not call.called.asks
-                   for call in self._calls.values()):  # fmt: skip
+        if not self._calls.runs:
             return []
         self._close(events, "completed")
-        return [item for _, item in self._waiting]
+        return self._calls.to_run()
 
     @property
     def waits(self) -> bool:
@@ -143,12 +140,7 @@ class ResponseStream:
 
     def settle(self, item: dict[str, Any], events: list[Event]) -> None:
         """An MCP call has been run: `item` holds its output, or its error."""
-        place = next(place for place, waiting in self._waiting if waiting is item)
-        self._waiting.remove((place, item))
-        failed = item["error"] is not None
-        kind = "response.mcp_call.failed" if failed else "response.mcp_call.completed"
-        events.append(self._sequence.event(kind, item_id=item["id"], output_index=place))
-        events.append(self._sequence.done(place, item))
+        self._calls.settle(item, events)
 
     def place(self, item: dict[str, Any], events: list[Event]) -> None:
         """Add an item that no engine made: a list of tools, an approved call, a compaction."""
@@ -225,7 +217,7 @@ class ResponseStream:
         # NOTE: no event closes what was cut off: a client must not run a call that is not whole.
         said = self._sequence.next
         self._close([], "incomplete")
-        for _, item in self._waiting:
+        for item in self._calls.to_run():
             item["status"] = "incomplete"
         self._sequence.next = said
 
@@ -248,41 +240,20 @@ class ResponseStream:
             self._finish_reason = choice.finish_reason
 
     def _extend_call(self, delta: CallDelta, position: int, events: list[Event]) -> None:
-        index = position if delta.index is None else delta.index
-        call = self._calls.get(index)
-        function = delta.function or Function()
-        if call is not None and function.name and delta.id and delta.id != call.upstream_id:
-            # Some engines give every call of a reply the same index.
-            index = max(self._calls) + 1
-            call = None
+        call = self._calls.find(delta, position)
         if call is None:
             self._content.close(events, "completed")
-            name = function.name or ""
-            called = self.called.get(name) or Called("function", name)
-            call = open_call(called, self._id, len(self._output), delta.id)
-            self._calls[index] = call
-            self._sequence.add(call.item, events)
-            events += [self._sequence.event(kind, **fields) for kind, fields in call.opened()]
-        elif function.name and not call.item["name"]:
-            call.item["name"] = function.name
-        if function.arguments:
-            told = call.extend(function.arguments)
-            events += [self._sequence.event(kind, **fields) for kind, fields in told]
+            name = delta.function.name if delta.function is not None else None
+            called = self.called.get(name or "") or Called("function", name or "")
+            call = self._calls.open(called, delta, position, events)
+        self._calls.extend(call, delta, events)
 
     # -- closing
 
     def _close(self, events: list[Event], status: str) -> None:
         """Close everything; `status` is the last item's, those before it are whole."""
-        last = len(self._output) - 1
         self._content.close(events, status)
-        for call in self._calls.values():
-            told = call.close(status if call.index == last else "completed")
-            events += [self._sequence.event(kind, **fields) for kind, fields in told]
-            if call.runs:
-                self._waiting.append((call.index, call.item))
-            else:
-                events.append(self._sequence.done(call.index, call.item))
-        self._calls = {}
+        self._calls.close(events, status)
 
     def _end(self, kind: str, now: float) -> Event:
         self.ended = True
