@@ -12,8 +12,8 @@ from fastapi import APIRouter, Request, Response
 from sessile.api.auth import Authenticator
 from sessile.api.chat import decode_object, header, read_body
 from sessile.api.fields import objects_of, shown
-from sessile.api.responses_body import read_metadata
 from sessile.api.responses_context import MOST_ITEMS
+from sessile.api.responses_fields import read_metadata
 from sessile.api.responses_items import check_items
 from sessile.api.responses_listing import listed_items, page_of, read_page
 from sessile.errors import ConversationNotFound, InvalidRequest

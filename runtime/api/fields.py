@@ -28,6 +28,14 @@ def name_of(body: Body, name: str, where: str | None = None) -> str:
     raise InvalidRequest(f"{where or name} must be a non-empty string", param=where or name)
 
 
+def string_of(body: Body, name: str, where: str | None = None) -> str | None:
+    """A string, None where it was left out."""
+    value = body.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    raise InvalidRequest(f"{where or name} must be a string", param=where or name)
+
+
 def flag_of(body: Body, name: str, default: bool, where: str | None = None) -> bool:
     """True or false, `default` where it was left out."""
     value = body.get(name)
@@ -38,14 +46,22 @@ def flag_of(body: Body, name: str, default: bool, where: str | None = None) -> b
     return value
 
 
-def whole_of(body: Body, name: str, least: int, where: str | None = None) -> int | None:
+def whole_of(
+    body: Body, name: str, least: int, where: str | None = None, *, most: int | None = None
+) -> int | None:
     """A whole number, None where it was left out."""
     value = body.get(name)
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if (
+        not isinstance(value, int)
+        or isinstance(value, bool)
+        or value < least
+        or (most is not None and value > most)
+    ):
+        bounds = f"at least {least}" if most is None else f"from {least} to {most}"
         raise InvalidRequest(
-            f"{where or name} must be a whole number, at least {least}", param=where or name
+            f"{where or name} must be a whole number, {bounds}", param=where or name
         )
     return value
 
