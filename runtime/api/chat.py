@@ -13,6 +13,7 @@ import msgspec
 from starlette.types import Message, Receive, Scope, Send
 
 from sessile.api.auth import Authenticator
+from sessile.api.fields import shown
 from sessile.api.hang_up import HangUp, on_disconnect, to_nobody_too
 from sessile.api.wire import openai_error, retry_headers, wire_of
 from sessile.errors import BodyTooLarge, InvalidRequest, NotSupported, SessileError
@@ -218,7 +219,7 @@ def _check_chat(document: dict[str, Any]) -> None:
         if role not in _ROLES:
             known = ", ".join(sorted(_ROLES))
             raise InvalidRequest(
-                f"{where}.role must be one of {known}, not {_shown(role)}", param=f"{where}.role"
+                f"{where}.role must be one of {known}, not {shown(role)}", param=f"{where}.role"
             )
         content = message.get("content")
         if not (content is None or isinstance(content, str | list)):
@@ -243,8 +244,3 @@ def _check_stream(document: dict[str, Any]) -> None:
         raise InvalidRequest("stream must be true or false", param="stream")
     if not isinstance(document.get("stream_options"), dict | None):
         raise InvalidRequest("stream_options must be an object", param="stream_options")
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."

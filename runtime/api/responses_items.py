@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from sessile.api.fields import shown, text_of
 from sessile.api.mcp_tools import upstream_name
 from sessile.errors import InvalidRequest, NotSupported, RequestError
 from sessile.sealed import is_sealed, unseal
@@ -84,7 +85,7 @@ def _append(
             role = item.get("role")
             if role not in _ROLES:
                 raise InvalidRequest(
-                    f"{where}.role must be one of {', '.join(_ROLES)}, not {_shown(role)}",
+                    f"{where}.role must be one of {', '.join(_ROLES)}, not {shown(role)}",
                     param=f"{where}.role",
                 )
             if role == "assistant":
@@ -191,7 +192,7 @@ def _part(part: Any, where: str) -> dict[str, Any]:
     if kind == "input_file":
         raise NotSupported(f"{where}: input_file is not supported", param=f"{where}.type")
     raise InvalidRequest(
-        f"{where}.type must be input_text, input_image or input_audio, not {_shown(kind)}",
+        f"{where}.type must be input_text, input_image or input_audio, not {shown(kind)}",
         param=f"{where}.type",
     )
 
@@ -212,7 +213,7 @@ def _plain_text(content: Any, where: str) -> str:
             texts.append(_string(part, "refusal", at))
         else:
             raise InvalidRequest(
-                f"{at}.type must be output_text or refusal, not {_shown(kind)}", param=f"{at}.type"
+                f"{at}.type must be output_text or refusal, not {shown(kind)}", param=f"{at}.type"
             )
     return "".join(texts)
 
@@ -249,10 +250,10 @@ def _result(item: Item) -> str:
         return str(item.get("output") or "")
     if isinstance(error, Mapping):
         error = error.get("message") or error.get("content") or "it did not say why"
-    return f"The call failed: {_text_of(error)}"
+    return f"The call failed: {_words(error)}"
 
 
-def _text_of(value: Any) -> str:
+def _words(value: Any) -> str:
     """A tool's own words on its error: a string, or content parts with a text."""
     if isinstance(value, list):
         return " ".join(str(part.get("text", "")) for part in value if isinstance(part, Mapping))
@@ -266,7 +267,7 @@ def _answer(call: Any, unanswered: set[str], where: str) -> None:
 
 
 def _unknown(call: Any, where: str) -> InvalidRequest:
-    return InvalidRequest(f"{where}: no call {_shown(call)} waits for an answer", param=where)
+    return InvalidRequest(f"{where}: no call {shown(call)} waits for an answer", param=where)
 
 
 def _output(item: Item, where: str, unanswered: set[str]) -> Message:
@@ -293,18 +294,10 @@ def _refused(kind: Any, where: str) -> InvalidRequest | NotSupported:
     if not isinstance(kind, str):
         return InvalidRequest(f"{where}.type must be one of {known}", param=f"{where}.type")
     return NotSupported(
-        f"{where}: items of type {_shown(kind)} are not supported; there are {known}",
+        f"{where}: items of type {shown(kind)} are not supported; there are {known}",
         param=f"{where}.type",
     )
 
 
 def _string(item: Item, name: str, where: str) -> str:
-    value = item.get(name)
-    if not isinstance(value, str):
-        raise InvalidRequest(f"{where}.{name} must be a string", param=f"{where}.{name}")
-    return value
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    return text_of(item, name, f"{where}.{name}")
