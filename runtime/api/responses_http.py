@@ -18,7 +18,7 @@ from sessile.api.responses_kept import KeptResponses
 from sessile.api.responses_listing import listed_items, page_of_all, read_page
 from sessile.api.responses_sequence import Event
 from sessile.api.responses_stored import stored_routes
-from sessile.api.responses_ws import Sockets
+from sessile.api.ws_handshake import Sockets
 from sessile.errors import InvalidRequest, SessileError
 from sessile.event_feed import number_in
 from sessile.settings import Settings

@@ -1,35 +1,28 @@
 """The Responses API as a WebSocket, as `client.responses.connect()` of OpenAI's SDK speaks it.
 
-Decided here: who may connect, what a frame must be, and when a connection ends. What runs side by
-side is `lanes`', what becomes of steers `steering`'s, how a response is made
-`responses.Responses`'. A connection that is idle holds no task but the server's own, which waits
-for its next frame.
+Decided here: what is done with a frame, and when a connection ends. Who may connect is decided in
+`ws_handshake`, what a frame must be in `ws_frames`; what runs side by side is `lanes`', what
+becomes of steers `steering`'s, how a response is made `responses.Responses`'. A connection that is
+idle holds no task but the server's own, which waits for its next frame.
 """
 
 import asyncio
 import logging
 from collections import deque
 from collections.abc import Coroutine, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import msgspec
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Send
 
-from sessile.api.auth import Authenticator
-from sessile.api.browser import declared
-from sessile.api.chat import header
 from sessile.api.lanes import Branch, Branches, Job, Lane, Lanes
 from sessile.api.responses_sequence import Event
 from sessile.api.steering import Steer, Steering, generates, joined, successor
-from sessile.api.wire import openai_error, wire_of
 from sessile.api.ws_frames import error_frame, read_frame, read_lane, take_key
+from sessile.api.ws_outbox import Outbox, SlowReader
 from sessile.errors import (
     ConnectionTooOld,
-    Forbidden,
     InvalidRequest,
-    Overloaded,
     SessileError,
 )
 from sessile.settings import WebSocketSettings
@@ -41,88 +34,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("sessile.api")
 
 _MOST_REMEMBERED = 1_000
-_KEY_PROTOCOL = "openai-insecure-api-key."
 _GOING_AWAY = 1001  # on which clients reconnect, as they do on the next
 _SLOW_READER = 1013
 
 
-class Sockets:
-    """Serves all WebSockets of a router, as an ASGI endpoint. Made by `responses_routes`."""
-
-    def __init__(
-        self,
-        responses: "Responses",
-        auth: Authenticator,
-        settings: WebSocketSettings,
-        origins: Sequence[str],
-    ) -> None:
-        self._responses = responses
-        self._auth = auth
-        self._settings = settings
-        self._origins = frozenset(origins)
-        self.connections = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One connection, from its handshake to its end; nothing of it is left afterwards."""
-        most = self._settings.max_connections
-        if self.connections >= most:
-            body = openai_error(Overloaded(f"all {most} WebSocket connections are taken"))
-            body["error"]["code"] = "websocket_connection_limit_reached"
-            await _deny(send, 503, body)
-            return
-        try:
-            tenant = self._admit(scope)
-        except SessileError as error:
-            await _deny(send, wire_of(error).status, openai_error(error))
-            return
-        self.connections += 1
-        try:
-            if (await receive())["type"] == "websocket.connect":
-                await send(
-                    {
-                        "type": "websocket.accept",
-                        "subprotocol": _chosen(scope.get("subprotocols", ())),
-                    }
-                )
-                await _Connection(
-                    self._responses,
-                    tenant,
-                    declared(scope["headers"], scope.get("query_string", b"")),
-                    receive,
-                    send,
-                    self._settings,
-                ).serve()
-        finally:
-            self.connections -= 1
-
-    def _admit(self, scope: Scope) -> str:
-        """The caller's tenant. Browsers send cookies and their address to any server a page names,
-        so a page must be of this server or of a listed origin. Raises `Forbidden`,
-        `Unauthorized`."""
-        headers = scope["headers"]
-        origin = header(headers, b"origin")
-        if origin is not None and not self._origins & {origin, "*"}:
-            host = header(headers, b"host")
-            if not host or urlsplit(origin).netloc.lower() != host.lower():
-                raise Forbidden(
-                    f"pages of {origin[:200]} may not connect; server.cors_origins lists who may"
-                )
-        protocols = scope.get("subprotocols", ())
-        return self._auth.tenant(header(headers, b"authorization"), protocols)
-
-
-class _SlowReader(ConnectionError):
-    """The client has not read for `send_timeout_s`, and is as good as gone."""
-
-
-class _Connection:
+class Connection:
     """One open WebSocket. The server's task reads its frames for as long as it is open; each lane
     that works has a task of its own."""
 
     __slots__ = (
-        "_aging", "_branches", "_closing", "_headers", "_lanes", "_old", "_reading", "_receive",
-        "_remembered", "_responses", "_send", "_sending", "_settings", "_steering", "_tasks",
-        "_tenant",
+        "_aging", "_branches", "_headers", "_lanes", "_old", "_reading", "_receive", "_remembered",
+        "_responses", "_settings", "_steering", "_tasks", "_tenant", "outbox",
     )  # fmt: skip
 
     def __init__(
@@ -138,16 +60,14 @@ class _Connection:
         self._tenant = tenant
         self._headers = headers
         self._receive = receive
-        self._send = send
+        self.outbox = Outbox(send, settings.send_timeout_s)
         self._settings = settings
         self._lanes = Lanes(settings.max_lanes, settings.max_message_bytes)
         self._branches = Branches()
         self._steering = Steering(settings.max_message_bytes)
         self._remembered: deque[str] = deque(maxlen=_MOST_REMEMBERED)
-        self._sending = asyncio.Lock()  # first come, first served: what is decided first is told so
         self._tasks: set[asyncio.Task[None]] = set()
         self._reading: asyncio.Task[Any] | None = None
-        self._closing = False
         self._old = False
         self._aging: asyncio.TimerHandle | None = None
 
@@ -159,17 +79,17 @@ class _Connection:
         try:
             while (message := await self._receive())["type"] != "websocket.disconnect":
                 await self._take(message)
-        except _SlowReader:
+        except SlowReader:
             await self._close_slow()
         except OSError:
             log.debug("client went while it was told of an error")
         except asyncio.CancelledError:
-            if not self._closing:
+            if not self.outbox.closed:
                 raise
             assert self._reading is not None
             self._reading.uncancel()
         finally:
-            self._closing = True
+            self.outbox.closed = True
             self._aging.cancel()
             for task in self._tasks:
                 task.cancel()
@@ -207,7 +127,7 @@ class _Connection:
         try:
             while job is not None:
                 job = await self._respond(lane, job) or self._lanes.next(lane)
-        except _SlowReader:
+        except SlowReader:
             await self._close_slow()
         except OSError:
             # The client is gone: `serve` is being told so, and ends.
@@ -300,7 +220,7 @@ class _Connection:
         try:
             for lane, _ in self._lanes.drop():
                 await self._refuse(self._too_old(), lane)
-        except _SlowReader:
+        except SlowReader:
             await self._close_slow()
         except OSError:
             log.debug("client went while its connection grew too old")
@@ -313,14 +233,9 @@ class _Connection:
         await self._close(_SLOW_READER, "events were not read in time")
 
     async def _close(self, code: int, reason: str, why: SessileError | None = None) -> None:
-        if self._closing:
+        if self.outbox.closed:
             return
-        self._closing = True
-        with suppress(TimeoutError, OSError):
-            async with asyncio.timeout(self._settings.send_timeout_s):
-                if why is not None:
-                    await self._send({"type": "websocket.send", "text": error_frame(why, None)})
-                await self._send({"type": "websocket.close", "code": code, "reason": reason})
+        await self.outbox.close(code, reason, why)
         assert self._reading is not None
         if self._reading is not asyncio.current_task():
             self._reading.cancel()
@@ -339,21 +254,10 @@ class _Connection:
     # -- sending
 
     async def _refuse(self, error: SessileError, lane: Lane) -> None:
-        await self.send_all([error_frame(error, lane)])
+        await self.outbox.send_all([error_frame(error, lane)])
 
     async def _tell(self, event: dict[str, Any]) -> None:
-        await self.send_all([msgspec.json.encode(event).decode()])
-
-    async def send_all(self, texts: list[str]) -> None:
-        """Send frames in a row; waits while the client does not read, for `send_timeout_s`."""
-        if self._closing:
-            raise ConnectionResetError("the connection is being closed")
-        try:
-            async with asyncio.timeout(self._settings.send_timeout_s), self._sending:
-                for text in texts:
-                    await self._send({"type": "websocket.send", "text": text})
-        except TimeoutError as error:
-            raise _SlowReader from error
+        await self.outbox.send_all([msgspec.json.encode(event).decode()])
 
 
 class _Hearing:
@@ -362,7 +266,7 @@ class _Hearing:
     __slots__ = ("_branch", "_connection", "_frame", "_lane", "response")
 
     def __init__(
-        self, connection: _Connection, branch: Branch, lane: Lane, frame: dict[str, Any]
+        self, connection: Connection, branch: Branch, lane: Lane, frame: dict[str, Any]
     ) -> None:
         self._connection = connection
         self._branch = branch
@@ -383,22 +287,4 @@ class _Hearing:
 
     async def tell(self, events: list[Event]) -> None:
         """Send the events; waits while the client does not read, and the engine waits too."""
-        await self._connection.send_all([event.body.decode() for event in events])
-
-
-def _chosen(offered: Sequence[str]) -> str | None:
-    """The sub-protocol to answer with: a browser takes no connection that answers none of its own.
-    The one that holds a key is sent back only where there is no other."""
-    plain = [name for name in offered if not name.startswith(_KEY_PROTOCOL)]
-    return next(iter([*plain, *offered]), None)
-
-
-async def _deny(send: Send, status: int, body: dict[str, Any]) -> None:
-    """Refuse the handshake with an HTTP answer."""
-    data = msgspec.json.encode(body)
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(data)).encode()),
-    ]
-    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": data})
+        await self._connection.outbox.send_all([event.body.decode() for event in events])
