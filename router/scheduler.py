@@ -7,9 +7,8 @@ see each other; whoever does the I/O tells it what became of them. Every time is
 simulator runs this very code in virtual time.
 """
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from itertools import count
 from math import inf
 from typing import Literal
 
@@ -18,8 +17,8 @@ import msgspec
 from sessile.router.admission import Queue
 from sessile.router.decide import Decision, nobody
 from sessile.router.holdings import Index
+from sessile.router.live import LiveSessions
 from sessile.router.outlook import Outlook, totals
-from sessile.router.pauses import Pauses
 from sessile.router.peers import FirstToken, News
 from sessile.router.policy import Ask, rendezvous
 from sessile.router.price import Price, Rates, work
@@ -30,12 +29,9 @@ _ADDED_WEIGHT = 0.02
 _AS_GOOD = 1.02  # prices that differ by less are as good
 _HORIZON = 8.0  # turns of a new session that are foreseen, beside its first
 _LEAST_MARGIN_S = 0.05  # nobody notices less
-_SOON_RATE = 0.5  # who returns at such a rate, a second, is about to be back
 _STARVED_S = 5.0  # but none once it has waited so long
 _MOMENT_S = 1.0  # what was touched so long ago is the newest still
-_MOST_NEWS = 5_000
 _WELL_GUESSED = 0.03  # a prompt whose length was guessed this well needs no correction
-_MOST_RELEASED = 10_000
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,31 +54,22 @@ class Admitted(msgspec.Struct, frozen=True):
 class Scheduler:
     """Decides for one router. Made by `placement`, and by the simulator.
 
-    With `peers`, `news` is what to tell the other routers since it was last emptied, the oldest
-    left out where that is too much.
+    `live` are the sessions that it knows of, and what is told of them to others; with `peers` there
+    are other routers.
     """
 
     def __init__(
         self, limits: Limits, weights: dict[str, float] | None = None, *, peers: bool = False
     ) -> None:
         self._limits = limits
-        self.peers = peers
-        self.news: deque[News] = deque(maxlen=_MOST_NEWS)
-        self.released: deque[tuple[str, str]] = deque(maxlen=_MOST_RELEASED)
-        """Sessions whose memory is held no longer, and at which replica; emptied by whoever tells
-        the engine."""
         self.queue = Queue(limits.most_queued, weights)
-        self._pauses = Pauses()
-        self.returns = self._pauses.returns
+        self.live = LiveSessions(peers=peers)
+        self.returns = self.live.returns
         self._added_tokens = _ADDED_TOKENS  # that a turn of a bound session computes, of late
         self._rates: defaultdict[str, Rates] = defaultdict(Rates.prior)  # of a model, anywhere
         self._leaned: dict[str, tuple[int, int]] = {}  # by model: turns seen, how many replicas
         self._index = Index()
-        self._outlooks: dict[str, Outlook] = {}
         self._asks: dict[str, tuple[Ask, Outlook]] = {}
-        self._homes: dict[str, Outlook] = {}  # where each live session is
-        self._born: dict[str, int] = {}  # in which order sessions came, while they are remembered
-        self._births = count()
 
     # -- deciding
 
@@ -94,23 +81,21 @@ class Scheduler:
 
         Raises `NoReplica`, and `Overloaded` when the queue is full.
         """
-        self._pauses.returned(ask.session, now)
-        if ask.session not in self._born:
-            self._born[ask.session] = next(self._births)
+        self.live.begin(ask.session, now)
         decision = None
-        if failed or not self.queue or ask.session in self._homes:
+        if failed or not self.queue or ask.session in self.live:
             decision = self.decide(ask, open_to, now, failed)
             if decision is not None and decision.reason == "memory":
                 home = self._home(ask, open_to)
                 assert home is not None
-                if self._make_room((home,), now, 1):  # dead pauses are no reason to move
+                if self.live.make_room((home,), now, 1):  # dead pauses are no reason to move
                     decision = self.decide(ask, open_to, now, failed)
-            if decision is None and self._make_room(open_to, now, 1 + len(self.queue)):
+            if decision is None and self.live.make_room(open_to, now, 1 + len(self.queue)):
                 decision = self.decide(ask, open_to, now, failed)
-            while decision is None and self._displace(ask, now):
+            while decision is None and self.live.displace(ask, now):
                 decision = self.decide(ask, open_to, now, failed)
         if decision is None:
-            self._let_go(ask.session)
+            self.live.let_go(ask.session)
             self.queue.push(ask, now, self._relief_s(open_to, now))
         else:
             self.book(ask, decision, open_to, now)
@@ -239,11 +224,11 @@ class Scheduler:
 
         `open_to` gives the replicas of a model.
         """
-        self.expire(now)
+        self.live.expire(now)
         out: list[Admitted] = []
         for late in self.queue.overdue(now):
             self.queue.remove(late.ask.turn)
-            self._forsake(late.ask.session)
+            self.live.forsake(late.ask.session)
             out.append(Admitted(late.ask, None, now - late.at))
         passed = 0
         loose = True  # whether there may be memory to let go of
@@ -254,7 +239,7 @@ class Scheduler:
             if replicas:
                 decision = self.decide(ask, replicas, now)
                 if decision is None and loose:
-                    loose = self._make_room(replicas, now, len(self.queue))
+                    loose = self.live.make_room(replicas, now, len(self.queue))
                     decision = self.decide(ask, replicas, now) if loose else None
             if decision is None:
                 passed += 1
@@ -279,22 +264,14 @@ class Scheduler:
         outlook = next((o for o in open_to if o.id == decision.replica), None)
         if outlook is None:
             return
-        self._outlooks[outlook.id] = outlook
-        self._settle(ask.session, outlook)
+        self.live.settle(ask.session, outlook)
         outlook.start(ask, decision.predicted_cached_tokens or 0, now)
         self._asks[ask.turn] = (ask, outlook)
-        if self.peers:
-            self.news.append(
+        if self.live.peers:
+            self.live.news.append(
                 News("runs", ask.session, outlook.id, outlook.incarnation,
                      ask.prompt_tokens + ask.output_tokens, ask.blocks, ask.block_tokens)
             )  # fmt: skip
-
-    def _settle(self, session: str, outlook: Outlook) -> None:
-        """The session is live at this replica, and at no other."""
-        before = self._homes.get(session)
-        if before is not None and before is not outlook:
-            self._release(session, before)
-        self._homes[session] = outlook
 
     def first_token(self, turn: str, now: float) -> None:
         """The turn's first token has come."""
@@ -313,7 +290,7 @@ class Scheduler:
         booked = self._asks.pop(turn, None)
         if booked is None:
             if waiting is not None:
-                self._forsake(waiting.ask.session)
+                self.live.forsake(waiting.ask.session)
             return
         ask, outlook = booked
         run = outlook.end(turn, now)
@@ -341,35 +318,20 @@ class Scheduler:
         self.queue.serve(ask.tenant, ask.program or ask.session, cost_s)
         if outlook.has(ask.session):
             return  # a parallel call of the same session goes on
-        if self._homes.setdefault(ask.session, outlook) is not outlook:
-            self._release(ask.session, outlook)  # it has moved meanwhile
-        elif pause is not None and prompt_tokens is not None:
-            self._pause(ask.session, outlook, pause, now, ask.program)
-            if self.peers:
+        if not self.live.is_over(ask.session, outlook):
+            return  # it has moved meanwhile
+        if pause is not None and prompt_tokens is not None:
+            self.live.pause(ask.session, outlook, pause, now, ask.program)
+            if self.live.peers:
                 tokens = prompt_tokens + (output_tokens or 0)
                 program = ask.program if ask.program != ask.session else ""
-                self.news.append(
+                self.live.news.append(
                     News("pauses", ask.session, outlook.id, outlook.incarnation, tokens,
                          block_tokens=block_tokens, kind=pause, program=program,
                          first=FirstToken(ask.base or ask.model, *first) if first else None)
                 )  # fmt: skip
         else:
-            self._let_go(ask.session)
-            self._tell_idle(ask.session)
-            self._born.pop(ask.session, None)
-
-    def is_home(self, session: str, replica: str) -> bool:
-        """Whether the session's memory is held at the replica."""
-        home = self._homes.get(session)
-        return home is not None and home.id == replica
-
-    def _forsake(self, session: str) -> None:
-        """A turn left the queue unsent: unless another runs, its session is not there any more."""
-        home = self._homes.get(session)
-        if session in self._pauses or (home is not None and home.has(session)):
-            return
-        self._let_go(session)
-        self._born.pop(session, None)
+            self.live.leave(ask.session)
 
     def leader(self, turn: str) -> tuple[str, float] | None:
         """The turn that computes what this one shares with it at its replica, and until when it is
@@ -386,19 +348,12 @@ class Scheduler:
 
     # -- moves
 
-    def return_rate(self, session: str, now: float) -> float | None:
-        """Returns a second to be expected of a session that pauses; None: it does not."""
-        pause = self._pauses.get(session)
-        if pause is None or pause.router is not None:
-            return None
-        return self.returns.rate(pause.kind, now - pause.since)
-
     def move(self, ask: Ask, decision: Decision, open_to: Sequence[Outlook], now: float) -> None:
         """A session that pauses goes on elsewhere: what prewarms it there is booked from now on, as
         the turn of `ask`, until `moved`. Its pause goes on, too."""
         self.book(ask, decision, open_to, now)
         if ask.turn in self._asks:
-            self._pauses.move(ask.session, decision.replica)
+            self.live.pauses.move(ask.session, decision.replica)
 
     def moved(
         self, turn: str, now: float, *, prompt_tokens: int | None = None,
@@ -414,121 +369,23 @@ class Scheduler:
         run = outlook.end(turn, now)
         if run is not None and prompt_tokens is not None and cached_tokens is not None:
             outlook.holdings.correct(run.cached_tokens, cached_tokens, run.age)
-        if self._homes.get(session) is not outlook or outlook.has(session):
+        if self.live.home(session) is not outlook or outlook.has(session):
             return  # it was let go of, or has come back meanwhile
-        pause = self._pauses.get(session)
+        pause = self.live.pauses.get(session)
         if pause is not None and pause.held:
             outlook.paused.add(session)
-            if self.peers:
-                self.news.append(
+            if self.live.peers:
+                self.live.news.append(
                     News("pauses", session, outlook.id, outlook.incarnation, ask.prompt_tokens,
                          kind=pause.kind)
                 )  # fmt: skip
         else:
-            self._let_go(session)
-
-    # -- pauses
-
-    def lease(self, session: str, now: float, seconds: float) -> bool:
-        """Hold a pausing session's memory for so long; 0 lets go of it. False: it does not
-        pause."""
-        if not self._pauses.hold(session, now, seconds):
-            return False
-        if not seconds:
-            self._let_go(session)
-        if self.peers:
-            self.news.append(News("leased", session, seconds=seconds))
-        return True
+            self.live.let_go(session)
 
     def close(self, session: str) -> None:
         """The session is over: nothing is held for it, nor for those of its program, if it began
         one."""
-        for other in self._pauses.of(session):
-            if other != session:
-                self._let_go(other)
-                self._tell_idle(other)
-        self._forget(session)
-        if self.peers:
-            self.news.append(News("closed", session))
-
-    def _forget(self, session: str) -> None:
-        self._pauses.drop(session)
-        self._born.pop(session, None)
-        self._let_go(session)
-        for outlook in self._outlooks.values():
-            outlook.holdings.forget(session)
-
-    def expire(self, now: float) -> None:
-        """Let go of the memory of pauses that have lasted too long."""
-        over, given_up = self._pauses.over(now)
-        for session in over:
-            self._let_go(session)
-        for session in given_up:
-            self._born.pop(session, None)
-
-    def _pause(
-        self, session: str, outlook: Outlook, kind: str, now: float, program: str = ""
-    ) -> None:
-        self._pauses.begin(session, outlook.id, kind, now, program)
-        outlook.paused.add(session)
-
-    def _let_go(self, session: str) -> None:
-        self._pauses.let_go(session)
-        outlook = self._homes.pop(session, None)
-        if outlook is not None:
-            self._release(session, outlook)
-
-    def _release(self, session: str, outlook: Outlook) -> None:
-        outlook.paused.discard(session)
-        outlook.holdings.release(session)
-        self.released.append((session, outlook.id))
-
-    def _displace(self, ask: Ask, now: float) -> bool:
-        """The live sessions of a replica have outgrown it, and this one is back there: let go of
-        the pause that is least likely to end soon, or of the youngest, if it is younger. Whose
-        memory is taken waits in the queue when it is back: one session recomputes its context,
-        instead of all of them in turn."""
-        home = self._homes.get(ask.session)
-        if home is None:
-            return False
-        victim, least = None, (inf, 0)
-        for session in sorted(home.paused):
-            pause = self._pauses.get(session)
-            if pause is None or pause.told:
-                continue
-            rate = self.returns.rate(pause.kind, now - pause.since)
-            rank = (min(rate, _SOON_RATE), -self._born.get(session, 0))
-            if rank < least:
-                victim, least = session, rank
-        if victim is None or (
-            least[0] >= _SOON_RATE and -least[1] <= self._born.get(ask.session, 0)
-        ):
-            return False
-        self._let_go(victim)
-        self._tell_idle(victim)
-        return True
-
-    def _make_room(self, open_to: Sequence[Outlook], now: float, waiting: int) -> bool:
-        """Let go of pauses that are not worth what they keep others waiting; whether any was.
-
-        Holding is worth the chance of a return in the next moment times the prefill that it saves;
-        it costs the others the share of the memory that it takes. Both grow with its tokens, so
-        what is compared is the rate of return and how often a second the replica can refill its
-        whole memory, if somebody waits there. NOTE: a longer queue does not make it worth less:
-        letting go of more, the longer it gets, would end in recomputing everything.
-        """
-        found = False
-        for outlook in open_to:
-            total = outlook.total_tokens
-            if total is None or not outlook.paused:
-                continue
-            refills = 1.0 / (max(outlook.rates.slope_s, 1e-9) * total)
-            pressure = refills * min(1.0, waiting / len(open_to))
-            for session in self._pauses.poorest(outlook.id, pressure, now):
-                self._let_go(session)
-                self._tell_idle(session)
-                found = True
-        return found
+        self.live.close(session)
 
     # -- the other routers
 
@@ -540,49 +397,34 @@ class Scheduler:
         for told in news:
             session = told.session
             if told.state == "idle":
-                home = self._homes.get(session)
-                if home is not None and not home.has(session):
-                    self._let_go(session)
+                self.live.let_go_unless_running(session)
             elif told.state == "closed":
-                self._forget(session)
+                self.live.forget(session)
             elif told.state == "leased":
-                if self._pauses.hold(session, now, told.seconds) and not told.seconds:
-                    self._let_go(session)
+                if self.live.pauses.hold(session, now, told.seconds) and not told.seconds:
+                    self.live.let_go(session)
             else:
                 outlook = known.get(told.replica)
                 if outlook is not None and outlook.incarnation == told.incarnation:
-                    self._outlooks[outlook.id] = outlook
                     self._hear_turn(told, outlook, now, router)
 
     def _hear_turn(self, told: News, outlook: Outlook, now: float, router: str) -> None:
         session, holdings = told.session, outlook.holdings
-        self._pauses.returned(session, now)
-        self._settle(session, outlook)
+        self.live.pauses.returned(session, now)
+        self.live.settle(session, outlook)
         outlook.paused.discard(session)
         if told.state == "runs":
             cached = min(holdings.held(session, told.blocks), told.tokens)
             outlook.traffic.add(now, work(cached, told.tokens - cached))
             holdings.use(session, told.blocks, told.block_tokens, told.tokens)
-            self._pauses.away(session, outlook.id, now, router)
+            self.live.pauses.away(session, outlook.id, now, router)
             return
         first = told.first
         if first is not None:
             outlook.observe(first.amount, first.seconds, self._rates[first.model])
         holdings.resume(session, told.tokens, told.block_tokens)
         if not outlook.has(session):
-            self._pause(session, outlook, told.kind, now, told.program)
-
-    def lose(self, router: str) -> None:
-        """Another router is gone: its turns, whose end it will not tell, are over."""
-        for session in self._pauses.at(router):
-            self._pauses.drop(session)
-            home = self._homes.get(session)
-            if home is not None and not home.has(session):
-                self._let_go(session)
-
-    def _tell_idle(self, session: str) -> None:
-        if self.peers:
-            self.news.append(News("idle", session))
+            self.live.pause(session, outlook, told.kind, now, told.program)
 
 
 def _decision(ask: Ask, chosen: Outlook, reason: str, price: Price) -> Decision:

@@ -97,9 +97,9 @@ class Exchange:
 
     def _batch(self) -> bytes:
         """The oldest news that are to be told, b"" for none."""
-        if self._scheduler is None or not self._scheduler.news:
+        if self._scheduler is None or not self._scheduler.live.news:
             return b""
-        waiting = self._scheduler.news
+        waiting = self._scheduler.live.news
         batch = [waiting.popleft() for _ in range(min(len(waiting), _MOST_AT_ONCE))]
         try:
             return _encode(batch)
@@ -143,15 +143,15 @@ class Exchange:
         for router in [r for r, (_, at) in self._others.items() if now - at > _LIVES_S]:
             del self._others[router]
             if self._scheduler is not None:
-                self._scheduler.lose(router)
+                self._scheduler.live.lose(router)
             log.info("router is gone, its work is forgotten router=%s", router)
         if self._scheduler is None:
             return
         if self._others:
-            self._scheduler.peers = True
+            self._scheduler.live.peers = True
         elif self._store.available and now - self._store.available_since > _LIVES_S:
-            self._scheduler.peers = False
-            self._scheduler.news.clear()
+            self._scheduler.live.peers = False
+            self._scheduler.live.news.clear()
 
     def _add_up(self) -> None:
         reports = [report for report, _ in self._others.values()]

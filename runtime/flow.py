@@ -175,7 +175,7 @@ class Flow:
 
     def _release(self) -> None:
         """Tell the engines that hold sessions whose memory is held no longer."""
-        if not self._placement.scheduler.released:
+        if not self._placement.scheduler.live.released:
             return
         for key, replica_id in self._placement.released():
             replica = self._pool.find(replica_id)

@@ -168,7 +168,7 @@ class Mover:
     def _soonest(self, kept: Mapping[SessionKey, Kept], least: float) -> list[Kept]:
         """Those that are most likely to be back in the next moment, at this rate or more; who is
         not expected at all is forgotten."""
-        now, rate = time.monotonic(), self._placement.scheduler.return_rate
+        now, rate = time.monotonic(), self._placement.scheduler.live.return_rate
         rates = []
         for each in list(kept.values()):
             expected = rate(each.key.text, now)

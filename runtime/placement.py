@@ -255,7 +255,7 @@ class Placement:
                 standing.context_tokens = prompt_tokens + (receipt.completion_tokens or 0)
                 standing.tokens_per_byte = ratio
             if pause is not None and turn.request.hints.hold_s is not None:
-                self.scheduler.lease(turn.key.text, now, turn.request.hints.hold_s)
+                self.scheduler.live.lease(turn.key.text, now, turn.request.hints.hold_s)
         self._admit()
         return pause is not None
 
@@ -270,7 +270,7 @@ class Placement:
         """Hold the session's memory for so long, under whichever model it pauses."""
         now = time.monotonic()
         keys = [SessionKey(tenant, model, session).text for model in self._pool.models()]
-        held = [self.scheduler.lease(key, now, seconds) for key in keys]
+        held = [self.scheduler.live.lease(key, now, seconds) for key in keys]
         self._admit()
         return any(held)
 
@@ -283,10 +283,10 @@ class Placement:
     def released(self) -> Iterator[tuple[SessionKey, str]]:
         """Each session whose memory has been let go of since this was last asked, and the replica;
         those that run there again are left out."""
-        released = self.scheduler.released
+        released = self.scheduler.live.released
         while released:
             session, replica = released.popleft()
-            if not self.scheduler.is_home(session, replica):
+            if not self.scheduler.live.is_home(session, replica):
                 yield SessionKey.read(session), replica
 
     # -- deciding
@@ -375,7 +375,7 @@ class Placement:
         """Let those of the queue go whose turn has come, and look again soon if any are left."""
         now = time.monotonic()
         if not self.scheduler.queue:
-            self.scheduler.expire(now)
+            self.scheduler.live.expire(now)
             return
         for admitted in self.scheduler.admit(self._pool.outlooks, now):
             future = self._waiting.get(admitted.ask.turn)

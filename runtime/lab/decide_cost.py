@@ -133,7 +133,7 @@ class _Pool:
         )  # fmt: skip
         if ask.bound is None:
             self._seen.append((self._turns, len(ask.blocks) - _SYSTEM_BLOCKS, decision.replica))
-        scheduler.expire(self._now)
+        scheduler.live.expire(self._now)
 
 
 def _peak_bytes() -> int:

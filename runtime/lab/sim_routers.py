@@ -138,10 +138,10 @@ class PricedRouter:
             outlook.foreign_work = sum(o.pending_work for o in theirs)
         open_to = self._open_to()
         for other in priced:
-            self._scheduler.hear(other._scheduler.news, open_to, now)
+            self._scheduler.hear(other._scheduler.live.news, open_to, now)
 
     def heard(self) -> None:
-        self._scheduler.news.clear()
+        self._scheduler.live.news.clear()
 
     def _open_to(self) -> list[Outlook]:
         pool = self._pool

@@ -52,7 +52,7 @@ class Peer:
 
     async def tell(self, *news: News) -> None:
         """Say so in the next message."""
-        self.scheduler.news.extend(news)
+        self.scheduler.live.news.extend(news)
         await self.exchange.once()
 
 
@@ -136,14 +136,14 @@ async def test_a_router_that_stops_telling_is_forgotten(start, redis_server):
     assert outlook(one).holdings.live_tokens == 700
     await one.until(lambda: outlook(one).foreign_work == 0)
     assert outlook(one).holdings.live_tokens == 0
-    assert not one.app.flow.scheduler.peers
+    assert not one.app.flow.scheduler.live.peers
 
 
 async def test_a_router_that_is_alone_tells_nothing(start, http, redis_server):
     """There is nobody to hear it: no news are made, and none lie in the store."""
     one = await start(store={"url": redis_server.url})
     await turn(http, one)
-    assert not one.app.flow.scheduler.news
+    assert not one.app.flow.scheduler.live.news
     assert redis_server.ask("EXISTS sessile:{reports}:news").startswith(":0")
 
 

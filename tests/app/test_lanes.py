@@ -417,7 +417,7 @@ async def test_a_ttl_leases_the_sessions_memory(router, client, lines, over):
         last = await lines.turn(session_id="held", prompt_cache_options=options)
         told = last["response"]["prompt_cache_options"]
     assert told == options
-    pauses = router.app.flow.scheduler._pauses._pauses
+    pauses = router.app.flow.scheduler.live.pauses._pauses
     (pause,) = (pause for session, pause in pauses.items() if "held" in session)
     assert pause.told and pause.until - time.monotonic() == pytest.approx(43_200, abs=60)
 

@@ -193,7 +193,7 @@ async def test_a_ttl_leases_the_sessions_memory(router, client):
         )
         (pause,) = (
             pause
-            for session, pause in router.app.flow.scheduler._pauses._pauses.items()
+            for session, pause in router.app.flow.scheduler.live.pauses._pauses.items()
             if f"s-{ttl}" in session
         )
         assert pause.told is (ttl is not None)

@@ -54,7 +54,7 @@ async def test_a_turn_that_calls_a_tool_pauses_for_it(router, http):
     router.engine.calls("grep", "{}")
     await turn(router, http, stream=True)
     await router.until(lambda: bool(outlook(router).paused))
-    (pause,) = router.app.flow.scheduler._pauses._pauses.values()
+    (pause,) = router.app.flow.scheduler.live.pauses._pauses.values()
     assert pause.kind == "grep"
 
 

@@ -291,7 +291,7 @@ def test_a_pause_gives_way_under_pressure():
 def test_a_lease_holds_memory_for_as_long_as_was_told():
     """Neither the prior nor those who wait end it; its time does."""
     brain, a = waiting_for_a_pause(10_000, 6_000)
-    assert brain.lease("first", 0.2, 60.0)
+    assert brain.live.lease("first", 0.2, 60.0)
     assert admitted(brain, a, 59.0) == []
     assert admitted(brain, a, 60.5) == ["second"]
 
@@ -301,23 +301,23 @@ def test_a_pause_that_nobody_looked_at_for_long_holds_nothing(seconds):
     """Whether its time passed long ago or its lease was longer than sessions are expected back."""
     brain, a = full()
     end(brain, "first", 0.0, 60_000, pause="ls")
-    brain.lease("first", 0.0, seconds)
-    brain.expire(5001.0)
+    brain.live.lease("first", 0.0, seconds)
+    brain.live.expire(5001.0)
     assert not a.holdings.live_tokens and not a.paused
 
 
 def test_a_lease_of_nothing_lets_go_and_a_stranger_has_none():
     """Zero seconds free the memory; who does not pause holds nothing."""
     brain, a = waiting_for_a_pause()
-    assert not brain.lease("nobody", 0.2, 60.0)
-    assert brain.lease("first", 0.2, 0.0)
+    assert not brain.live.lease("nobody", 0.2, 60.0)
+    assert brain.live.lease("first", 0.2, 0.0)
     assert admitted(brain, a, 0.3) == ["second"]
 
 
 def test_closing_a_session_ends_its_lease():
     """Nothing is held for it any more."""
     brain, a = waiting_for_a_pause()
-    brain.lease("first", 0.2, 60.0)
+    brain.live.lease("first", 0.2, 60.0)
     brain.close("first")
     assert admitted(brain, a, 0.3) == ["second"] and a.holdings.age("first") is None
 
@@ -341,8 +341,8 @@ def test_schedulers_that_exchange_news_agree():
     mine, yours = replica("a", 100_000), replica("a", 100_000)
 
     def tell(now):
-        there.hear(list(here.news), [yours], now)
-        here.news.clear()
+        there.hear(list(here.live.news), [yours], now)
+        here.live.news.clear()
         assert yours.holdings.live_tokens == mine.holdings.live_tokens
         assert yours.paused == mine.paused
 
@@ -352,10 +352,10 @@ def test_schedulers_that_exchange_news_agree():
     here.end("turn of s", 1.0, prompt_tokens=6000, cached_tokens=0, output_tokens=50, pause="ls")
     tell(1.1)
     assert yours.holdings.match(tuple(range(19))) == mine.holdings.match(tuple(range(19))) > 5000
-    here.lease("s", 1.2, 100.0)
+    here.live.lease("s", 1.2, 100.0)
     tell(1.2)
     for brain in (here, there):
-        brain.expire(90.0)
+        brain.live.expire(90.0)
     tell(90.0)
     assert yours.holdings.is_live("s")
     here.close("s")
@@ -372,8 +372,8 @@ def test_what_one_router_learns_of_a_replica_all_learn():
         here.submit(ask(), [mine], now)
         here.first_token("turn of s", now + 0.1)
         end(here, "s", now + 1.0, pause="ls")
-        there.hear(list(here.news), [yours], now + 1.0)
-        here.news.clear()
+        there.hear(list(here.live.news), [yours], now + 1.0)
+        here.live.news.clear()
     assert yours.rates.turns == mine.rates.turns == 20
     assert (yours.rates.base_s, yours.rates.slope_s) == (mine.rates.base_s, mine.rates.slope_s)
 
@@ -384,11 +384,11 @@ def test_closing_a_program_lets_go_of_what_it_has_at_other_routers():
     mine, yours = replica("a", 100_000), replica("a", 100_000)
     there.submit(ask("child", program="root"), [yours], 0.0)
     end(there, "child", 1.0, pause="ls")
-    here.hear(list(there.news), [mine], 1.0)
+    here.hear(list(there.live.news), [mine], 1.0)
     assert mine.holdings.is_live("child")
     here.close("root")
     assert not mine.holdings.is_live("child")
-    there.hear(list(here.news), [yours], 1.1)
+    there.hear(list(here.live.news), [yours], 1.1)
     assert not yours.holdings.live_tokens
 
 
@@ -398,16 +398,16 @@ def test_the_turns_of_a_lost_router_are_over():
     pool = [replica("a", 100_000)]
     for session in ("lost", "both", "other"):
         there.submit(ask(session, turn=f"theirs of {session}"), [replica("a", 100_000)], 0.0)
-    lost, both, other = there.news
+    lost, both, other = there.live.news
     here.hear([lost, both], pool, 0.1, "killed")
     here.hear([other], pool, 0.1, "alive")
     here.submit(ask("both"), pool, 0.2)
     here.hear([both], pool, 0.3, "killed")
-    here.lose("killed")
+    here.live.lose("killed")
     live = [name for name in ("lost", "both", "other") if pool[0].holdings.is_live(name)]
     assert live == ["both", "other"]
-    here.lose("killed")
-    here.lose("alive")
+    here.live.lose("killed")
+    here.live.lose("alive")
     assert not pool[0].holdings.is_live("other")
 
 
@@ -416,7 +416,7 @@ def test_news_that_nobody_takes_are_bounded():
     brain = Scheduler(Limits(), peers=True)
     for number in range(6_000):
         brain.close(f"s{number}")
-    assert len(brain.news) == 5_000 and brain.news[-1].session == "s5999"
+    assert len(brain.live.news) == 5_000 and brain.live.news[-1].session == "s5999"
 
 
 STEPS = st.lists(
@@ -468,13 +468,13 @@ def test_whatever_happens_a_turn_goes_to_a_replica_that_may_take_it(steps):
             brain.end(over, now, prompt_tokens=tokens, cached_tokens=0, output_tokens=9,
                       pause="ls" if what == "pause" else None)  # fmt: skip
         elif what == "lease":
-            brain.lease(session, now, 5.0)
+            brain.live.lease(session, now, 5.0)
         elif what == "close":
             brain.close(session)
         admit()
     for turn in turns:
         brain.end(turn, now)
-    brain.expire(now + 1_000.0)
+    brain.live.expire(now + 1_000.0)
     for outlook in pool.values():
         assert not outlook.runs and not outlook.pending_work and not outlook.paused
         assert not outlook.holdings.live_tokens
@@ -491,7 +491,7 @@ def test_nothing_is_remembered_of_a_session_whose_only_turn_left_the_queue():
     assert scheduler.submit(second, [outlook], 0.0) is None
     scheduler.end("t2", 1.0)
     assert not scheduler.queue
-    assert "second" not in scheduler._born
+    assert "second" not in scheduler.live._born
 
 
 # -- children that share a prefix, moves, and what is released
@@ -544,16 +544,16 @@ def test_a_session_that_moves_pauses_on_where_it_goes():
     brain, (a, b) = scheduler(), (replica("a"), replica("b"))
     brain.submit(ask(at="a"), [a, b], 0.0)
     end(brain, "s", 1.0, pause="bash")
-    assert a.paused == {"s"} and brain.return_rate("s", 1.5) == brain.returns.rate("bash", 0.5)
+    assert a.paused == {"s"} and brain.live.return_rate("s", 1.5) == brain.returns.rate("bash", 0.5)
     decision = move(brain, [b], 2.0)
     assert (decision.replica, decision.binding) == ("b", "rebind")
-    assert not a.paused and list(brain.released) == [("s", "a")]
+    assert not a.paused and list(brain.live.released) == [("s", "a")]
     assert b.pending_work > 0 and b.in_flight == 1
     brain.moved("warm", 3.0, prompt_tokens=1000, cached_tokens=0)
     assert b.paused == {"s"} and not b.in_flight and not b.pending_work
-    assert brain.return_rate("s", 4.0) == brain.returns.rate("bash", 3.0)
+    assert brain.live.return_rate("s", 4.0) == brain.returns.rate("bash", 3.0)
     assert b.holdings.held("s", ()) == 1100
-    assert brain.is_home("s", "b") and not brain.is_home("s", "a")
+    assert brain.live.is_home("s", "b") and not brain.live.is_home("s", "a")
 
 
 def test_the_other_routers_are_told_of_a_move():
@@ -561,10 +561,10 @@ def test_the_other_routers_are_told_of_a_move():
     brain, (a, b) = Scheduler(Limits(), peers=True), (replica("a"), replica("b"))
     brain.submit(ask(at="a"), [a, b], 0.0)
     end(brain, "s", 1.0, pause="bash")
-    brain.news.clear()
+    brain.live.news.clear()
     move(brain, [b], 2.0)
     brain.moved("warm", 3.0, prompt_tokens=1000, cached_tokens=0)
-    told = [(news.state, news.replica, news.kind) for news in brain.news]
+    told = [(news.state, news.replica, news.kind) for news in brain.live.news]
     assert told == [("runs", "b", ""), ("pauses", "b", "bash")]
 
 
@@ -578,7 +578,7 @@ def test_a_session_that_is_back_while_it_is_moved_runs_where_it_went():
     brain.moved("warm", 3.0)
     assert list(b.runs) == ["turn of s"] and not b.paused
     end(brain, "s", 4.0, pause="")
-    assert b.paused == {"s"} and brain.return_rate("s", 4.0) is not None
+    assert b.paused == {"s"} and brain.live.return_rate("s", 4.0) is not None
 
 
 def test_a_session_that_nobody_holds_is_let_go_of_when_it_has_moved():
@@ -586,8 +586,8 @@ def test_a_session_that_nobody_holds_is_let_go_of_when_it_has_moved():
     brain, (a, b) = scheduler(), (replica("a"), replica("b"))
     brain.submit(ask(at="a"), [a, b], 0.0)
     end(brain, "s", 1.0, pause="")
-    brain.lease("s", 1.0, 0.0)
-    brain.expire(1.0)
+    brain.live.lease("s", 1.0, 0.0)
+    brain.live.expire(1.0)
     move(brain, [b], 2.0)
     brain.moved("warm", 3.0, prompt_tokens=1000, cached_tokens=0)
     assert not b.paused and not b.holdings.live_tokens
@@ -600,6 +600,6 @@ def test_what_ends_for_good_is_released():
     for session, pause in (("once", None), ("leased", ""), ("closed", ""), ("kept", "")):
         brain.submit(ask(session), pool, 0.0)
         end(brain, session, 1.0, pause=pause)
-    brain.lease("leased", 1.0, 0.0)
+    brain.live.lease("leased", 1.0, 0.0)
     brain.close("closed")
-    assert list(brain.released) == [("once", "a"), ("leased", "a"), ("closed", "a")]
+    assert list(brain.live.released) == [("once", "a"), ("leased", "a"), ("closed", "a")]
