@@ -241,8 +241,8 @@ class Flow:
         receipt.predicted_ttft_s = decision.predicted_ttft_s
         turn.sent_at = time.monotonic()
         self._telemetry.decided(self._policy.name, decision.reason)
-        if self._placement.follows(turn):
-            await self._placement.follow(turn)
+        if self._placement.shared.follows(turn):
+            await self._placement.shared.follow(turn)
         if self._mover.is_moving(turn.key):
             await self._mover.overtaken(turn.key)
         if decision.binding == "rebind" and replica.spec.folder is not None:

@@ -148,7 +148,7 @@ class Mover:
                 waits = waits or not stands
                 continue
             for kept in self._soonest(self._at[home], _SOON_RATE if stands else 0.0):
-                decision = self._placement.elsewhere(kept.ask(), free)
+                decision = self._placement.decider.elsewhere(kept.ask(), free)
                 if decision is not None:
                     free.discard(decision.replica)
                     self._start(kept, decision)
@@ -244,7 +244,7 @@ class Mover:
                 turn, time.monotonic(), prompt_tokens=usage.prompt_tokens,
                 cached_tokens=usage.cached_tokens,
             )  # fmt: skip
-            self._placement.lead(turn, done=outcome == "prewarmed")
+            self._placement.shared.lead(turn, done=outcome == "prewarmed")
             self._telemetry.moves[decision.reason, outcome] += 1
             log.info(
                 "session moved session=%s replica=%s reason=%s outcome=%s prompt_tokens=%s "
