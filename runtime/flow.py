@@ -201,7 +201,7 @@ class Flow:
         while True:
             await asyncio.sleep(self._keep_after_s)
             for turn in list(self._running):
-                await self._placement.keep(turn)
+                await self._placement.bindings.keep(turn)
 
     def _begin(self, request: TurnRequest, key: SessionKey) -> Turn:
         receipt = Receipt(

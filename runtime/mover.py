@@ -211,7 +211,7 @@ class Mover:
         replica, old = self._pool.find(decision.replica), self._pool.find(before.replica)
         if old is not None and old.incarnation != before.incarnation:
             old = None  # it holds nothing of the session
-        binding = await self._placement.move(kept.key, before, decision)
+        binding = await self._placement.bindings.move(kept.key, before, decision)
         if binding is None or replica is None:
             self._drop(kept.key)
             return

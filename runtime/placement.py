@@ -5,30 +5,27 @@ The pure rules are `sessions.identity`, `router.scheduler` and, for the policies
 is away.
 """
 
-import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import suppress
 from random import Random
 
 import msgspec
 
 from sessile.admission import Admission
 from sessile.asks import Asks
+from sessile.bindings import Bindings
 from sessile.decider import Decider
 from sessile.errors import (
-    SessionBusy,
-    SessionExpired,
     StoreUnavailable,
 )
 from sessile.router.decide import Decision
 from sessile.router.policy import Ask, Policy
 from sessile.router.pool import Pool
 from sessile.router.scheduler import Limits, Scheduler
-from sessile.sessions.binding import Standing, Standings
-from sessile.sessions.record import Binding, SessionKey
-from sessile.sessions.store import Claim, Store
+from sessile.sessions.binding import Standings
+from sessile.sessions.record import SessionKey
+from sessile.sessions.store import Store
 from sessile.settings import RouterSettings, SessionSettings
 from sessile.shared_prefill import SharedPrefill
 from sessile.turn import Turn, TurnRequest
@@ -47,13 +44,13 @@ class Placement:
         self._store = store
         self._standings = standings
         self._policy = policy
-        self._settings = sessions
         self._random = random
         self._lineages: OrderedDict[tuple[str, str, str], str] = OrderedDict()
         self.scheduler = Scheduler(
             Limits(fill=router.kv_fill, margin=router.margin, most_queued=router.most_queued),
             dict(router.tenant_weights),
         )
+        self.bindings = Bindings(store, standings, sessions)
         self._asks = Asks(pool, standings)
         self.decider = Decider(pool, self.scheduler, policy, gate_slack=router.gate_slack)
         self._admission = Admission(self.scheduler, pool)
@@ -98,20 +95,20 @@ class Placement:
         """
         request = turn.request
         if request.stateful:
-            await self._lock(turn)
+            await self.bindings.lock(turn)
         standing = self._standings.get(turn.key)
         ask = self._asks.of(turn, standing)
         moved = standing.binding if standing is not None and standing.moved else None
         if not self._policy.binds or not _can_continue(request):
             ask = msgspec.structs.replace(ask, bound=None)
             return self.decider.decide(turn, ask) or await self._admission.wait(turn)
-        if standing is not None and self._is_confirmed(standing):
+        if standing is not None and self.bindings.is_confirmed(standing):
             turn.binding = standing.binding
             standing.moved = False
         else:
             proposal = self.decider.propose(turn, ask)
             try:
-                claim = await self._claim(turn, proposal)
+                claim = await self.bindings.claim(turn, proposal)
             except StoreUnavailable:
                 return self._without_store(turn, ask)
             ask = msgspec.structs.replace(
@@ -144,28 +141,27 @@ class Placement:
             decision = await self._rebind(turn, ask, decision)
         return decision
 
-    # -- moves
+    def _without_store(self, turn: Turn, ask: Ask) -> Decision:
+        """The store is away: what this router remembers, else what every router would choose."""
+        turn.receipt.store = "degraded"
+        decision = self.decider.decide(turn, msgspec.structs.replace(ask, shared=False))
+        assert decision is not None
+        self.bindings.assume(turn, ask, decision)
+        return decision
 
-    async def move(self, key: SessionKey, seen: Binding, decision: Decision) -> Binding | None:
-        """Bind a session that pauses to another replica. None: a turn of it, or another router, was
-        first, or the store is away."""
-        try:
-            binding = await self._store.rebind(key, seen, decision.replica, decision.incarnation)
-        except StoreUnavailable:
-            return None
-        standing = self._standings.get(key)
-        won = (binding.replica, binding.incarnation) == (decision.replica, decision.incarnation)
-        if standing is None or standing.binding != seen:
-            return None  # a turn has begun, and has followed the binding in force
-        tokens, ratio = standing.context_tokens, standing.tokens_per_byte
-        self._standings.put(key, Standing(binding, time.monotonic(), tokens, ratio, moved=won))
-        return binding if won else None
-
-    async def keep(self, turn: Turn) -> None:
-        """Renew the binding of a turn that runs."""
-        if turn.binding is not None:
-            with suppress(StoreUnavailable):  # it may be back for the next round
-                await self._store.refresh(turn.key, turn.binding)
+    async def _rebind(self, turn: Turn, ask: Ask, decision: Decision) -> Decision:
+        """Move the binding, unless another router has moved it first: then follow that one."""
+        binding = await self.bindings.rebind(turn, decision)
+        if (binding.replica, binding.incarnation) != (decision.replica, decision.incarnation):
+            for outlook in self.decider.outlooks(turn):
+                if (outlook.id, outlook.incarnation) == (binding.replica, binding.incarnation):
+                    followed = msgspec.structs.replace(
+                        decision, replica=outlook.id, incarnation=outlook.incarnation,
+                        reason="bound", predicted_cached_tokens=None, predicted_ttft_s=None,
+                    )  # fmt: skip
+                    self.scheduler.book(ask, followed, (outlook,), time.monotonic())
+                    return followed
+        return decision
 
     # -- what becomes of a turn
 
@@ -232,91 +228,6 @@ class Placement:
             session, replica = released.popleft()
             if not self.scheduler.live.is_home(session, replica):
                 yield SessionKey.read(session), replica
-
-    # -- deciding
-
-    async def _claim(self, turn: Turn, proposal: Decision) -> Claim:
-        """Ask the store with a proposal: one round trip tells the binding in force, or makes it.
-
-        Raises `SessionExpired` and `StoreUnavailable`.
-        """
-        claim = await self._store.claim(turn.key, proposal.replica, proposal.incarnation)
-        if claim.state == "closed":
-            self._standings.drop(turn.key)
-            raise SessionExpired(f"session {turn.session!r} is closed; open a new one")
-        turn.binding = claim.binding
-        self._standings.put(
-            turn.key,
-            Standing(claim.binding, time.monotonic(), claim.context_tokens, self._ratio(turn)),
-        )
-        return claim
-
-    def _without_store(self, turn: Turn, ask: Ask) -> Decision:
-        """The store is away: what this router remembers, else what every router would choose."""
-        turn.receipt.store = "degraded"
-        decision = self.decider.decide(turn, msgspec.structs.replace(ask, shared=False))
-        assert decision is not None
-        epoch = ask.bound.epoch if ask.bound is not None else 0
-        turn.binding = Binding(decision.replica, decision.incarnation, epoch)
-        self._standings.put(
-            turn.key, Standing(turn.binding, None, ask.context_tokens, self._ratio(turn))
-        )
-        return decision
-
-    async def _rebind(self, turn: Turn, ask: Ask, decision: Decision) -> Decision:
-        """Move the binding, unless another router has moved it first: then follow that one."""
-        seen = turn.binding
-        assert seen is not None
-        confirmed: float | None = time.monotonic()
-        try:
-            binding = await self._store.rebind(
-                turn.key, seen, decision.replica, decision.incarnation
-            )
-        except StoreUnavailable:
-            binding = Binding(decision.replica, decision.incarnation, seen.epoch)
-            confirmed = None
-            turn.receipt.store = "degraded"
-        turn.binding = binding
-        self._standings.put(turn.key, Standing(binding, confirmed, None, self._ratio(turn)))
-        if (binding.replica, binding.incarnation) != (decision.replica, decision.incarnation):
-            for outlook in self.decider.outlooks(turn):
-                if (outlook.id, outlook.incarnation) == (binding.replica, binding.incarnation):
-                    followed = msgspec.structs.replace(
-                        decision, replica=outlook.id, incarnation=outlook.incarnation,
-                        reason="bound", predicted_cached_tokens=None, predicted_ttft_s=None,
-                    )  # fmt: skip
-                    self.scheduler.book(ask, followed, (outlook,), time.monotonic())
-                    return followed
-        return decision
-
-    async def _lock(self, turn: Turn) -> None:
-        """Take the session's turn lock, waiting for the turn that holds it."""
-        began = time.monotonic()
-        pause_s = 0.01
-        while True:
-            try:
-                turn.fence = await self._store.acquire(turn.key, turn.id, self._settings.lock_ttl_s)
-            except StoreUnavailable:
-                return  # better two turns at once than none
-            turn.receipt.queue_s = time.monotonic() - began
-            if turn.fence is not None:
-                return
-            if turn.receipt.queue_s > self._settings.lock_wait_s:
-                raise SessionBusy(
-                    f"another turn of session {turn.session!r} is running", retry_after_s=1.0
-                )
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 1.5, 0.25)
-
-    def _ratio(self, turn: Turn) -> float | None:
-        standing = self._standings.get(turn.key)
-        return standing.tokens_per_byte if standing is not None else None
-
-    def _is_confirmed(self, standing: Standing) -> bool:
-        at, store = standing.confirmed_at, self._store
-        if at is None or not store.available or at < store.available_since:
-            return False
-        return time.monotonic() - at < self._settings.confirm_s
 
 
 def _can_continue(request: TurnRequest) -> bool:
