@@ -15,6 +15,7 @@ from typing import Any
 
 from sessile.accounts import settle, written
 from sessile.adapters import Loader
+from sessile.engine_calls import EngineCalls
 from sessile.errors import ReplicaError, ReplicaRefused, StoreError
 from sessile.exchange import Exchange
 from sessile.live_turn import TurnTaken
@@ -37,9 +38,6 @@ from sessile.turn import Turn, TurnRequest, outcome_of
 
 log = logging.getLogger("sessile.flow")
 
-_ABORT_TIMEOUT_S = 2.0
-_RELEASE_TIMEOUT_S = 2.0
-_HOLD_TIMEOUT_S = 60.0  # it loads the model, if that was unloaded already
 _NOT_NOW = (502, 503, 504)  # an engine that says so has done nothing yet: another may serve
 
 
@@ -65,7 +63,6 @@ class Flow:
         )  # fmt: skip
         self._pool = pool
         self._store = store
-        self._standings = standings
         self._wait_s = sessions.lock_wait_s
         self._keep_after_s = sessions.binding_ttl_s / 3
         self._telemetry = telemetry
@@ -79,7 +76,10 @@ class Flow:
             random=self._random,
         )  # fmt: skip
         self.loader = Loader(pool, router.probe_timeout_s)
-        self._rescue = Rescue(pool, self._placement, self._body, self._abort, self.loader.hold)
+        self._calls = EngineCalls(pool, standings, self._spawn)
+        self._rescue = Rescue(
+            pool, self._placement, self._body, self._calls.abort, self.loader.hold
+        )
         self._beside: list[asyncio.Task[None]] = []
 
     @property
@@ -91,7 +91,7 @@ class Flow:
         """Nothing is held for the session any more; the store is told elsewhere."""
         self._mover.close_session(tenant, session)
         self._placement.close_session(tenant, session)
-        self._release()
+        self._calls.release(self._placement.released())
 
     def look(self) -> None:
         """A replica has come or gone, or drains: its sessions are to be moved."""
@@ -105,8 +105,8 @@ class Flow:
         """Hold a pausing session's KV memory for so long, 0 lets go of it; False: none is held."""
         held = self._placement.lease(tenant, session, seconds)
         for model in self._pool.models():
-            self._hold(SessionKey(tenant, model, session), seconds)
-        self._release()
+            self._calls.hold(SessionKey(tenant, model, session), seconds)
+        self._calls.release(self._placement.released())
         return held
 
     @property
@@ -172,28 +172,6 @@ class Flow:
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         self._telemetry.flush()
-
-    def _release(self) -> None:
-        """Tell the engines that hold sessions whose memory is held no longer."""
-        if not self._placement.scheduler.live.released:
-            return
-        for key, replica_id in self._placement.released():
-            replica = self._pool.find(replica_id)
-            if replica is None or replica.identity is None or replica.state == "down":
-                continue
-            call = replica.engine.release_call(key.attribution, replica.identity)
-            if call is not None:
-                self._spawn(_quietly(replica.upstream.call(call, _RELEASE_TIMEOUT_S)))
-
-    def _hold(self, key: SessionKey, seconds: float) -> None:
-        """Have the engine keep the model loaded for a pausing session, where it would not."""
-        standing = self._standings.get(key)
-        replica = self._pool.find(standing.binding.replica) if standing is not None else None
-        if replica is None or replica.state != "ready":
-            return
-        call = replica.engine.hold_call(key.model, seconds)
-        if call is not None:
-            self._spawn(_quietly(replica.upstream.call(call, _HOLD_TIMEOUT_S)))
 
     async def _keep_bindings(self) -> None:
         """Renew the bindings of the turns that run: one that outlasts its binding's expiry must not
@@ -270,7 +248,7 @@ class Flow:
             turn.runs = False
             if isinstance(error, ReplicaError):
                 replica.failures += 1
-            self._abort(replica, turn)
+            self._calls.abort(replica, turn)
             raise
         keep = request.claims.lineage is not None or request.idempotency_key is not None
         turn.opened(replica, response, first, keep, self._rescue)
@@ -310,13 +288,6 @@ class Flow:
             return splice(b"", document, fields)
         return splice(request.body, request.document, fields)
 
-    def _abort(self, replica: Replica, turn: Turn) -> None:
-        """Closing the connection has told most engines; tell those that want it said."""
-        replica.ghosts.leave(turn.request_id)
-        call = replica.engine.abort_call(turn.request_id)
-        if call is not None and replica.state != "down":
-            self._spawn(_quietly(replica.upstream.call(call, _ABORT_TIMEOUT_S)))
-
     async def _end(self, turn: Turn, error: BaseException | None) -> None:
         """Whatever became of it: stop the engine, settle the accounts, tell the store."""
         self._running.discard(turn)
@@ -338,7 +309,7 @@ class Flow:
                 replica.in_flight -= 1
             if cut and not isinstance(error, TurnTaken):
                 # Of one that another router has taken, the engine may run both under one id.
-                self._abort(replica, turn)
+                self._calls.abort(replica, turn)
             step = settle(turn, replica)
         if step is not None:
             self._placement.remember_lineage(turn, step)
@@ -360,10 +331,10 @@ class Flow:
             if self._placement.end(turn):
                 self._mover.keep(turn)
             if turn.request.hints.hold_s:
-                self._hold(turn.key, turn.request.hints.hold_s)
+                self._calls.hold(turn.key, turn.request.hints.hold_s)
             if turn.transcript is None and turn.fence is None:
                 self._store.end_turn(*written(turn, step))
-        self._release()
+        self._calls.release(self._placement.released())
 
     async def _commit(self, turn: Turn, end: TurnEnd, record: TurnRecord) -> None:
         """Write a stateful turn, and let the next one begin. The store never fails a turn."""
@@ -405,10 +376,3 @@ class Service:
     ) -> None:  # fmt: skip
         if self.turn is not None:
             await self._flow._end(self.turn, error)
-
-
-async def _quietly(work: Coroutine[Any, Any, Any]) -> None:
-    try:
-        await work
-    except ReplicaError as error:
-        log.debug("call was not heard why=%r", error.message)
