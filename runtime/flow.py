@@ -7,7 +7,7 @@ Responses read events from them. It knows no client protocol and no status code.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import cached_property, partial
 from random import Random
 from types import TracebackType
@@ -23,7 +23,6 @@ from sessile.mover import Mover
 from sessile.once import begin_once, end_once
 from sessile.placement import Placement
 from sessile.prewarm import carry
-from sessile.relay import splice, with_usage
 from sessile.rescue import Rescue
 from sessile.router.decide import Decision
 from sessile.router.policy import make_policy
@@ -35,6 +34,7 @@ from sessile.sessions.store import Store, TurnEnd
 from sessile.settings import RouterSettings, SessionSettings
 from sessile.telemetry import Telemetry
 from sessile.turn import Turn, TurnRequest, outcome_of
+from sessile.upstream_body import UpstreamBody
 
 log = logging.getLogger("sessile.flow")
 
@@ -66,7 +66,6 @@ class Flow:
         self._wait_s = sessions.lock_wait_s
         self._keep_after_s = sessions.binding_ttl_s / 3
         self._telemetry = telemetry
-        self._salt = salt
         self._tasks: set[asyncio.Task[Any]] = set()
         self._running: set[Turn] = set()
         self._ended: list[tuple[Turn, str | None]] = []
@@ -76,9 +75,10 @@ class Flow:
             random=self._random,
         )  # fmt: skip
         self.loader = Loader(pool, router.probe_timeout_s)
+        self._body = UpstreamBody(salt)
         self._calls = EngineCalls(pool, standings, self._spawn)
         self._rescue = Rescue(
-            pool, self._placement, self._body, self._calls.abort, self.loader.hold
+            pool, self._placement, self._body.of, self._calls.abort, self.loader.hold
         )
         self._beside: list[asyncio.Task[None]] = []
 
@@ -233,7 +233,7 @@ class Flow:
             if follow is None:
                 return
             path, document = follow.path, follow.document
-        body = self._body(turn, replica, document)
+        body = self._body.of(turn, replica, document)
         replica.in_flight += 1
         turn.runs = True
         try:
@@ -263,30 +263,6 @@ class Flow:
         if bound is not None and old is not None and old.incarnation == bound.incarnation:
             request = turn.request
             await carry(request.path, request.document, old, replica, f"{turn.id}.kv")
-
-    def _body(
-        self, turn: Turn, replica: Replica, document: Mapping[str, Any] | None = None
-    ) -> bytes:
-        """What is sent: the turn's request, or the `document` that goes on with its answer."""
-        request, tenant = turn.request, turn.key.tenant
-        fields = dict(
-            replica.engine.fields(
-                turn=turn.request_id,
-                session=turn.attribution,
-                salt=self._salt(tenant),
-            )
-        )
-        if replica.identity is not None and replica.identity.orders is not None:
-            fields |= replica.engine.order(request.hints.priority, replica.identity)
-        if turn.adapter is not None:
-            fields |= replica.engine.adapter_fields(turn.adapter)
-        if request.stream:
-            fields |= with_usage(request.document)
-        elif replica.engine.folds and request.path != "/v1/embeddings":
-            fields |= with_usage(request.document) | {"stream": True}
-        if document is not None:
-            return splice(b"", document, fields)
-        return splice(request.body, request.document, fields)
 
     async def _end(self, turn: Turn, error: BaseException | None) -> None:
         """Whatever became of it: stop the engine, settle the accounts, tell the store."""

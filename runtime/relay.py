@@ -125,26 +125,3 @@ def read_reply(bodies: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
         "content": "".join(text),
         "tool_calls": [{"function": calls[index]} for index in sorted(calls)],
     }
-
-
-def with_usage(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The field that makes a streaming engine report usage; none if the client asks for it too."""
-    options = document.get("stream_options") or {}
-    if options.get("include_usage") is True:
-        return {}
-    return {"stream_options": {**options, "include_usage": True}}
-
-
-def splice(body: bytes, document: Mapping[str, Any], fields: Mapping[str, Any]) -> bytes:
-    """The JSON object `document` with `fields` set over it.
-
-    `body` is the same object as its client wrote it, or empty. New fields are put in at its head,
-    so that all the rest reaches the engine untouched; only where one replaces a field of the
-    client's is the object written anew.
-    """
-    if not body or not fields.keys().isdisjoint(document):
-        return msgspec.json.encode({**document, **fields})
-    if not fields:
-        return body
-    head = msgspec.json.encode(fields)[:-1]
-    return head + (b"," if document else b"") + body[body.index(b"{") + 1 :]
