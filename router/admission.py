@@ -39,9 +39,6 @@ class Queue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def __contains__(self, turn: str) -> bool:
-        return turn in self._waiting
-
     def push(self, ask: Ask, now: float, retry_after_s: float) -> None:
         """Let the turn wait. Raises `Overloaded` when the queue is full."""
         if len(self._waiting) >= self._most:
@@ -79,14 +76,14 @@ class Queue:
             self._programs.popitem(last=False)
         self._tenants[tenant] = self._served(tenant) + seconds / self._weights.get(tenant, 1.0)
 
-    def attained_s(self, program: str) -> float:
-        """What a program has been served."""
-        return self._programs.get(program, 0.0)
-
     def _served(self, tenant: str) -> float:
         return self._tenants.get(tenant, 0.0)
 
     def _key(self, waiting: Waiting, now: float) -> tuple[int, float, float]:
         ask = waiting.ask
         aged = _AGEING * (now - waiting.at)
-        return (ask.priority, self._served(ask.tenant) - aged, self.attained_s(ask.program) - aged)
+        return (
+            ask.priority,
+            self._served(ask.tenant) - aged,
+            self._programs.get(ask.program, 0.0) - aged,
+        )

@@ -46,7 +46,6 @@ def test_within_a_tenant_the_program_served_least_is_next():
     queue.push(ask("old's", program="old"), 0.0, 1.0)
     queue.push(ask("new's", program="new"), 0.0, 1.0)
     queue.serve("default", "old", 5.0)
-    assert queue.attained_s("old") == 5.0 and not queue.attained_s("new")
     assert order(queue) == ["new's", "old's"]
 
 
@@ -91,7 +90,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back():
     with pytest.raises(Overloaded) as caught:
         queue.push(ask("two"), 0.0, 7.0)
     assert caught.value.retry_after_s == 7.0
-    assert len(queue) == 1 and "two" not in queue
+    assert order(queue) == ["one"]
 
 
 def test_deadlines_pass():
@@ -104,7 +103,7 @@ def test_deadlines_pass():
     assert [waiting.ask.turn for waiting in queue.overdue(5.0)] == ["soon"]
     assert queue.remove("soon").at == 0.0
     assert queue.remove("soon") is None
-    assert "soon" not in queue and order(queue, 5.0) == ["whenever"]
+    assert order(queue, 5.0) == ["whenever"]
 
 
 @given(
