@@ -1,34 +1,26 @@
 """The routing brain: where every turn finishes soonest, or that it waits for memory first. Pure.
 
-It prices each replica (`price`, `outlook`), keeps the live sessions of each within its KV memory,
-queues what would overflow all of them (`admission`), and holds the memory of sessions that pause as
-long as that pays (`returns`). It books what it decides, so that decisions made in the same moment
-see each other; whoever does the I/O tells it what became of them. Every time is an argument: the
-simulator runs this very code in virtual time.
+It has the cheapest replica chosen (`chooser`), keeps the live sessions of each within its KV memory
+(`live`), queues what would overflow all of them (`admission`), and holds the memory of sessions
+that pause as long as that pays (`returns`). It books what it decides, so that decisions made in the
+same moment see each other; whoever does the I/O tells it what became of them. Every time is an
+argument: the simulator runs this very code in virtual time.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from math import inf
-from typing import Literal
 
 import msgspec
 
 from sessile.router.admission import Queue
-from sessile.router.decide import Decision, nobody
-from sessile.router.holdings import Index
+from sessile.router.chooser import Chooser, home_of
+from sessile.router.decide import Decision
 from sessile.router.live import LiveSessions
-from sessile.router.outlook import Outlook, totals
+from sessile.router.outlook import Outlook
 from sessile.router.peers import FirstToken, News
-from sessile.router.policy import Ask, rendezvous
-from sessile.router.price import Price, Rates, work
+from sessile.router.policy import Ask
+from sessile.router.price import work
 
 _BYPASS = 8  # how many behind the first in the queue may go before it, if it does not fit
-_ADDED_TOKENS = 1000.0  # before any was seen: tool output, and what the user says
-_ADDED_WEIGHT = 0.02
-_AS_GOOD = 1.02  # prices that differ by less are as good
-_HORIZON = 8.0  # turns of a new session that are foreseen, beside its first
-_LEAST_MARGIN_S = 0.05  # nobody notices less
 _STARVED_S = 5.0  # but none once it has waited so long
 _MOMENT_S = 1.0  # what was touched so long ago is the newest still
 _WELL_GUESSED = 0.03  # a prompt whose length was guessed this well needs no correction
@@ -55,20 +47,17 @@ class Scheduler:
     """Decides for one router. Made by `placement`, and by the simulator.
 
     `live` are the sessions that it knows of, and what is told of them to others; with `peers` there
-    are other routers.
+    are other routers. `decide` books nothing.
     """
 
     def __init__(
         self, limits: Limits, weights: dict[str, float] | None = None, *, peers: bool = False
     ) -> None:
-        self._limits = limits
         self.queue = Queue(limits.most_queued, weights)
         self.live = LiveSessions(peers=peers)
         self.returns = self.live.returns
-        self._added_tokens = _ADDED_TOKENS  # that a turn of a bound session computes, of late
-        self._rates: defaultdict[str, Rates] = defaultdict(Rates.prior)  # of a model, anywhere
-        self._leaned: dict[str, tuple[int, int]] = {}  # by model: turns seen, how many replicas
-        self._index = Index()
+        self._chooser = Chooser(self.returns, live_share=limits.fill, margin=limits.margin)
+        self.decide = self._chooser.decide
         self._asks: dict[str, tuple[Ask, Outlook]] = {}
 
     # -- deciding
@@ -86,7 +75,7 @@ class Scheduler:
         if failed or not self.queue or ask.session in self.live:
             decision = self.decide(ask, open_to, now, failed)
             if decision is not None and decision.reason == "memory":
-                home = self._home(ask, open_to)
+                home = home_of(ask, open_to)
                 assert home is not None
                 if self.live.make_room((home,), now, 1):  # dead pauses are no reason to move
                     decision = self.decide(ask, open_to, now, failed)
@@ -100,122 +89,6 @@ class Scheduler:
         else:
             self.book(ask, decision, open_to, now)
         return decision
-
-    def decide(
-        self, ask: Ask, open_to: Sequence[Outlook], now: float, failed: Collection[str] = (),
-        *, force: bool = False,
-    ) -> Decision | None:  # fmt: skip
-        """The cases, in order:
-
-        1. nobody is left: `NoReplica`
-        2. bound, the replica is there, and nobody can be so much cheaper, or it was chosen a
-           moment ago: stay
-        3. the cheapest of those whose memory fits it; the bound one unless that saves the margin
-        4. its memory fits nowhere: None, or with `force` or `failed` the cheapest all the same
-
-        Books nothing.
-        """
-        force = force or bool(failed)
-        if failed:
-            open_to = [outlook for outlook in open_to if outlook.id not in failed]
-        if not open_to:
-            raise nobody(failed)
-        home = self._home(ask, open_to)
-        margin_s = 0.0
-        home_price = None
-        if home is not None and (force or self._fits(ask, home)):
-            home.rates.lean_on(self._rates[ask.model])
-            home_price = home.price(ask, now)
-            if ask.claimed is not None:
-                return _decision(ask, home, ask.claimed, home_price)
-            margin_s = self._margin_s(ask, home)
-            if home_price.wait_s + home_price.harm_s <= margin_s:
-                return _decision(ask, home, "bound", home_price)
-        self._lean(ask.model, open_to)
-        # A session that is placed now will burden its replica again at each of its turns.
-        others = [outlook for outlook in open_to if outlook is not home] if home else open_to
-        if not others and home_price is not None:
-            assert home is not None
-            return _decision(ask, home, "bound", home_price)
-        new = ask.bound is None or ask.claimed is not None
-        later = _HORIZON * self.returns.share * self._added_tokens if new else 0.0
-        fill = inf if force else self._fill()
-        prices_s = totals(self._index, others, ask, now, fill=fill, later_tokens=later)
-        best_s = min(prices_s, default=inf)
-        if home is not None and home_price is not None and home_price.total_s <= best_s + margin_s:
-            return _decision(ask, home, "bound", home_price)
-        if best_s == inf:
-            return None
-        best = self._best(ask, others, prices_s, best_s)
-        price = best.price(ask, now)
-        return _decision(ask, best, self._reason(ask, best, price, home, open_to, failed), price)
-
-    def _lean(self, model: str, open_to: Sequence[Outlook]) -> None:
-        """What is believed of each replica leans on what is seen of all. NOTE: here, and not only
-        where a replica is seen itself: one whose turns do not end would be believed for ever what
-        was believed of all at some bad moment, and be sent everything meanwhile."""
-        seen = self._rates[model]
-        told = (seen.turns, len(open_to))
-        if told != self._leaned.get(model):
-            self._leaned[model] = told
-            for outlook in open_to:
-                outlook.rates.lean_on(seen)
-
-    def _fill(self) -> float:
-        # Memory is kept free for those who will be back: where few are, it is for whoever comes.
-        return self._limits.fill / max(self.returns.share, 0.01)
-
-    def _fits(self, ask: Ask, outlook: Outlook) -> bool:
-        # Who is there already may grow into what is kept free of newcomers.
-        fill = self._fill()
-        if outlook.holdings.is_live(ask.session):
-            fill /= self._limits.fill
-        return outlook.fits(ask, fill)
-
-    def _home(self, ask: Ask, open_to: Sequence[Outlook]) -> Outlook | None:
-        bound = ask.bound
-        if bound is None:
-            return None
-        for outlook in open_to:
-            if outlook.id == bound.replica and outlook.incarnation == bound.incarnation:
-                return outlook
-        return None
-
-    def _margin_s(self, ask: Ask, home: Outlook) -> float:
-        anew_s = home.rates.slope_s * work(0, ask.prompt_tokens)
-        return max(_LEAST_MARGIN_S, self._limits.margin * anew_s)
-
-    def _best(
-        self, ask: Ask, outlooks: Sequence[Outlook], prices_s: Sequence[float], best_s: float
-    ) -> Outlook:
-        """The cheapest; of those that are as good the parent's, then the lightest, then by rank,
-        so that routers agree."""
-        limit_s = best_s * _AS_GOOD
-        tied = [o for o, price_s in zip(outlooks, prices_s, strict=True) if price_s <= limit_s]
-        if len(tied) == 1:
-            return tied[0]
-        for outlook in tied:
-            if outlook.id == ask.near:
-                return outlook
-        loads = [(o.in_flight, o.holdings.live_tokens) for o in tied]
-        least = min(loads)
-        lightest = [o for o, load in zip(tied, loads, strict=True) if load == least]
-        return rendezvous(ask.group or ask.session, lightest) if len(lightest) > 1 else lightest[0]
-
-    def _reason(
-        self, ask: Ask, best: Outlook, price: Price, home: Outlook | None,
-        open_to: Sequence[Outlook], failed: Collection[str],
-    ) -> str:  # fmt: skip
-        if failed:
-            return "failover"
-        if ask.bound is None:
-            if best.id == ask.near:
-                return "parent"
-            return "prefix" if price.cached_tokens else "new"
-        if home is None:
-            known = any(outlook.id == ask.bound.replica for outlook in open_to)
-            return "restarted" if known else "replica_gone"
-        return "cheaper" if self._fits(ask, home) else "memory"
 
     # -- the queue
 
@@ -300,11 +173,10 @@ class Scheduler:
         first = None
         if prompt_tokens is not None:
             if ask.bound is not None and cached_tokens is not None:
-                added = prompt_tokens - cached_tokens - self._added_tokens
-                self._added_tokens += _ADDED_WEIGHT * added
+                self._chooser.observe_added(prompt_tokens - cached_tokens)
             first = outlook.learn(
                 run, prompt_tokens, cached_tokens, output_tokens or 0, tpot_s,
-                self._rates[ask.base or ask.model],
+                self._chooser.rates[ask.base or ask.model],
             )  # fmt: skip
             tokens = prompt_tokens + (output_tokens or 0)
             counted = prompt_tokens / max(1, ask.prompt_tokens)
@@ -421,26 +293,7 @@ class Scheduler:
             return
         first = told.first
         if first is not None:
-            outlook.observe(first.amount, first.seconds, self._rates[first.model])
+            outlook.observe(first.amount, first.seconds, self._chooser.rates[first.model])
         holdings.resume(session, told.tokens, told.block_tokens)
         if not outlook.has(session):
             self.live.pause(session, outlook, told.kind, now, told.program)
-
-
-def _decision(ask: Ask, chosen: Outlook, reason: str, price: Price) -> Decision:
-    bound = ask.bound
-    binding: Literal["keep", "claim", "rebind"]
-    if bound is None:
-        binding = "claim"
-    elif (bound.replica, bound.incarnation) == (chosen.id, chosen.incarnation):
-        binding = "keep"
-    else:
-        binding = "rebind"
-    return Decision(
-        replica=chosen.id,
-        incarnation=chosen.incarnation,
-        reason=reason,
-        binding=binding,
-        predicted_cached_tokens=price.cached_tokens,
-        predicted_ttft_s=price.ttft_s if chosen.rates.turns else None,  # no guess is better
-    )
