@@ -10,7 +10,7 @@ _NEW_WEIGHT = 0.1
 
 
 class Sizes:
-    """One model's lengths. Made by `placement`."""
+    """One model's lengths. Made by `asks`."""
 
     def __init__(self) -> None:
         self.tokens_per_byte = _TOKENS_PER_BYTE
