@@ -59,8 +59,11 @@ def flags(seat: Seat) -> tuple[list[Flag], list[str]]:
 
 
 def environment(seat: Seat) -> dict[str, str]:
-    """The variables that SGLang wants beside those of every engine."""
-    return {} if seat.gpus else {"SGLANG_USE_CPU_ENGINE": "1"}
+    """The variables that SGLang wants beside those of every engine. NOTE: up to 0.5.17 the cache
+    that knows sessions and has host memory, too, is only made where its variable asks for it; newer
+    ones make no other."""
+    wanted = "SGLANG_ENABLE_UNIFIED_RADIX_TREE" if seat.gpus else "SGLANG_USE_CPU_ENGINE"
+    return {wanted: "1"}
 
 
 def _events(seat: Seat) -> tuple[str, list[str]]:

@@ -63,7 +63,7 @@ def test_an_sglang_a_gpu_has_what_a_session_router_wants():
     launches, notes = planned({"tensor_parallel": 2})
     assert [launch.shown() for launch in launches] == [
         'PATH=/env/bin:"$PATH" CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0,1 '
-        "/env/bin/python -m sglang.launch_server "
+        "SGLANG_ENABLE_UNIFIED_RADIX_TREE=1 /env/bin/python -m sglang.launch_server "
         "--model-path /models/llama --served-model-name llama --host 127.0.0.1 --port 20000 "
         "--log-level-http warning --enable-metrics --enable-cache-report --tp-size 2 "
         "--page-size 16 --kv-events-config "
