@@ -59,8 +59,23 @@ class Scheduler:
         self._chooser = Chooser(self.returns, live_share=limits.fill, margin=limits.margin)
         self.decide = self._chooser.decide
         self._asks: dict[str, tuple[Ask, Outlook]] = {}
+        self._proposed: dict[str, tuple[Outlook, Decision]] = {}
 
     # -- deciding
+
+    def propose(self, ask: Ask, open_to: Sequence[Outlook], now: float) -> Decision:
+        """Where the turn would go now. A session that was bound nowhere counts there until its turn
+        is submitted or has ended: while a store is asked, those decided in the same moment are to
+        see each other. Raises `NoReplica`."""
+        decision = self.decide(ask, open_to, now)
+        if decision is None:  # it will wait, and is bound to where it would be cheapest now
+            decision = self.decide(ask, open_to, now, force=True)
+            assert decision is not None
+        elif ask.bound is None and not self.queue:
+            outlook = next(o for o in open_to if o.id == decision.replica)
+            outlook.start(ask, decision.predicted_cached_tokens or 0, now)
+            self._proposed[ask.turn] = (outlook, decision)
+        return decision
 
     def submit(
         self, ask: Ask, open_to: Sequence[Outlook], now: float, failed: Collection[str] = ()
@@ -71,8 +86,8 @@ class Scheduler:
         Raises `NoReplica`, and `Overloaded` when the queue is full.
         """
         self.live.begin(ask.session, now)
-        decision = None
-        if failed or not self.queue or ask.session in self.live:
+        decision = self._confirmed(ask, now)
+        if decision is None and (failed or not self.queue or ask.session in self.live):
             decision = self.decide(ask, open_to, now, failed)
             if decision is not None and decision.reason == "memory":
                 home = home_of(ask, open_to)
@@ -138,13 +153,37 @@ class Scheduler:
         if outlook is None:
             return
         self.live.settle(ask.session, outlook)
-        outlook.start(ask, decision.predicted_cached_tokens or 0, now)
+        proposed = self._proposed.get(ask.turn)
+        if proposed is not None and proposed[0] is outlook:
+            del self._proposed[ask.turn]
+        else:
+            if proposed is not None:
+                self._withdraw(ask.turn, now)
+            outlook.start(ask, decision.predicted_cached_tokens or 0, now)
         self._asks[ask.turn] = (ask, outlook)
         if self.live.peers:
             self.live.news.append(
                 News("runs", ask.session, outlook.id, outlook.incarnation,
                      ask.prompt_tokens + ask.output_tokens, ask.blocks, ask.block_tokens)
             )  # fmt: skip
+
+    def _confirmed(self, ask: Ask, now: float) -> Decision | None:
+        """What was proposed for the turn, if the session has been bound there; it counts there no
+        longer, if not."""
+        if ask.turn not in self._proposed:
+            return None
+        outlook, decision = self._proposed[ask.turn]
+        if ask.claimed is not None and not self.queue and home_of(ask, (outlook,)):
+            return msgspec.structs.replace(decision, reason=ask.claimed, binding="keep")
+        self._withdraw(ask.turn, now)
+        return None
+
+    def _withdraw(self, turn: str, now: float) -> None:
+        outlook, _ = self._proposed.pop(turn)
+        run = outlook.end(turn, now)
+        if run is None or outlook.has(run.session) or self.live.is_home(run.session, outlook.id):
+            return
+        outlook.holdings.forget(run.session)
 
     def first_token(self, turn: str, now: float) -> None:
         """The turn's first token has come."""
@@ -160,6 +199,8 @@ class Scheduler:
         """The turn is over. With token counts it went well, and `pause` says what its session
         waits for now ("": nothing known); without a pause it is not expected back."""
         waiting = self.queue.remove(turn)
+        if turn in self._proposed:
+            self._withdraw(turn, now)
         booked = self._asks.pop(turn, None)
         if booked is None:
             if waiting is not None:

@@ -46,14 +46,9 @@ class Decider:
         return decision
 
     def propose(self, turn: Turn, ask: Ask) -> Decision:
-        """Where the session would go now; nothing is booked."""
+        """Where the session would go now; by price, a new one counts there from now on."""
         if self.prices:
-            outlooks, now = self.outlooks(turn), time.monotonic()
-            decision = self._scheduler.decide(ask, outlooks, now)
-            if decision is None:  # it will wait, and is bound to where it would be cheapest now
-                decision = self._scheduler.decide(ask, outlooks, now, force=True)
-            assert decision is not None
-            return decision
+            return self._scheduler.propose(ask, self.outlooks(turn), time.monotonic())
         return decide(ask, self._candidates(turn), self._policy, gate_slack=self._gate_slack)
 
     def elsewhere(self, ask: Ask, free: Collection[str]) -> Decision | None:

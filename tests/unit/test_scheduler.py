@@ -1,5 +1,7 @@
 """The routing brain: each case of the decision, the queue, pauses and leases, and the peers."""
 
+from collections import Counter
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -69,6 +71,47 @@ def test_a_known_prefix_draws_a_new_session():
     second = brain.submit(ask("two", 40 * BLOCK + 50, blocks=blocks), pool, 2.0)
     assert (second.replica, second.reason) == (first.replica, "prefix")
     assert second.predicted_cached_tokens == 40 * BLOCK
+
+
+def test_sessions_that_come_at_once_see_each_other_while_the_store_is_asked():
+    """None is bound before all have been proposed; each goes where it was, and what was foreseen
+    for it still is."""
+    brain, pool = scheduler(), [replica(id, 20_000) for id in "abc"]
+    asks = [ask(f"s{n}") for n in range(12)]
+    proposals = [brain.propose(each, pool, 0.0) for each in asks]
+    assert Counter(proposal.replica for proposal in proposals) == dict.fromkeys("abc", 4)
+    for each, proposal in zip(asks, proposals, strict=True):
+        bound = Binding(proposal.replica, "1", 1)
+        claimed = msgspec.structs.replace(each, bound=bound, claimed="new")
+        decision = brain.submit(claimed, pool, 0.01)
+        assert (decision.replica, decision.binding) == (proposal.replica, "keep")
+        assert decision.predicted_ttft_s == proposal.predicted_ttft_s
+    assert [len(outlook.runs) for outlook in pool] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("becomes", ["bound elsewhere", "ended"])
+def test_what_was_only_proposed_leaves_nothing_behind(becomes):
+    """Another router had bound it, or its client is gone before the store has answered."""
+    brain, pool = scheduler(), [replica("a", 20_000), replica("b", 20_000)]
+    there = brain.propose(ask(), pool, 0.0).replica
+    left, other = sorted(pool, key=lambda outlook: outlook.id != there)
+    assert len(left.runs) == 1 and left.holdings.live_tokens
+    if becomes == "ended":
+        brain.end("turn of s", 0.1)
+    else:
+        assert brain.submit(ask(at=other.id), pool, 0.1).replica == other.id
+        assert len(other.runs) == 1
+    assert not left.runs and not left.pending_work and not left.holdings.live_tokens
+
+
+def test_who_waits_for_memory_is_not_counted_where_it_is_proposed():
+    """It is bound to where it would be cheapest now, and stands in the queue."""
+    brain, pool = scheduler(), [replica("a", 2_000)]
+    brain.submit(ask("one", 1_500), pool, 0.0)
+    assert brain.propose(ask("two", 1_500), pool, 0.0).replica == "a"
+    assert len(pool[0].runs) == 1
+    claimed = ask("two", 1_500, at="a", claimed="new")
+    assert brain.submit(claimed, pool, 0.1) is None
 
 
 @pytest.mark.parametrize("near", ["a", "b"])
