@@ -1,0 +1,221 @@
+"""Conversations with one engine or router for the speculation benchmark: what each turn met, and
+how far the engine says it came with each step.
+
+Speed is taken from the first piece of text to the last, so that the prompt's share stays out of
+it. The counts are the engine's own.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import msgspec
+
+from sessile.engines.base import Samples, document
+from sessile.errors import ReplicaError, ReplicaRefused, SettingsError
+from sessile.lab.speculation_texts import Script
+from sessile.relay import UsageRelay, events
+from sessile.router.replica import Call
+from sessile.router.upstream import Timeouts, Upstream
+
+_TIMEOUTS = Timeouts(connect_s=10.0, first_byte_s=600.0, idle_s=300.0)
+_CALL_S = 20.0
+_VERIFIED = "sglang:spec_verify_calls_total"
+_ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
+
+
+class Turn(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer. `accepted_tokens` is what llama.cpp tells of its drafts, None elsewhere."""
+
+    text: str
+    replica: str
+    ttft_s: float
+    decode_s: float
+    tokens: int
+    accepted_tokens: int | None
+
+
+class Pass(msgspec.Struct, frozen=True, kw_only=True):
+    """`batch` conversations of one kind, at once, at one server.
+
+    `decode_tok_s` is a stream's mean speed times the batch, `whole_tok_s` all tokens by the time
+    that all of it took, prompts too. `acceptance` is tokens a step of a sequence, None where the
+    engine does not tell; `turns_at` counts the turns of each replica of a router.
+    """
+
+    side: str
+    kind: str
+    batch: int
+    round: int
+    decode_tok_s: float
+    whole_tok_s: float
+    tpot_p50_s: float
+    ttft_p50_s: float
+    acceptance: float | None
+    turns_at: dict[str, int]
+
+
+class Side:
+    """One server under test: `off`, `on` or `auto`. Lives as long as the benchmark."""
+
+    def __init__(self, name: str, url: str, key: str, model: str | None = None) -> None:
+        self.name = name
+        self.model = model or ""
+        self._url = url.rstrip("/").removesuffix("/v1")
+        self._upstream = Upstream(self._url, _TIMEOUTS)
+        self._headers = ((b"authorization", b"Bearer " + key.encode()),)
+
+    async def find(self) -> None:
+        """See that it answers, and take the first model that it serves unless one was named.
+        Raises `SettingsError`."""
+        try:
+            reply = await self._upstream.call(Call("GET", "/v1/models"), _CALL_S)
+            models = [card["id"] for card in document(reply, "/v1/models")["data"]]
+            self.model = self.model or models[0]
+        except (ReplicaError, KeyError, IndexError, TypeError) as error:
+            raise SettingsError(
+                f"--{self.name} {self._url}: no OpenAI-compatible server with a model answers "
+                f"there ({error}); start it first, or give the URL of one that runs"
+            ) from error
+
+    async def aclose(self) -> None:
+        await self._upstream.aclose()
+
+    async def counters(self) -> dict[str, float]:
+        """What its metrics count of speculation; empty where it has none."""
+        try:
+            reply = await self._upstream.call(Call("GET", "/metrics"), _CALL_S)
+            samples = Samples(reply, "/metrics", (_VERIFIED, _ACCEPTED))
+        except ReplicaError:
+            return {}
+        found = {name: samples.total(name) for name in (_VERIFIED, _ACCEPTED)}
+        return {name: value for name, value in found.items() if value is not None}
+
+    async def ask(self, messages: Sequence[Any], session: str, tokens: int) -> Turn:
+        """One streamed turn. Raises `ReplicaError` with the server's own words."""
+        body = msgspec.json.encode(
+            {
+                "model": self.model, "messages": messages, "max_tokens": tokens, "temperature": 0,
+                "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True},
+            }
+        )  # fmt: skip
+        headers = (*self._headers, (b"x-session-id", session.encode()))
+        relay = UsageRelay(relay_usage=True)
+        pieces: list[str] = []
+        timings: dict[str, Any] | None = None
+        began = time.perf_counter()
+        first = last = 0.0
+        async with await self._upstream.open(
+            "POST", "/v1/chat/completions", body, headers
+        ) as response:
+            if response.status != 200:
+                said = b"".join([chunk async for chunk in response])[:300]
+                raise self._refused(f"{response.status} {said.decode('utf-8', 'replace')}")
+            async for chunk in response:
+                now = time.perf_counter()
+                for event in events(relay.feed(chunk)):
+                    if event.get("error"):
+                        raise self._refused(str(event["error"]))
+                    timings = event.get("timings") or timings
+                    if piece := _piece(event):
+                        pieces.append(piece)
+                        first, last = first or now, now
+        usage = (relay.usage_body or {}).get("usage")
+        if not usage or not pieces:
+            raise self._refused("an answer without text, or without the usage that was asked for")
+        return Turn(
+            text="".join(pieces),
+            replica=response.headers.get(b"x-sessile-replica", b"").decode(),
+            ttft_s=first - began,
+            decode_s=last - first,
+            tokens=usage["completion_tokens"],
+            accepted_tokens=timings.get("draft_n_accepted", 0) if timings else None,
+        )
+
+    def _refused(self, said: str) -> ReplicaRefused:
+        return ReplicaRefused(f"--{self.name} {self._url} failed a turn: {said}")
+
+
+def _piece(event: Mapping[str, Any]) -> str:
+    choices = event.get("choices")
+    return (choices[0].get("delta") or {}).get("content") or "" if choices else ""
+
+
+async def converse(side: Side, script: Script, session: str, tokens: int) -> list[Turn]:
+    """One conversation, each turn asked once the last one is answered."""
+    messages: list[Any] = list(script.before)
+    turns = []
+    for words in script.asked:
+        messages.append({"role": "user", "content": words})
+        turns.append(await side.ask(messages, session, tokens))
+        messages.append({"role": "assistant", "content": turns[-1].text})
+    return turns
+
+
+async def run_pass(
+    side: Side, kind: str, scripts: Sequence[Script], name: str, *, number: int, tokens: int
+) -> Pass:
+    """All of `scripts` at once. Raises `ReplicaError`: a figure with a turn
+    missing would be of another load."""
+    before = await side.counters()
+    began = time.perf_counter()
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(converse(side, script, f"{name}-{index}", tokens))
+                for index, script in enumerate(scripts)
+            ]
+    except* ReplicaError as failed:
+        raise failed.exceptions[0] from None
+    wall_s = time.perf_counter() - began
+    turns = [turn for task in tasks for turn in task.result()]
+    return summed(turns, side.name, kind, len(scripts), number, wall_s,
+                  stepped(turns, before, await side.counters()))  # fmt: skip
+
+
+def summed(
+    turns: Sequence[Turn], side: str, kind: str, batch: int, number: int, wall_s: float,
+    acceptance: float | None,
+) -> Pass:  # fmt: skip
+    """The figures of a pass. A turn's first token is the prompt's, and is no step's. Raises
+    `SettingsError` if there is no other."""
+    steps = [turn for turn in turns if turn.tokens > 1 and turn.decode_s > 0]
+    if not steps:
+        raise SettingsError(
+            f"--{side}: every answer came in one piece, so that no token could be timed; "
+            "ask for more of them with --output, of a server that streams"
+        )
+    decoded = sum(turn.tokens - 1 for turn in steps)
+    decode_s = sum(turn.decode_s for turn in steps)
+    return Pass(
+        side=side, kind=kind, batch=batch, round=number, acceptance=acceptance,
+        decode_tok_s=batch * decoded / decode_s,
+        whole_tok_s=sum(turn.tokens for turn in turns) / wall_s,
+        tpot_p50_s=median(turn.decode_s / (turn.tokens - 1) for turn in steps),
+        ttft_p50_s=median(turn.ttft_s for turn in turns),
+        turns_at=dict(sorted(Counter(turn.replica for turn in turns if turn.replica).items())),
+    )  # fmt: skip
+
+
+def stepped(
+    turns: Sequence[Turn], before: Mapping[str, float], after: Mapping[str, float]
+) -> float | None:
+    """Tokens that a sequence came on by with each step, None where the engine does not tell.
+
+    SGLang counts the steps that verified a draft, which are all it makes while it speculates; vLLM
+    and llama.cpp count the tokens that were accepted beside the one that each step makes anyway.
+    """
+    decoded = sum(turn.tokens - 1 for turn in turns)
+    accepted = [n for turn in turns if (n := turn.accepted_tokens) is not None]
+    if _VERIFIED in after:
+        steps = after[_VERIFIED] - before.get(_VERIFIED, 0.0)
+    elif _ACCEPTED in after:
+        steps = decoded - (after[_ACCEPTED] - before.get(_ACCEPTED, 0.0))
+    elif accepted:
+        steps = decoded - sum(accepted)
+    else:
+        return None
+    return decoded / steps if steps > 0 else None

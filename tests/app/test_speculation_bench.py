@@ -1,0 +1,152 @@
+"""The speculation benchmark before real servers: two fake engines and a router before both."""
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from sessile.errors import ReplicaRefused, SettingsError
+from sessile.lab.fake_replica import FakeReplica, Fault
+from sessile.lab.speculation_bench import Setup, main, measure, rows
+from sessile.lab.speculation_load import Side
+
+Serve = Callable[..., Awaitable[tuple[Any, str]]]
+
+
+class Speculating(FakeReplica):
+    """It tells of its steps as SGLang does: half as many as tokens, and one before them all."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != "/metrics":
+            await super().__call__(scope, receive, send)
+            return
+        tokens = sum(seen.body["max_tokens"] - 1 for seen in self.seen)
+        page = f'sglang:spec_verify_calls_total{{model="m"}} {1 + tokens / 2}\n'
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": page.encode()})
+
+
+async def measured(setup: Setup, **urls: str) -> list[Any]:
+    """All passes of a run over those servers."""
+    sides = [Side(name, url, "key") for name, url in urls.items()]
+    try:
+        for side in sides:
+            await side.find()
+        return [each async for cell in measure(setup, sides) for each in cell]
+    finally:
+        for side in sides:
+            await side.aclose()
+
+
+def said(replica: FakeReplica) -> list[str]:
+    """What the user said last in each request, in order."""
+    return [seen.body["messages"][-1]["content"] for seen in replica.seen]
+
+
+SLOW = Fault(pause_s=0.005)  # its words come one by one
+SMALL = Setup(kinds=("json",), batches=(2,), output=8, turns=2, rounds=2, name="t")
+
+
+async def test_the_servers_take_turns_with_the_same_texts(serve: Serve) -> None:
+    """Every turn asks for the same of both, with its history, under a session of its own; the one
+    that tells its steps has an acceptance."""
+    off, off_url = await serve(FakeReplica(model="m", always=SLOW))
+    on, on_url = await serve(Speculating(model="m", always=SLOW))
+    passes = await measured(SMALL, off=off_url, on=on_url + "/v1")
+    assert [(each.side, each.round) for each in passes] == [
+        ("off", 0), ("on", 0), ("on", 1), ("off", 1),
+    ]  # fmt: skip
+    assert sorted(said(off)) == sorted(said(on)) and len(set(said(off))) == 8
+    first, later = off.seen[0].body["messages"], off.seen[2].body["messages"]
+    assert [m["role"] for m in later] == 2 * ["user", "assistant"] + ["user"]
+    assert len(first) == 3
+    assert len({seen.headers["x-session-id"] for seen in off.seen}) == 4
+    assert all(seen.body["ignore_eos"] and seen.body["temperature"] == 0 for seen in on.seen)
+    (row,) = rows(passes)
+    assert row.acceptance == pytest.approx(2.0)
+    assert row.off_tok_s > 0 and row.auto_tok_s is None
+
+
+async def test_a_router_has_texts_of_its_own_and_says_where_its_turns_went(
+    start: Any, serve: Serve
+) -> None:
+    """Else an engine would know them from the pass before."""
+    off, off_url = await serve(FakeReplica(model="m", always=SLOW))
+    engines = [FakeReplica(model="m", always=SLOW) for _ in range(2)]
+    router = await start(engines)
+    passes = await measured(SMALL, off=off_url, on=off_url, auto=router.url)
+    auto = [each for each in passes if each.side == "auto"]
+    assert sum(sum(each.turns_at.values()) for each in auto) == 8
+    assert set(auto[0].turns_at) <= {"one", "two"}
+    through = [words for engine in engines for words in said(engine)]
+    assert len(through) == 8 and not set(through) & set(said(off))
+
+
+async def test_what_is_held_again_is_known_to_all(serve: Serve) -> None:
+    """Each conversation comes twice, the first time under another session, and is counted once;
+    the conversations to learn from come before."""
+    off, off_url = await serve(FakeReplica(model="m", always=SLOW))
+    setup = msgspec.structs.replace(SMALL, rounds=1, again=True, learn=3)
+    passes = await measured(setup, off=off_url, on=off_url)
+    assert len(passes) == 2
+    sessions = [seen.headers["x-session-id"] for seen in off.seen]
+    learned = [name for name in sessions if "-learn-" in name]
+    assert len(set(learned)) == 8 and sessions[: len(learned)] == learned
+    once = {words: said(off).count(words) for words in said(off)[len(learned) :]}
+    assert set(once.values()) == {4}
+
+
+async def test_a_turn_that_fails_ends_the_run(serve: Serve) -> None:
+    """With the engine's own words, for a figure without it would be of another load."""
+    _, off_url = await serve(FakeReplica(model="m", always=SLOW))
+    _, on_url = await serve(FakeReplica(model="m", always=Fault(status=500)))
+    with pytest.raises(ReplicaRefused, match=r"--on http.* failed a turn: 500 .*The engine broke"):
+        await measured(SMALL, off=off_url, on=on_url)
+
+
+async def test_an_address_where_nothing_answers_is_told_with_what_to_do() -> None:
+    """It names the argument."""
+    with pytest.raises(SettingsError, match=r"--on http://127.0.0.1:9: .*start it first"):
+        await measured(SMALL, on="http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--kinds", "edits,poems"], "there is no 'poems'; there are edits, json, code, prose"),
+        (["--batches", "1,x"], "'1,x' is not numbers"),
+        (["--output", "1"], "--output at 2"),
+        (["--json", "/nowhere/f.json"], "there is no folder /nowhere"),
+        ([], "--off http://127.0.0.1:9: no OpenAI-compatible server"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(
+    arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is measured."""
+    nowhere = ["--off", "http://127.0.0.1:9", "--on", "http://127.0.0.1:9"]
+    monkeypatch.setattr(sys, "argv", ["speculation_bench", *nowhere, *arguments])
+    with pytest.raises(SystemExit, match=told):
+        main()
+
+
+async def test_the_file_has_all_figures(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Setup, rows and passes; the table is for people."""
+    _, url = await serve(FakeReplica(model="m", always=SLOW))
+    file = tmp_path / "f.json"
+    line = ["--off", url, "--on", url, "--kinds", "prose", "--batches", "1", "--output", "5"]
+    monkeypatch.setattr(
+        sys, "argv", ["bench", *line, "--turns", "1", "--rounds", "1", "--json", str(file)]
+    )
+    await asyncio.to_thread(main)
+    whole = msgspec.json.decode(file.read_bytes())
+    assert [row["kind"] for row in whole["rows"]] == ["prose"]
+    assert whole["setup"]["output"] == 5 and len(whole["passes"]) == 2
+    assert "prose" in capsys.readouterr().out
