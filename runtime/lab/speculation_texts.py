@@ -3,7 +3,9 @@ text of one kind.
 
 How well a draft is accepted depends on how much of the answer was said before, so a kind is told
 by that: an edit says the file again but for a name, records repeat the form of those before them,
-code and prose repeat little. All is drawn from a seed, so that two engines are asked for the same.
+code and prose repeat little. What was said before counts for all engines, what the prompt holds
+not for SGLang's n-grams, which are of answers only (0.5.17). All is drawn from a seed, so that two
+engines are asked for the same.
 """
 
 import json
@@ -48,7 +50,10 @@ _FUNCTION = '''def {verb}_{thing}s(store, limit={limit}):
     rows = store.query("{thing}s", limit)
     return [clean_{thing}(row) for row in rows]
 '''
-_RENAMES = (("store", "archive"), ("limit", "most"), ("rows", "entries"))
+_RENAMES = (
+    ("store", "archive"), ("limit", "count"), ("rows", "entries"),
+    ("archive", "store"), ("count", "limit"), ("entries", "rows"),
+)  # fmt: skip
 # NOTE: fewer than they have: small models leave some out, and what they say then is of no kind.
 _FUNCTION_TOKENS = 35
 _RECORD_TOKENS = 25
@@ -68,16 +73,17 @@ def conversation(kind: str, turns: int, tokens: int, random: Random) -> Script:
 
 
 def _edits(turns: int, tokens: int, random: Random) -> Script:
-    """Files to be said again with one name changed; a small one is shown edited."""
-    renames = list(islice(cycle(_RENAMES), turns))
+    """A file to be said again with one name changed, then with another; a small one is shown
+    edited. It is given in each turn as it should be by then, whatever the model made of it."""
     shown = _file(1, random)
     old, new = _RENAMES[0]
-    return Script(
-        before=_exchange(_edit(shown, old, new), f"```python\n{shown.replace(old, new)}```"),
-        asked=[
-            _edit(_file(tokens // _FUNCTION_TOKENS + 1, random), old, new) for old, new in renames
-        ],
-    )
+    before = _exchange(_edit(shown, old, new), f"```python\n{shown.replace(old, new)}```")
+    file = _file(tokens // _FUNCTION_TOKENS + 1, random)
+    asked = []
+    for old, new in islice(cycle(_RENAMES), turns):
+        asked.append(_edit(file, old, new))
+        file = file.replace(old, new)
+    return Script(before, asked)
 
 
 def _edit(file: str, old: str, new: str) -> str:

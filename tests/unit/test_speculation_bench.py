@@ -109,6 +109,14 @@ def test_an_edit_is_shown_done_and_a_file_is_as_long_as_its_answer() -> None:
     assert len(script.asked[1]) > 5 * len(short.asked[1])
 
 
+def test_the_next_edit_is_of_the_file_as_it_should_be_by_then() -> None:
+    """Each turn has the names of the one before."""
+    first, second, third = conversation("edits", 3, 100, Random("1")).asked
+    assert first.count("store") > first.count("archive") == 1
+    assert second.count("archive") > 3 and "store" not in second
+    assert third.count("count") > 3 and "limit" not in third
+
+
 def test_records_are_shown_as_json() -> None:
     """One a line, in the form that is asked for."""
     script = conversation("json", 1, 100, Random("1"))
