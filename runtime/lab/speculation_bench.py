@@ -245,7 +245,8 @@ def main() -> None:
                         help="unmeasured conversations first, of each kind and batch")  # fmt: skip
     parser.add_argument("--again", action="store_true",
                         help="hold each conversation once unmeasured first")  # fmt: skip
-    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument("--seed", type=int, default=default.seed,
+                        help="another for servers that know the texts of the last run")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="all figures, as far as it came")
     given = parser.parse_args()
     urls = {"off": given.off, "on": given.on, "auto": given.auto}

@@ -43,7 +43,8 @@ class Pass(msgspec.Struct, frozen=True, kw_only=True):
 
     `decode_tok_s` is a stream's mean speed times the batch, `whole_tok_s` all tokens by the time
     that all of it took, prompts too. `acceptance` is tokens a step of a sequence, None where the
-    engine does not tell; `turns_at` counts the turns of each replica of a router.
+    engine does not tell; `turns_at` counts the turns of each replica of a router. `turn_tok_s` is
+    the speed of the first turns, of the second ones, and so on: a router knows a session better.
     """
 
     side: str
@@ -56,6 +57,7 @@ class Pass(msgspec.Struct, frozen=True, kw_only=True):
     ttft_p50_s: float
     acceptance: float | None
     turns_at: dict[str, int]
+    turn_tok_s: list[float]
 
 
 class Side:
@@ -171,33 +173,43 @@ async def run_pass(
     except* ReplicaError as failed:
         raise failed.exceptions[0] from None
     wall_s = time.perf_counter() - began
-    turns = [turn for task in tasks for turn in task.result()]
-    return summed(turns, side.name, kind, len(scripts), number, wall_s,
-                  stepped(turns, before, await side.counters()))  # fmt: skip
+    held = [task.result() for task in tasks]
+    acceptance = stepped([turn for each in held for turn in each], before, await side.counters())
+    return summed(held, side.name, kind, number, wall_s, acceptance)
 
 
 def summed(
-    turns: Sequence[Turn], side: str, kind: str, batch: int, number: int, wall_s: float,
+    held: Sequence[Sequence[Turn]], side: str, kind: str, number: int, wall_s: float,
     acceptance: float | None,
 ) -> Pass:  # fmt: skip
-    """The figures of a pass. A turn's first token is the prompt's, and is no step's. Raises
-    `SettingsError` if there is no other."""
-    steps = [turn for turn in turns if turn.tokens > 1 and turn.decode_s > 0]
-    if not steps:
+    """The figures of the conversations that were `held`. Raises `SettingsError` if none of their
+    turns has a speed."""
+    turns = [turn for each in held for turn in each]
+    if not any(map(_timed, turns)):
         raise SettingsError(
             f"--{side}: every answer came in one piece, so that no token could be timed; "
             "ask for more of them with --output, of a server that streams"
         )
-    decoded = sum(turn.tokens - 1 for turn in steps)
-    decode_s = sum(turn.decode_s for turn in steps)
     return Pass(
-        side=side, kind=kind, batch=batch, round=number, acceptance=acceptance,
-        decode_tok_s=batch * decoded / decode_s,
+        side=side, kind=kind, batch=len(held), round=number, acceptance=acceptance,
+        decode_tok_s=_speed(turns, len(held)),
         whole_tok_s=sum(turn.tokens for turn in turns) / wall_s,
-        tpot_p50_s=median(turn.decode_s / (turn.tokens - 1) for turn in steps),
+        tpot_p50_s=median(turn.decode_s / (turn.tokens - 1) for turn in turns if _timed(turn)),
         ttft_p50_s=median(turn.ttft_s for turn in turns),
         turns_at=dict(sorted(Counter(turn.replica for turn in turns if turn.replica).items())),
+        turn_tok_s=[_speed(nth, len(held)) for nth in zip(*held, strict=True)],
     )  # fmt: skip
+
+
+def _speed(turns: Sequence[Turn], batch: int) -> float:
+    """Tokens a second of `batch` such streams; the first token of each is its prompt's."""
+    timed = [turn for turn in turns if _timed(turn)]
+    decode_s = sum(turn.decode_s for turn in timed)
+    return batch * sum(turn.tokens - 1 for turn in timed) / decode_s if timed else 0.0
+
+
+def _timed(turn: Turn) -> bool:
+    return turn.tokens > 1 and turn.decode_s > 0
 
 
 def stepped(

@@ -20,26 +20,31 @@ def turn(tokens: int = 101, decode_s: float = 2.0, accepted: int | None = None) 
 
 def made(side: str, tok_s: float, number: int = 0, **more: object) -> Pass:
     """A pass of edits at batch 1."""
-    figures = {"kind": "edits", "batch": 1, "acceptance": None, "turns_at": {}} | more
+    figures = {"kind": "edits", "batch": 1, "acceptance": None, "turns_at": {},
+               "turn_tok_s": []} | more  # fmt: skip
     return Pass(side=side, round=number, decode_tok_s=tok_s, whole_tok_s=tok_s / 2,
                 tpot_p50_s=1 / tok_s, ttft_p50_s=1.0, **figures)  # type: ignore[arg-type] # fmt: skip
 
 
 def test_a_pass_is_as_fast_as_its_streams_together() -> None:
     """The first token of each is its prompt's, and the time until it is in the whole speed only."""
-    found = summed([turn(), turn(decode_s=4.0)], "off", "edits", 2, 0, 10.0, None)
-    assert found.decode_tok_s == pytest.approx(2 * 200 / 6)
-    assert found.whole_tok_s == pytest.approx(20.2)
-    assert found.tpot_p50_s == pytest.approx(0.03)
-    assert (found.ttft_p50_s, found.turns_at) == (1.0, {"one": 2})
+    held = [[turn(), turn()], [turn(decode_s=4.0), turn()]]
+    found = summed(held, "off", "edits", 0, 10.0, None)
+    assert found.batch == 2
+    assert found.decode_tok_s == pytest.approx(2 * 400 / 10)
+    assert found.whole_tok_s == pytest.approx(40.4)
+    assert found.tpot_p50_s == pytest.approx(0.02)
+    assert (found.ttft_p50_s, found.turns_at) == (1.0, {"one": 4})
+    assert found.turn_tok_s == pytest.approx([2 * 200 / 6, 100.0])
 
 
 def test_an_answer_in_one_piece_has_no_speed() -> None:
     """It is left out, and where there is no other, nothing can be said."""
     at_once = turn(tokens=50, decode_s=0.0)
-    assert summed([at_once, turn()], "off", "edits", 1, 0, 1.0, None).decode_tok_s == 50.0
+    found = summed([[at_once, turn()]], "off", "edits", 0, 1.0, None)
+    assert (found.decode_tok_s, found.turn_tok_s) == (50.0, [0.0, 50.0])
     with pytest.raises(SettingsError, match="--off: every answer came in one piece"):
-        summed([at_once], "off", "edits", 1, 0, 1.0, None)
+        summed([[at_once]], "off", "edits", 0, 1.0, None)
 
 
 def test_tokens_a_step_as_each_engine_tells_them() -> None:
