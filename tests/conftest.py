@@ -10,12 +10,17 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from sessile.engines.embedded_store import find_server
 
 _GRACE_S = 1.0
 _READY_S = 10.0
+
+# How long an example takes is the machine's affair, not the code's.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)

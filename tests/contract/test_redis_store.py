@@ -552,9 +552,7 @@ def _timeless(record: SessionRecord) -> SessionRecord:
 _tenants = iter(range(10**9))
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=_STEPS)
 async def test_same_as_the_reference(open_store: OpenStore, steps: list[Any]) -> None:
     """Whatever is done in whatever order, Redis answers what the memory store answers."""

@@ -1,7 +1,7 @@
 """The queue before the replicas: who is next, who is refused, and that nobody starves."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sessile.errors import Overloaded
@@ -69,7 +69,6 @@ def test_within_a_tenant_whoever_has_waited_longer_is_next():
 
 
 @given(st.floats(0.0, 500.0))
-@settings(deadline=None)
 def test_nobody_starves(served_s):
     """Against a stream of new turns from a tenant that is never charged, the heavy one is next
     once it has waited for half of what it was served."""
@@ -113,7 +112,6 @@ def test_deadlines_pass():
         max_size=12,
     )
 )  # fmt: skip
-@settings(deadline=None)
 def test_the_order_holds_everyone_once_and_classes_in_order(turns):
     """Whatever was served meanwhile."""
     queue = Queue(99)

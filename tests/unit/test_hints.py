@@ -1,7 +1,7 @@
 """What a request says of how it wants to be scheduled."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sessile.errors import InvalidRequest
@@ -87,7 +87,6 @@ CONTEXT = JSON | st.dictionaries(
         },
     )
 )
-@settings(deadline=None)
 def test_whatever_a_body_holds_is_no_error(body):
     """It is the engine's business; what is read is within bounds."""
     hints = read_hints([], body)

@@ -1,6 +1,6 @@
 """What a replica is believed to hold, against a naive LRU that walks lists."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sessile.router.holdings import Holdings, Index
@@ -60,7 +60,6 @@ STEPS = st.lists(
 
 
 @given(st.integers(0, 200), STEPS)
-@settings(deadline=None)
 def test_it_agrees_with_a_naive_lru(capacity, steps):
     """Tokens, what is present, what is live, and what the index tells: the same after every step,
     within the capacity."""
@@ -187,7 +186,6 @@ def test_the_reach_shrinks_when_the_engine_forgot_sooner_and_grows_again():
 
 
 @given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 5000), st.integers(0, 50_000))))
-@settings(deadline=None)
 def test_the_reach_stays_within_what_the_replica_said(reports):
     """Between half of the capacity and all of it, whatever comes back."""
     holdings = Holdings(10_000)

@@ -2,7 +2,7 @@
 
 from math import inf
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pytest import approx
 
@@ -54,7 +54,6 @@ REPLICAS = st.lists(
     REPLICAS, st.integers(0, 6), st.integers(0, 6000), st.integers(0, 12),
     st.sampled_from([0.5, 0.95, 1.3, inf]), st.floats(0.0, 5000.0), st.floats(1.0, 9.0),
 )  # fmt: skip
-@settings(deadline=None)
 def test_totals_are_the_prices(made, n, tokens, blocks, fill, later, now):
     """The one loop says what `price` and `fits` say: the price, and the later turns' share of it;
     infinity exactly where the turn does not fit."""
@@ -124,7 +123,6 @@ def test_full_slots_are_waited_for():
 
 
 @given(st.lists(st.tuples(st.sampled_from(["start", "first", "end"]), st.integers(0, 4))))
-@settings(deadline=None)
 def test_pending_work_is_that_of_turns_without_a_token(steps):
     """Whatever order things happen in, told twice or never begun."""
     outlook, now = replica(), 0.0

@@ -1,6 +1,6 @@
 """Keys of conversations and prompts: equal exactly where they agree, whatever a client does."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sessile.sessions.prefix import BLOCK_BYTES, Lineage, read_prompt
@@ -125,7 +125,6 @@ def test_a_completions_prompt_is_read_and_anything_else_is_empty():
 
 
 @given(st.lists(st.text(max_size=3000), max_size=4), st.lists(st.text(max_size=3000), max_size=4))
-@settings(deadline=None)
 def test_an_appended_message_extends_the_blocks(head, tail):
     """The blocks of a conversation are the first of any continuation's."""
     before, after = prompt(*head), prompt(*head, *tail)

@@ -3,7 +3,7 @@
 from math import isfinite
 from random import Random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pytest import approx
 
@@ -49,7 +49,6 @@ def test_one_stall_does_not_undo_what_was_learned():
     st.lists(st.tuples(st.floats(0, 1e7), st.floats(0, 1e5)), max_size=40),
     st.lists(st.floats(0, 100), max_size=5),
 )
-@settings(deadline=None)
 def test_rates_stay_finite_and_are_never_negative(turns, paces):
     """Whatever is observed, a price is a price."""
     rates, model = Rates.prior(), Rates.prior()

@@ -2,7 +2,7 @@
 
 from math import exp, isfinite
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pytest import approx
 
@@ -72,7 +72,6 @@ def test_the_share_that_returns_follows_what_happens():
     st.lists(st.tuples(st.floats(0, 700), st.floats(0, 700), st.booleans()), max_size=30),
     st.floats(0, 10_000),
 )
-@settings(deadline=None)
 def test_rates_are_finite_and_holding_is_bounded(pauses, elapsed_s):
     """Whatever was seen."""
     returns = Returns()

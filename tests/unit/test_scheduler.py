@@ -4,7 +4,7 @@ from collections import Counter
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sessile.errors import NoReplica, Overloaded
@@ -474,7 +474,6 @@ STEPS = st.lists(
 
 
 @given(STEPS)
-@settings(deadline=None)
 def test_whatever_happens_a_turn_goes_to_a_replica_that_may_take_it(steps):
     """Never to one that failed it or is not there; and when all is over, nothing is live."""
     brain = scheduler()

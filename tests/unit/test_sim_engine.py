@@ -2,7 +2,7 @@
 
 from random import Random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sessile.lab.sim_engine import Hardware, Request, SimEngine
@@ -46,7 +46,6 @@ class Site:
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 15), st.integers(1, 300)), max_size=20),
        st.integers(0, 99))  # fmt: skip
-@settings(deadline=None)
 def test_memory_is_never_over_and_all_are_served_in_order(requests, seed):
     """First come, first served, each once, whatever is shared and whoever goes meanwhile."""
     site, random = Site(), Random(seed)

@@ -1,6 +1,6 @@
 """How long prompts and replies will be, learned from what engines report."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pytest import approx
 
@@ -28,7 +28,6 @@ def test_replies_are_learned_and_capped_by_what_was_asked():
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**7), st.integers(0, 10**6), st.integers(0, 10**5))))
-@settings(deadline=None)
 def test_lengths_are_never_negative(turns):
     """Even of an empty prompt."""
     sizes = Sizes()
