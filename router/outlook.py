@@ -340,7 +340,7 @@ def totals(
             if live:
                 room = fill * (o.capacity_tokens + o.host_tokens) - live
                 if room < tokens and (
-                    (room < alone and not stood & bit)
+                    (room < alone and not holdings.is_live(ask.session))
                     or room < holdings.need(ask.session, blocks, tokens)
                 ):
                     found.append(inf)

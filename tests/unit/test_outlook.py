@@ -2,7 +2,7 @@
 
 from math import inf
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pytest import approx
 
@@ -50,6 +50,13 @@ REPLICAS = st.lists(
 )
 
 
+FULL = {
+    "capacity": 0, "host": 311, "slots": None, "paused": 0, "foreign": (0, 0), "rate": 100.0,
+    "runs": [(session, 1, 0, False) for session in (2, 3, 0, 1)],
+}  # fmt: skip
+
+
+@example([FULL], 2, 0, 0, 1.3, 0.0, 1.0)  # its own last block is believed to be driven out
 @given(
     REPLICAS, st.integers(0, 6), st.integers(0, 6000), st.integers(0, 12),
     st.sampled_from([0.5, 0.95, 1.3, inf]), st.floats(0.0, 5000.0), st.floats(1.0, 9.0),
