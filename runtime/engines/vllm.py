@@ -45,7 +45,7 @@ class VLLM(OpenAIShaped):
     def read_identity(self, replies: tuple[Reply, ...]) -> Identity:
         models = super().read_identity(replies[:1])
         version = document(replies[1], "/version").get("version")
-        metrics = Samples(replies[2], "/metrics", (_STARTED, _SLEEP, _LORA))
+        metrics = Samples(replies[2], "/metrics", (_STARTED, _RUNNING, _SLEEP, _LORA))
         _refuse_asleep(metrics)
         # Several API servers behind one port share no start time; then the probe counts.
         started = metrics.total(_STARTED) if len(metrics.all(_STARTED)) == 1 else None
@@ -54,6 +54,7 @@ class VLLM(OpenAIShaped):
             adapters=models.adapters,
             most_adapters=_most_adapters(metrics),
             context_tokens=models.context_tokens,
+            ranks=len(_engines(metrics)) or 1,
             version=version if isinstance(version, str) else None,
             incarnation=None if started is None else f"{started:.2f}",
         )
@@ -67,6 +68,11 @@ class VLLM(OpenAIShaped):
     def read_load(self, replies: tuple[Reply, ...], now: float) -> Load:
         metrics = Samples(replies[0], "/metrics", (_RUNNING, _WAITING, _USED, _CONFIG, _SLEEP))
         _refuse_asleep(metrics)
+        if self.rank is not None:
+            engines = _engines(metrics)
+            if self.rank >= len(engines):
+                raise ReplicaRefused(f"its /metrics has no engine for its rank {self.rank}")
+            metrics.keep("engine", engines[self.rank])
         capacity = {s.labels.get("engine"): _capacity(s.labels) for s in metrics.all(_CONFIG)}
         known = [tokens for tokens in capacity.values() if tokens is not None]
         used = [
@@ -94,12 +100,14 @@ class VLLM(OpenAIShaped):
         listed = _listed(told) if isinstance(told, dict) else told
         if not isinstance(listed, list) or not all(isinstance(source, dict) for source in listed):
             raise ReplicaRefused("its /kv_event_sources is not a list of sources")
+        if self.rank is not None:
+            listed = sorted(listed, key=_rank_of)[self.rank : self.rank + 1]
         return tuple(
             FeedSource(
                 endpoint=published,
                 replay=reachable(source.get("replay_endpoint"), host),
                 topic=topic if isinstance(topic := source.get("topic"), str) else "",
-                rank=count(source.get("data_parallel_rank")) or 0,
+                rank=_rank_of(source),
             )
             for source in listed
             if (published := reachable(source.get("endpoint"), host)) is not None
@@ -145,6 +153,17 @@ def _listed(told: Mapping[str, Any]) -> Any:
     if not all(key.isdigit() and isinstance(value, dict) for key, value in told.items()):
         return told.get("sources")
     return [{**source, "data_parallel_rank": int(rank)} for rank, source in told.items()]
+
+
+def _rank_of(source: Mapping[str, Any]) -> int:
+    return count(source.get("data_parallel_rank")) or 0
+
+
+def _engines(metrics: Samples) -> list[str]:
+    """The labels of its engine cores, in the order of the ranks by which requests name them: a
+    server that runs some of a deployment's counts its own from 0, and labels them as the whole."""
+    named = {sample.labels.get("engine", "") for sample in metrics.all(_RUNNING)}
+    return sorted(named, key=lambda name: (len(name), name))
 
 
 def _most_adapters(metrics: Samples) -> int | None:

@@ -43,7 +43,7 @@ class Watched:
             lambda spec: Replica(spec, engine(spec.engine), cast(Any, self.upstream)), lambda _: 0
         )
         self.replica = pool.add(ReplicaSpec(id="r", engine=kind, url="http://r"))
-        self._probe = Probe(pool, self.replica, 1.0, 5.0, lambda: 7.0)
+        self._probe = Probe(pool, pool.servers["r"], 1.0, 5.0, lambda: 7.0)
 
     async def look(self, times: int = 1) -> None:
         """Look so many times."""
