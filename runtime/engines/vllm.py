@@ -30,6 +30,10 @@ _USED = "vllm:kv_cache_usage_perc"  # NOTE: a fraction of 1, whatever its name s
 _CONFIG = "vllm:cache_config_info"
 _SLEEP = "vllm:engine_sleep_state"
 _LORA = "vllm:lora_requests_info"
+_SEVERAL = (
+    "it tells no time of its start, as with several API servers, so a restart may go unseen and an "
+    "adapter is loaded at one of them only: start it with --api-server-count 1"
+)
 _NO_ROUTE = b'{"detail":"Not Found"}'
 
 
@@ -45,9 +49,8 @@ class VLLM(OpenAIShaped):
     def read_identity(self, replies: tuple[Reply, ...]) -> Identity:
         models = super().read_identity(replies[:1])
         version = document(replies[1], "/version").get("version")
-        metrics = Samples(replies[2], "/metrics", (_STARTED, _RUNNING, _SLEEP, _LORA))
+        metrics = Samples(replies[2], "/metrics", (_STARTED, _RUNNING, _CONFIG, _SLEEP, _LORA))
         _refuse_asleep(metrics)
-        # Several API servers behind one port share no start time; then the probe counts.
         started = metrics.total(_STARTED) if len(metrics.all(_STARTED)) == 1 else None
         return Identity(
             models=models.models,
@@ -57,6 +60,7 @@ class VLLM(OpenAIShaped):
             ranks=len(_engines(metrics)) or 1,
             version=version if isinstance(version, str) else None,
             incarnation=None if started is None else f"{started:.2f}",
+            warning=_SEVERAL if started is None else None,
         )
 
     def health_call(self) -> Call:
@@ -162,7 +166,8 @@ def _rank_of(source: Mapping[str, Any]) -> int:
 def _engines(metrics: Samples) -> list[str]:
     """The labels of its engine cores, in the order of the ranks by which requests name them: a
     server that runs some of a deployment's counts its own from 0, and labels them as the whole."""
-    named = {sample.labels.get("engine", "") for sample in metrics.all(_RUNNING)}
+    samples = [*metrics.all(_CONFIG), *metrics.all(_RUNNING)]  # the latter only after a request
+    named = {name for sample in samples if (name := sample.labels.get("engine"))}
     return sorted(named, key=lambda name: (len(name), name))
 
 
