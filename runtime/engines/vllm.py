@@ -72,12 +72,13 @@ class VLLM(OpenAIShaped):
     def read_load(self, replies: tuple[Reply, ...], now: float) -> Load:
         metrics = Samples(replies[0], "/metrics", (_RUNNING, _WAITING, _USED, _CONFIG, _SLEEP))
         _refuse_asleep(metrics)
+        capacity = _capacities(metrics)
         if self.rank is not None:
             engines = _engines(metrics)
             if self.rank >= len(engines):
                 raise ReplicaRefused(f"its /metrics has no engine for its rank {self.rank}")
             metrics.keep("engine", engines[self.rank])
-        capacity = {s.labels.get("engine"): _capacity(s.labels) for s in metrics.all(_CONFIG)}
+            capacity = {engines[self.rank]: capacity.get(engines[self.rank])}
         known = [tokens for tokens in capacity.values() if tokens is not None]
         used = [
             round(sample.value * tokens)
@@ -178,12 +179,23 @@ def _most_adapters(metrics: Samples) -> int | None:
     return max((int(most) for most in told if most.isdecimal()), default=0) or None
 
 
-def _capacity(labels: Mapping[str, str]) -> int | None:
-    """The KV cache of one engine core in tokens."""
-    try:
-        return int(labels["num_gpu_blocks"]) * int(labels["block_size"])
-    except (KeyError, ValueError):
-        return None
+def _capacities(metrics: Samples) -> dict[str | None, int | None]:
+    """The KV cache of each engine core in tokens.
+
+    NOTE: each is labelled with the blocks of all of them together, but with its own tokens (0.32;
+    an older vLLM does not tell these).
+    """
+    told = metrics.all(_CONFIG)
+    found: dict[str | None, int | None] = {}
+    for labels in (sample.labels for sample in told):
+        tokens, blocks, size = (
+            int(text) if (text := labels.get(name, "")).isdecimal() else None
+            for name in ("kv_cache_size_tokens", "num_gpu_blocks", "block_size")
+        )
+        if tokens is None and blocks is not None and size is not None:
+            tokens = blocks // len(told) * size
+        found[labels.get("engine")] = tokens
+    return found
 
 
 def _refuse_asleep(metrics: Samples) -> None:
