@@ -31,8 +31,8 @@ _CONFIG = "vllm:cache_config_info"
 _SLEEP = "vllm:engine_sleep_state"
 _LORA = "vllm:lora_requests_info"
 _SEVERAL = (
-    "it tells no time of its start, as with several API servers, so a restart may go unseen and an "
-    "adapter is loaded at one of them only: start it with --api-server-count 1"
+    "it tells no time of its start, as with several API servers, so a restart may go unseen: start "
+    "it with --api-server-count 1"
 )
 _NO_ROUTE = b'{"detail":"Not Found"}'
 

@@ -495,11 +495,13 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--context", type=int, default=1_000_000)
+    parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--always", type=json.loads, default={})
     given = parser.parse_args()
     replica = FakeReplica(
         model=given.model,
         context_tokens=given.context,
+        ranks=given.ranks,
         always=msgspec.convert(given.always, Fault),
     )
     _server(replica, given.port).run()
