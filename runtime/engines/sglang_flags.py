@@ -45,6 +45,9 @@ def flags(seat: Seat) -> tuple[list[Flag], list[str]]:
         events, note = _events(seat)
         ours += [("--page-size", str(_PAGE_TOKENS)), ("--kv-events-config", events)]
         notes += note
+        # What the router models, and the only one by which what waits is used already; by priority,
+        # SGLang's choice for some models, what was prewarmed behind all turns would go first.
+        ours.append(("--radix-eviction-policy", "lru"))
         if "--radix-cache-backend" not in theirs:
             ours.append(("--enable-session-radix-cache", None))
     if theirs.get("--schedule-policy", "fcfs") in ("fcfs", "lof"):  # SGLang refuses the others

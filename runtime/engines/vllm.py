@@ -3,6 +3,7 @@
 `/load` is not used: it counts only under `--enable-server-load-tracking`, and says 0 otherwise.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,7 @@ _SEVERAL = (
     "it tells no time of its start, as with several API servers, so a restart may go unseen: start "
     "it with --api-server-count 1"
 )
+_PRIORITIES = (0, 32)
 _NO_ROUTE = b'{"detail":"Not Found"}'
 
 
@@ -60,6 +62,7 @@ class VLLM(OpenAIShaped):
             ranks=len(_engines(metrics)) or 1,
             version=version if isinstance(version, str) else None,
             incarnation=None if started is None else f"{started:.2f}",
+            orders="low_first" if _takes_priorities(version) else None,
             warning=_SEVERAL if started is None else None,
         )
 
@@ -148,6 +151,11 @@ class VLLM(OpenAIShaped):
         fields = {"continue_final_message": True, "add_generation_prompt": False}
         return continued(path, document, text, fields)
 
+    def order(self, priority: int, identity: Identity) -> Mapping[str, Any]:
+        """Started without `--scheduling-policy priority`, it takes a priority and leaves it aside;
+        nothing tells which."""
+        return {"priority": priority} if identity.orders is not None else {}
+
     def count_call(self, document: Mapping[str, Any]) -> Call | None:
         return tokenize_call(document)
 
@@ -158,6 +166,13 @@ def _listed(told: Mapping[str, Any]) -> Any:
     if not all(key.isdigit() and isinstance(value, dict) for key, value in told.items()):
         return told.get("sources")
     return [{**source, "data_parallel_rank": int(rank)} for rank, source in told.items()]
+
+
+def _takes_priorities(version: object) -> bool:
+    """Whether it is one that was seen to take them however it was started; older ones that do not
+    order by them may refuse them."""
+    found = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
+    return found is not None and (int(found[1]), int(found[2])) >= _PRIORITIES
 
 
 def _rank_of(source: Mapping[str, Any]) -> int:

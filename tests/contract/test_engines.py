@@ -541,7 +541,8 @@ def test_only_an_sglang_that_was_started_to_hold_sessions_is_told_to_release_the
 def test_a_priority_is_sent_where_it_orders(kind: str, low_first: bool, sent: int) -> None:
     """0 is the most urgent whichever way the replica counts; nobody else is sent one."""
     adapter = engine(kind)
-    assert not adapter.order(3, adapter.read_identity(replies(kind, "identity")))
+    found = adapter.order(3, adapter.read_identity(replies(kind, "identity")))
+    assert found == ({"priority": 3} if kind == "vllm" else {})
     if kind == "sglang":
         ordering = adapter.read_identity(
             started_with(
@@ -549,6 +550,14 @@ def test_a_priority_is_sent_where_it_orders(kind: str, low_first: bool, sent: in
             )
         )
         assert adapter.order(3, ordering) == {"priority": sent}
+
+
+@pytest.mark.parametrize("version", ["0.31.1", "0.9", "dev", None])
+def test_a_vllm_that_may_refuse_a_priority_is_sent_none(version: str | None) -> None:
+    """Or that does not say which it is."""
+    models, _, metrics = replies("vllm", "identity")
+    told = (models, Reply(200, json.dumps({"version": version}).encode()), metrics)
+    assert engine("vllm").order(3, engine("vllm").read_identity(told)) == {}
 
 
 def started_with(**arguments: object) -> tuple[Reply, ...]:

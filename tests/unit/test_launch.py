@@ -21,10 +21,10 @@ LLAMA = ModelFacts(
 NAMED = ModelFacts(source="org/m", name="org/m")
 SGLANG = """--model-path --served-model-name --host --port --log-level-http --enable-metrics
     --enable-cache-report --tp-size --dp-size --context-length --max-running-requests --device
-    --page-size --kv-events-config --enable-session-radix-cache --enable-priority-scheduling
-    --disable-priority-preemption --tool-call-parser --reasoning-parser --max-total-tokens
-    --mem-fraction-static --enable-hierarchical-cache --hicache-ratio --schedule-policy
-    --disable-radix-cache --radix-cache-backend --speculative-algorithm"""
+    --page-size --kv-events-config --radix-eviction-policy --enable-session-radix-cache
+    --enable-priority-scheduling --disable-priority-preemption --tool-call-parser
+    --reasoning-parser --max-total-tokens --mem-fraction-static --enable-hierarchical-cache
+    --hicache-ratio --schedule-policy --disable-radix-cache --radix-cache-backend --speculative-algorithm"""
 VLLM = """--served-model-name --host --port --disable-uvicorn-access-log --block-size
     --enable-prompt-tokens-details --scheduling-policy --tensor-parallel-size --max-model-len
     --data-parallel-size --api-server-count
@@ -67,7 +67,8 @@ def test_an_sglang_a_gpu_has_what_a_session_router_wants():
         "--page-size 16 --kv-events-config "
         '\'{"publisher":"zmq","endpoint":"tcp://127.0.0.1:20001",'
         '"replay_endpoint":"tcp://127.0.0.1:20002","bind":true}\' '
-        "--enable-session-radix-cache --enable-priority-scheduling --disable-priority-preemption "
+        "--radix-eviction-policy lru --enable-session-radix-cache "
+        "--enable-priority-scheduling --disable-priority-preemption "
         "--tool-call-parser llama3 --enable-hierarchical-cache --hicache-ratio 1.6"
     ]
     assert notes == []
@@ -146,13 +147,19 @@ def test_what_does_not_fit_on_a_gpu_is_refused():
 
 def test_the_users_arguments_win():
     """Ours of the same name is not given, nor what does not go with theirs."""
-    args = ["--page-size", "64", "--schedule-policy", "lpm", "--served-model-name", "mine"]
+    args = ["--page-size", "64", "--schedule-policy", "lpm", "--served-model-name", "mine",
+            "--radix-eviction-policy", "slru"]  # fmt: skip
     (launch,), _ = planned({"gpus": 1, "args": args})
-    assert launch.command[-6:] == tuple(args)
+    assert launch.command[-8:] == tuple(args) and "lru" not in launch.command
     assert launch.command.count("--page-size") == 1 and launch.model == "mine"
     assert "--enable-priority-scheduling" not in launch.command
     (launch,), _ = planned({"gpus": 1, "args": ["--disable-radix-cache"]})
-    for absent in ("--kv-events-config", "--enable-session-radix-cache", "--hicache-ratio"):
+    for absent in (
+        "--kv-events-config",
+        "--radix-eviction-policy",
+        "--enable-session-radix-cache",
+        "--hicache-ratio",
+    ):
         assert absent not in launch.command
 
 
