@@ -1,7 +1,8 @@
 """The replicas known to this router, their states, and which of them may take a turn.
 
 The pool is told things (by probes, launchers and turns) and answers questions; it starts nothing
-and speaks to nobody.
+and speaks to nobody. What is named to it is a server, which is one replica, or as many as it has
+data-parallel ranks: these come up, go down and leave together, and hold their KV memory alone.
 """
 
 import logging
@@ -30,13 +31,15 @@ log = logging.getLogger("sessile.pool")
 
 class Replica:
     """One replica as this router knows it. Made by the pool, changed only through it and `flow`.
+    `server` is the id by which its server was named; `rank` is None unless that has several.
 
     Invariant: `state` is ready or draining only with an `identity` and an `incarnation`.
     """
 
     def __init__(self, spec: ReplicaSpec, engine: Engine, upstream: Upstream) -> None:
         self.spec = spec
-        self.id = spec.id
+        self.id = self.server = spec.id
+        self.rank: int | None = None
         self.engine = engine
         self.upstream = upstream
         self.state: State = "starting"
@@ -86,6 +89,8 @@ class Replica:
         hit = self.cached_tokens / self.judged_tokens if self.judged_tokens else None
         return {
             "id": self.id,
+            "server": self.server,
+            "rank": self.rank,
             "url": self.spec.url,
             "engine": self.engine.kind,
             "models": list(self.models),
@@ -119,8 +124,30 @@ class Replica:
         }
 
 
+class Server:
+    """What was named at one URL, and the replicas that it is. Made by the pool; `engine` is the
+    adapter of the whole, which is known only once it is up where nobody has named it."""
+
+    def __init__(self, spec: ReplicaSpec, replica: Replica) -> None:
+        self.spec = spec
+        self.engine = replica.engine
+        self.replicas = [replica]
+
+    @property
+    def state(self) -> State:
+        """That of its replicas; draining only if all of them are."""
+        states = [replica.state for replica in self.replicas]
+        return next((state for state in states if state != "draining"), "draining")
+
+    @property
+    def in_flight(self) -> int:
+        """Turns of this router at all of its replicas."""
+        return sum(replica.in_flight for replica in self.replicas)
+
+
 class Pool:
-    """The set of replicas. Made once a router; `watch` is told of every replica added."""
+    """The set of replicas. Made once a router; `on_change` is called whenever it changes, or one
+    of them comes up, restarts, drains or goes down."""
 
     def __init__(
         self,
@@ -133,7 +160,8 @@ class Pool:
         self.adapters = adapters or Adapters()
         self._make = make
         self._sessions_at = sessions_at
-        self._replicas: dict[str, Replica] = {}
+        self._servers: dict[str, Server] = {}
+        self._replicas: dict[str, Replica] = {}  # in the servers' order
         self._ready: dict[str, list[Outlook]] = {}
         self._missed: dict[str, int] = {}
         self.on_change: Callable[[], None] = lambda: None
@@ -144,24 +172,47 @@ class Pool:
     def __len__(self) -> int:
         return len(self._replicas)
 
+    @property
+    def servers(self) -> Mapping[str, Server]:
+        """What was named, by its id."""
+        return self._servers
+
     def add(self, spec: ReplicaSpec) -> Replica:
         """Take a replica in, as `starting`. Raises `InvalidRequest` for an id or URL twice."""
-        for known in self._replicas.values():
-            if spec.id == known.id or spec.url == known.spec.url:
-                raise InvalidRequest(f"a replica {known.id} at {known.spec.url} is there already")
-        replica = self._replicas[spec.id] = self._make(spec)
+        for known in self._servers.values():
+            if spec.id == known.spec.id or spec.url == known.spec.url:
+                raise InvalidRequest(
+                    f"a replica {known.spec.id} at {known.spec.url} is there already"
+                )
+        replica = self._make(spec)
+        self._servers[spec.id] = Server(spec, replica)
+        self._list()
         self.on_change()
         return replica
 
-    async def remove(self, replica_id: str) -> Replica:
-        """Let a replica go; its open answers break. Raises `ReplicaNotFound`."""
-        replica = self.get(replica_id)
-        del self._replicas[replica_id]
-        self._ready.clear()
-        replica.outlook.holdings.leave()
+    async def remove(self, name: str) -> list[Replica]:
+        """Let a server go, with all its ranks; its open answers break. Raises `ReplicaNotFound`,
+        and `InvalidRequest` for a rank alone."""
+        left = self._named(name)
+        if name not in self._servers:
+            raise InvalidRequest(f"{name} does not leave alone: remove {left[0].server}")
+        del self._servers[name]
+        self._list()
+        for replica in left:
+            replica.outlook.holdings.leave()
         self.on_change()
-        await replica.upstream.aclose()
-        return replica
+        for replica in left:
+            await replica.upstream.aclose()
+        return left
+
+    def _named(self, name: str) -> list[Replica]:
+        """The replica, or those of the server; raises `ReplicaNotFound`."""
+        server = self._servers.get(name)
+        return [self.get(name)] if server is None else server.replicas
+
+    def _list(self) -> None:
+        self._replicas = {r.id: r for server in self._servers.values() for r in server.replicas}
+        self._ready.clear()
 
     def get(self, replica_id: str) -> Replica:
         """The replica; raises `ReplicaNotFound`."""
@@ -225,7 +276,7 @@ class Pool:
         if any(self.serving(name)):
             return name
         for r in self._replicas.values():
-            why = self.adapters.refusal(name, r.id, r.incarnation or "")
+            why = self.adapters.refusal(name, r.server, r.incarnation or "")
             if why is not None:
                 raise AdapterRefused(f"the adapter {name!r} cannot be loaded: {why}", param="model")
         raise NoReplica(
@@ -248,7 +299,7 @@ class Pool:
             return False
         incarnation = replica.incarnation or ""
         return replica.engine.loads_adapters and (
-            self.adapters.refusal(adapter.name, replica.id, incarnation) is None
+            self.adapters.refusal(adapter.name, replica.server, incarnation) is None
         )
 
     def candidates(self, model: str) -> list[Candidate]:
@@ -283,8 +334,47 @@ class Pool:
             ratio = replica.identity.host_ratio if replica.identity is not None else 0.0
             outlook.resize(load.capacity_tokens, int(ratio * load.capacity_tokens))
 
-    def seen(self, replica: Replica, identity: Identity) -> None:
-        """A probe found the replica up. A new incarnation means that its KV cache is empty."""
+    def seen(self, name: str, identity: Identity) -> list[Replica]:
+        """A probe found the server up; gives the replicas that are not there any more, since it has
+        another number of ranks now. A new incarnation means that its KV cache is empty."""
+        server = self._servers[name]
+        left = self._split(server, identity.ranks)
+        for replica in server.replicas:
+            self._seen(replica, identity)
+        if left:
+            self.on_change()
+        return left
+
+    def _split(self, server: Server, ranks: int) -> list[Replica]:
+        """Make the server's replicas anew unless they are those of so many ranks. They share their
+        adapters, which are loaded at the server; a drain goes on."""
+        wanted: list[int | None] = list(range(ranks)) if ranks > 1 else [None]
+        left = server.replicas
+        if [replica.rank for replica in left] == wanted:
+            return []
+        state, why = server.state, left[0].why
+        server.replicas = [self._make_rank(server, rank) for rank in wanted]
+        shelf = server.replicas[0].outlook.shelf
+        for replica in server.replicas:
+            replica.outlook.shelf = shelf
+            if state == "draining":
+                replica.state, replica.why = state, why
+        for replica in left:
+            replica.outlook.holdings.leave()
+        self._list()
+        log.info("server has ranks replica=%s ranks=%d", server.spec.id, ranks)
+        return left
+
+    def _make_rank(self, server: Server, rank: int | None) -> Replica:
+        spec = server.spec
+        if rank is not None:
+            spec = msgspec.structs.replace(spec, id=f"{spec.id}@{rank}")
+        replica = self._make(spec)
+        replica.server, replica.rank = server.spec.id, rank
+        replica.engine = server.engine if rank is None else server.engine.at_rank(rank)
+        return replica
+
+    def _seen(self, replica: Replica, identity: Identity) -> None:
         before, was = replica.identity, replica.incarnation
         replica.identity = identity
         if identity.warning and (before is None or before.warning != identity.warning):
@@ -327,23 +417,27 @@ class Pool:
         shelf.told(names)
         shelf.fixed = frozenset(n for n in names if (a := adapters.get(n)) and a.path is None)
 
-    def mark_down(self, replica_id: str, why: str) -> None:
-        """The replica does not answer, or its process ended."""
-        replica = self._replicas.get(replica_id)
-        if replica is None:
+    def mark_down(self, name: str, why: str) -> None:
+        """The server does not answer, or its process ended."""
+        server = self._servers.get(name)
+        if server is None:
             return
-        replica.why = why
         self._ready.clear()
-        if replica.state in ("ready", "draining"):
-            replica.state = "down"
-            replica.load = None
-            log.warning("replica went down replica=%s why=%r", replica_id, why)
-            self.on_change()
+        for replica in server.replicas:
+            replica.why = why
+            if replica.state in ("ready", "draining"):
+                replica.state = "down"
+                replica.load = None
+                log.warning("replica went down replica=%s why=%r", replica.id, why)
+                self.on_change()
 
-    def set_incarnation(self, replica_id: str, incarnation: str) -> None:
-        """A launcher started the replica anew; it is `starting` until a probe finds it up."""
-        replica = self._replicas.get(replica_id)
-        if replica is not None:
+    def set_incarnation(self, name: str, incarnation: str) -> None:
+        """A launcher started the server anew; it is `starting` until a probe finds it up."""
+        server = self._servers.get(name)
+        if server is None:
+            return
+        server.spec = msgspec.structs.replace(server.spec, incarnation=incarnation)
+        for replica in server.replicas:
             replica.spec = msgspec.structs.replace(replica.spec, incarnation=incarnation)
             replica.incarnation = incarnation
             replica.state, replica.why = "starting", None
@@ -351,24 +445,27 @@ class Pool:
             replica.ghosts.reset()
             self._ready.clear()
 
-    def drain(self, replica_id: str, why: str = "asked to drain") -> Replica:
-        """Let the replica finish what runs and send it nothing more. Raises `ReplicaNotFound`."""
-        replica = self.get(replica_id)
+    def drain(self, name: str, why: str = "asked to drain") -> list[Replica]:
+        """Let a server, or one rank of it, finish what runs and send it nothing more. Raises
+        `ReplicaNotFound`, and `InvalidRequest` where nothing of it is up."""
+        named = self._named(name)
+        if all(replica.state in ("starting", "down") for replica in named):
+            raise InvalidRequest(f"replica {name} is {named[0].state}: nothing to drain")
         self._ready.clear()
-        if replica.state == "ready":
-            replica.state, replica.why = "draining", why
-            log.info("replica drains replica=%s in_flight=%d why=%r", replica_id,
-                     replica.in_flight, why)  # fmt: skip
-            self.on_change()
-        elif replica.state != "draining":
-            raise InvalidRequest(f"replica {replica_id} is {replica.state}: nothing to drain")
-        return replica
+        for replica in named:
+            if replica.state == "ready":
+                replica.state, replica.why = "draining", why
+                log.info("replica drains replica=%s in_flight=%d why=%r", replica.id,
+                         replica.in_flight, why)  # fmt: skip
+                self.on_change()
+        return named
 
-    def resume(self, replica_id: str) -> Replica:
-        """Take a draining replica back into service. Raises `ReplicaNotFound`."""
-        replica = self.get(replica_id)
+    def resume(self, name: str) -> list[Replica]:
+        """Take what drains of it back into service. Raises `ReplicaNotFound`."""
+        named = self._named(name)
         self._ready.clear()
-        if replica.state == "draining":
-            replica.state, replica.why = "ready", None
-            log.info("replica resumed replica=%s", replica_id)
-        return replica
+        for replica in named:
+            if replica.state == "draining":
+                replica.state, replica.why = "ready", None
+                log.info("replica resumed replica=%s", replica.id)
+        return named

@@ -1,7 +1,8 @@
 """Looks at replicas at an interval, and tells the pool what they say of themselves.
 
 A replica is up when its identity and health can be read, down when two looks in a row fail or one
-is refused a connection. A look costs a few cheap calls; none of them runs a generation.
+is refused a connection. A look costs a few cheap calls; none of them runs a generation. One look is
+of a whole server: its data-parallel ranks answer at one URL.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from sessile.errors import ReplicaError, ReplicaTimeout, ReplicaUnreachable
-from sessile.router.pool import Pool, Replica
+from sessile.router.pool import Pool, Replica, Server
 from sessile.router.replica import Call, Load, Reply
 
 log = logging.getLogger("sessile.probe")
@@ -20,15 +21,15 @@ _IDENTITY_EVERY = 10  # looks: a restart between two looks shows here, if nowher
 
 
 class Probe:
-    """The task that watches one replica. Made by `Probes`, ends with the replica."""
+    """The task that watches one server. Made by `Probes`, ends with the server."""
 
     def __init__(
-        self, pool: Pool, replica: Replica, interval_s: float, timeout_s: float,
+        self, pool: Pool, server: Server, interval_s: float, timeout_s: float,
         clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self._pool = pool
-        self._replica = replica
-        self._named = replica.engine  # as the settings name it; it may be known only once it is up
+        self._server = server
+        self._named = server.engine  # as the settings name it; it may be known only once it is up
         self._interval_s = interval_s
         self._timeout_s = timeout_s
         self._clock = clock
@@ -39,24 +40,25 @@ class Probe:
         """Look until cancelled."""
         while True:
             await self.look()
-            waiting = self._replica.state == "starting"
+            waiting = self._server.state == "starting"
             await asyncio.sleep(_STARTING_INTERVAL_S if waiting else self._interval_s)
 
     async def look(self) -> None:
-        """One look; never raises for what the replica does."""
-        replica = self._replica
+        """One look; never raises for what the server does."""
+        server, name = self._server, self._server.spec.id
         try:
-            coming_up = replica.state in ("starting", "down")
+            coming_up = server.state in ("starting", "down")
             if coming_up:
                 await self._detect()
             await self._health()
             if coming_up:
                 await self._identify()
-            if calls := replica.engine.load_calls():
+            if calls := server.engine.load_calls():
                 replies = await self._replies(calls)
-                load = replica.engine.read_load(replies, self._clock())
-                self._pool.reported(replica, load)
-                await self._lay_ghosts(load)
+                for replica in server.replicas:
+                    load = replica.engine.read_load(replies, self._clock())
+                    self._pool.reported(replica, load)
+                    await self._lay_ghosts(replica, load)
             if not coming_up and self._looks % _IDENTITY_EVERY == 0:
                 # NOTE: a busy engine may tell it late (SGLang's waits for the end of a prefill,
                 # many seconds on a CPU): that is no sign of trouble.
@@ -68,8 +70,9 @@ class Probe:
             self._missed += 1
             self._looks = 0
             if self._missed > 1 or isinstance(error, ReplicaUnreachable):
-                self._pool.mark_down(replica.id, error.message)
-            replica.why = error.message
+                self._pool.mark_down(name, error.message)
+            for replica in server.replicas:
+                replica.why = error.message
 
     async def _detect(self) -> None:
         """Find out which engine answers, where nobody has said. Asked anew each time it comes up:
@@ -77,23 +80,26 @@ class Probe:
         if not (calls := self._named.detect_calls()):
             return
         found = self._named.detected(await self._replies(calls))
-        if found is not self._replica.engine:
-            self._replica.engine = found
-            log.info("engine found replica=%s url=%s engine=%s", self._replica.id,
-                     self._replica.spec.url, found.kind)  # fmt: skip
+        server = self._server
+        if found is not server.engine:
+            server.engine = found
+            for replica in server.replicas:
+                replica.engine = found if replica.rank is None else found.at_rank(replica.rank)
+            log.info("engine found replica=%s url=%s engine=%s", server.spec.id, server.spec.url,
+                     found.kind)  # fmt: skip
 
     async def _health(self) -> None:
-        (reply,) = await self._replies((self._replica.engine.health_call(),))
-        self._replica.engine.read_health(reply)
+        (reply,) = await self._replies((self._server.engine.health_call(),))
+        self._server.engine.read_health(reply)
 
     async def _identify(self) -> None:
-        engine = self._replica.engine
+        engine = self._server.engine
         identity = engine.read_identity(await self._replies(engine.identity_calls()))
-        self._pool.seen(self._replica, identity)
+        for replica in self._pool.seen(self._server.spec.id, identity):
+            await replica.upstream.aclose()
 
-    async def _lay_ghosts(self, load: Load) -> None:
+    async def _lay_ghosts(self, replica: Replica, load: Load) -> None:
         """Stop what the replica runs for no one, where its engine can stop a request by its id."""
-        replica = self._replica
         if load.running is None:
             return
         known = replica.upstream.streams + replica.foreign_streams
@@ -109,12 +115,12 @@ class Probe:
         ghosts.aborted += new if calls else 0
 
     async def _replies(self, calls: tuple[Call, ...]) -> tuple[Reply, ...]:
-        upstream = self._replica.upstream
+        upstream = self._server.replicas[0].upstream
         return tuple([await upstream.call(call, self._timeout_s) for call in calls])
 
 
 class Probes:
-    """One probe for each replica of the pool, started and ended as replicas come and go."""
+    """One probe for each server of the pool, started and ended as servers come and go."""
 
     def __init__(
         self, pool: Pool, *, interval_s: float, timeout_s: float, clock: Callable[[], float]
@@ -123,18 +129,18 @@ class Probes:
         self._interval_s = interval_s
         self._timeout_s = timeout_s
         self._clock = clock
-        self._tasks: dict[Replica, asyncio.Task[None]] = {}
+        self._tasks: dict[Server, asyncio.Task[None]] = {}
 
     def sync(self) -> None:
         """Start what is new, end what has left; called on every change of the pool."""
-        present = set(self._pool)
-        for replica in [r for r in self._tasks if r not in present]:
-            self._tasks.pop(replica).cancel()
-        for replica in present - self._tasks.keys():
-            probe = Probe(self._pool, replica, self._interval_s, self._timeout_s, self._clock)
-            task = asyncio.create_task(probe.run(), name=f"probe {replica.id}")
+        present = set(self._pool.servers.values())
+        for server in [s for s in self._tasks if s not in present]:
+            self._tasks.pop(server).cancel()
+        for server in present - self._tasks.keys():
+            probe = Probe(self._pool, server, self._interval_s, self._timeout_s, self._clock)
+            task = asyncio.create_task(probe.run(), name=f"probe {server.spec.id}")
             task.add_done_callback(_report)
-            self._tasks[replica] = task
+            self._tasks[server] = task
 
     async def aclose(self) -> None:
         """End every probe."""

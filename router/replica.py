@@ -43,6 +43,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """How many it can have loaded, where it says so."""
     incarnation: str | None = None
     context_tokens: int | None = None
+    ranks: int = 1
+    """Its data-parallel ranks, each of which has KV memory and a queue of its own."""
     version: str | None = None
     host_ratio: float = 0.0
     """The host cache, as a multiple of the KV memory; 0 where there is none."""
@@ -103,9 +105,9 @@ class FeedSource(msgspec.Struct, frozen=True, kw_only=True):
 class Engine(Protocol):
     """How one kind of engine is spoken to. Sans-I/O: it names calls and reads replies.
 
-    One stateless instance serves all replicas of its kind. The `read_*` methods are given the
-    replies to the calls of the same name, in order, and raise `ReplicaRefused` on an answer that
-    they cannot use.
+    One stateless instance serves all replicas of its kind, or all that are the same rank of their
+    servers. The `read_*` methods are given the replies to the calls of the same name, in order, and
+    raise `ReplicaRefused` on an answer that they cannot use.
     """
 
     kind: str
@@ -127,6 +129,10 @@ class Engine(Protocol):
 
     def detected(self, replies: tuple[Reply, ...]) -> "Engine":
         """The adapter of the engine that answers there."""
+
+    def at_rank(self, rank: int) -> "Engine":
+        """The adapter of one data-parallel rank: its requests go to that rank, and what it reads of
+        load and KV events is that rank's."""
 
     def identity_calls(self) -> tuple[Call, ...]:
         """What is asked of a replica that comes up, and now and then after; may be slow while
@@ -212,6 +218,7 @@ class Engine(Protocol):
 
 class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A replica as settings, a launcher or the admin API name it, before anyone has looked at it.
+    One whose server turns out to have data-parallel ranks becomes as many replicas.
 
     `id` is unique in the pool and says nothing; `url` has no trailing slash and no path.
     `incarnation` is set by a launcher, which knows each start; None leaves it to the probe.

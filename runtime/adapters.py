@@ -1,8 +1,8 @@
 """Has engines load LoRA adapters before turns need them, and let go of those used least recently.
 
 What is loaded where is kept by `router.adapters`; here the engines are spoken to. One load at a
-time of an adapter at a replica: all turns that need it wait for the same one. Nothing here is done
-for a turn of a model that is no adapter.
+time of an adapter at a server, for all of its ranks: all turns that need it wait for the same one.
+Nothing here is done for a turn of a model that is no adapter.
 """
 
 import asyncio
@@ -69,7 +69,8 @@ class Loader:
 
     async def unload(self, name: str) -> None:
         """Let go of the adapter wherever it is; an engine that does not answer keeps it."""
-        replicas = [r for r in self._pool if name in r.outlook.shelf.loaded]
+        servers = [server.replicas[0] for server in self._pool.servers.values()]
+        replicas = [r for r in servers if name in r.outlook.shelf.loaded]
         await asyncio.gather(*(self._drop(name, replica) for replica in replicas))
 
     async def aclose(self) -> None:
@@ -81,7 +82,7 @@ class Loader:
     async def _have(self, name: str, replica: Replica) -> None:
         shelf = replica.outlook.shelf
         while name not in shelf.loaded:
-            task = self._loading.get((replica.id, name)) or self._begin(name, replica)
+            task = self._loading.get((replica.server, name)) or self._begin(name, replica)
             await asyncio.shield(task)
 
     def _begin(self, name: str, replica: Replica) -> asyncio.Task[None]:
@@ -92,7 +93,7 @@ class Loader:
                 "is; declare it with POST /sessile/v1/adapters",
                 param="model",
             )
-        key = (replica.id, name)
+        key = (replica.server, name)
         task = asyncio.create_task(self._load(adapter, replica), name=f"load {name}")
         self._loading[key] = task
         task.add_done_callback(lambda done: self._done(key, done))
@@ -137,7 +138,7 @@ class Loader:
         except ReplicaRefused as refused:
             why = f"replica {replica.id} says: {refused.message}"
             incarnation = replica.incarnation or ""
-            self._pool.adapters.refuse(adapter.name, replica.id, incarnation, why)
+            self._pool.adapters.refuse(adapter.name, replica.server, incarnation, why)
             self._pool.adapters_changed()
             log.warning("adapter was not loaded adapter=%s replica=%s why=%r", adapter.name,
                         replica.id, refused.message)  # fmt: skip

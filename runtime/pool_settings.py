@@ -16,7 +16,8 @@ LAUNCHED = ("llamacpp", "sglang", "vllm")
 Method = Literal["off", "auto", "eagle3", "standalone", "draft", "mtp", "ngram", "suffix"]
 
 _NEEDS_DRAFT = ("eagle3", "standalone", "draft")
-_ONLY_STARTED = ("gpus", "tensor_parallel", "memory", "python", "args", "env", "speculation")
+_NOT_EMBEDDED = ("gpus", "tensor_parallel", "data_parallel", "memory", "python", "args", "env")
+_ONLY_STARTED = (*_NOT_EMBEDDED, "speculation")
 
 
 class Slice(BaseModel):
@@ -83,6 +84,10 @@ class PoolSettings(Slice):
         None, description="How many GPUs, or which; 0 for the CPU; none: those that are left."
     )
     tensor_parallel: int = Field(1, ge=1, description="GPUs that one replica is spread over.")
+    data_parallel: int = Field(
+        1, ge=1, le=64,
+        description="Ranks of one server, each on GPUs of its own and a replica of its own.",
+    )  # fmt: skip
     memory: float | None = Field(
         None, gt=0, lt=1, description="Share of a GPU's memory for each replica on it."
     )
@@ -130,8 +135,13 @@ class PoolSettings(Slice):
         """Whether its replicas run already, so that none are started here."""
         return bool(self.urls) or self.discover is not None
 
+    @property
+    def width(self) -> int:
+        """The GPUs of one server."""
+        return self.tensor_parallel * self.data_parallel
+
     def _embedded(self) -> None:
-        if given := self._given("gpus", "tensor_parallel", "memory", "python", "args", "env"):
+        if given := self._given(*_NOT_EMBEDDED):
             raise ValueError(f"the embedded llamacpp takes no {given[0]}")
 
     def _given(self, *names: str) -> list[str]:

@@ -90,7 +90,8 @@ async def prewarm(kept: Kept, replica: Replica, turn: str, salt: str | None) -> 
         body |= engine.adapter_fields(kept.key.model)
     if replica.identity is not None:
         body |= engine.order(LAST, replica.identity)
-    async with await replica.upstream.open("POST", kept.path, msgspec.json.encode(body)) as answer:
+    sent, headers = msgspec.json.encode(body), engine.headers(kept.key.attribution)
+    async with await replica.upstream.open("POST", kept.path, sent, headers) as answer:
         said = b"".join([chunk async for chunk in answer])
     if answer.status >= 400:
         raise ReplicaRefused(f"replica {replica.id} answered {answer.status}")

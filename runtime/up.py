@@ -66,10 +66,10 @@ async def _until_ready(app: App, supervisor: Supervisor, tell: Callable[[str], N
     waiting = {child.name: child for child in supervisor.children}
     told: dict[str, str | None] = {}
     while waiting:
-        for replica in app.pool:
-            if replica.id in waiting and replica.state == "ready":
-                del waiting[replica.id]
-                supervisor.served(replica.id)
+        for name, server in app.pool.servers.items():
+            if name in waiting and server.state == "ready":
+                del waiting[name]
+                supervisor.served(name)
         for name, child in waiting.items():
             if child.stage != told.get(name):
                 told[name] = child.stage

@@ -53,7 +53,7 @@ def _shown(pool: Pool, adapter: Adapter) -> dict[str, Any]:
     name = adapter.name
     refused = {
         r.id: why for r in pool
-        if (why := pool.adapters.refusal(name, r.id, r.incarnation or "")) is not None
+        if (why := pool.adapters.refusal(name, r.server, r.incarnation or "")) is not None
     }  # fmt: skip
     return {
         "name": name,

@@ -15,7 +15,7 @@ from sessile.errors import InvalidRequest, SessionNotFound, TurnNotFound
 from sessile.flow import Flow
 from sessile.pool_settings import EngineKind
 from sessile.router.policy import POLICIES
-from sessile.router.pool import Pool
+from sessile.router.pool import Pool, Replica
 from sessile.router.replica import ReplicaSpec
 from sessile.sessions.binding import Standings
 from sessile.sessions.identity import checked_id
@@ -112,29 +112,37 @@ def native_routes(
 
     Tenant = Annotated[str, Depends(tenant)]
 
+    def shown(name: str, replicas: list[Replica]) -> dict[str, Any]:
+        """What was named: a replica, or a server with its ranks."""
+        each: list[dict[str, Any]] = [r.describe(standings.bound_to(r.id)) for r in replicas]
+        if len(each) == 1:
+            return each[0]
+        told = {field: each[0][field] for field in ("server", "url", "engine", "models", "state")}
+        sums = {field: sum(one[field] for one in each) for field in ("in_flight", "sessions")}
+        return {"id": name, **told, **sums, "ranks": each}
+
     @routes.get("/replicas")
     async def replicas(_: Tenant) -> dict[str, Any]:
         return {"replicas": [r.describe(standings.bound_to(r.id)) for r in pool]}
 
     @routes.post("/replicas", status_code=201)
     async def add_replica(new: NewReplica, _: Tenant) -> dict[str, Any]:
-        taken = {replica.id for replica in pool}
-        free = (f"{new.engine}-{n}" for n in range(len(taken) + 1))
-        name = new.id or next(name for name in free if name not in taken)
+        free = (f"{new.engine}-{n}" for n in range(len(pool.servers) + 1))
+        name = new.id or next(name for name in free if name not in pool.servers)
         spec = ReplicaSpec(id=name, engine=new.engine, url=new.url.rstrip("/"))
         return pool.add(spec).describe(0)
 
     @routes.post("/replicas/{replica}/drain")
     async def drain(replica: str, _: Tenant) -> dict[str, Any]:
-        return pool.drain(replica).describe(standings.bound_to(replica))
+        return shown(replica, pool.drain(replica))
 
     @routes.post("/replicas/{replica}/resume")
     async def resume(replica: str, _: Tenant) -> dict[str, Any]:
-        return pool.resume(replica).describe(standings.bound_to(replica))
+        return shown(replica, pool.resume(replica))
 
     @routes.delete("/replicas/{replica}")
     async def remove(replica: str, _: Tenant) -> dict[str, Any]:
-        return (await pool.remove(replica)).describe(0)
+        return shown(replica, await pool.remove(replica))
 
     @routes.get("/policy")
     async def policy(caller: Tenant) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from rich.text import Text
 from sessile.cli.tables import adapter_table, replica_table, session_table, status_view
 from sessile.client import calls
 from sessile.client.address import read_address
-from sessile.client.calls import ReplicaInfo
 from sessile.client.http import Http
 from sessile.engines.detect import named
 from sessile.errors import (
@@ -213,11 +212,11 @@ def drain(
     with _router(url, api_key) as http:
         replica = http.call(calls.drain_replica(id))
         if wait:
-            with console.status(_left(replica)) as shown:
+            with console.status(_left(id, replica.in_flight)) as shown:
                 while replica.in_flight:
                     time.sleep(_POLL_S)
-                    replica = _replica(http, id)
-                    shown.update(_left(replica))
+                    replica.in_flight = _in_flight(http, id)
+                    shown.update(_left(id, replica.in_flight))
         left = f", {replica.in_flight} turns in flight" if replica.in_flight else ", nothing runs"
         typer.echo(f"{id} {replica.state}{left}")
 
@@ -271,15 +270,16 @@ def _look(http: Http) -> RenderableType:
         return Text(error.message, "red")
 
 
-def _replica(http: Http, id: str) -> ReplicaInfo:
-    for replica in http.call(calls.list_replicas()).replicas:
-        if replica.id == id:
-            return replica
-    raise ReplicaNotFound(f"{id} has left the pool")
+def _in_flight(http: Http, id: str) -> int:
+    """The turns at a replica, or at all ranks of a server."""
+    named = [r for r in http.call(calls.list_replicas()).replicas if id in (r.id, r.server)]
+    if not named:
+        raise ReplicaNotFound(f"{id} has left the pool")
+    return sum(replica.in_flight for replica in named)
 
 
-def _left(replica: ReplicaInfo) -> str:
-    return f"draining {replica.id}: {replica.in_flight} turns in flight"
+def _left(id: str, in_flight: int) -> str:
+    return f"draining {id}: {in_flight} turns in flight"
 
 
 def _print_json(value: Any) -> None:

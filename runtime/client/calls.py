@@ -79,12 +79,15 @@ class RunningTurn(msgspec.Struct):
 
 
 class ReplicaInfo(msgspec.Struct, kw_only=True):
-    """A replica as the router shows it. None: the engine does not say."""
+    """A replica as the router shows it. None: the engine does not say; `rank` is that of a replica
+    which is one data-parallel rank of its server."""
 
     id: str
     url: str
     engine: str
     state: str
+    server: str | None = None
+    rank: int | None = None
     models: list[str] = []
     incarnation: str | None = None
     version: str | None = None

@@ -66,22 +66,22 @@ class Followed:
         for spec in made.add:
             self._add(spec)
         for name in made.remove:
-            if self._pool.find(name) is not None:  # nobody else removed it while one was closed
+            if name in self._pool.servers:  # nobody else removed it while one was closed
                 await self._pool.remove(name)
                 log.info("replica left replica=%s source=%s", name, self.name)
 
     def _known(self) -> list[Known]:
         found = []
         for name, spec in list(self._mine.items()):
-            replica = self._pool.find(name)
-            if replica is None:
+            server = self._pool.servers.get(name)
+            if server is None:
                 del self._mine[name]
                 self._drained.discard(name)
             else:
-                if replica.state != "draining":
+                if server.state != "draining":
                     self._drained.discard(name)
                 drained = name in self._drained
-                found.append(Known(spec, replica.state, replica.in_flight, drained))
+                found.append(Known(spec, server.state, server.in_flight, drained))
         return found
 
     def _add(self, spec: ReplicaSpec) -> None:

@@ -8,6 +8,7 @@ leaves out, or has switched off, is unknown (None), and what is not an answer at
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from copy import copy
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -41,9 +42,11 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 class OpenAIShaped:
-    """The parts of an adapter that need nothing but OpenAI's own API. Stateless."""
+    """The parts of an adapter that need nothing but OpenAI's own API. Stateless; `rank` is that of
+    an adapter for one data-parallel rank, None for a whole server."""
 
     kind = "openai"
+    rank: int | None = None
     embeddings = True
     folds = False
     loads_adapters = False
@@ -53,6 +56,11 @@ class OpenAIShaped:
 
     def detected(self, replies: tuple[Reply, ...]) -> Engine:
         return engine(self.kind)
+
+    def at_rank(self, rank: int) -> Engine:
+        ranked = copy(self)
+        ranked.rank = rank
+        return ranked
 
     def identity_calls(self) -> tuple[Call, ...]:
         return (Call("GET", "/v1/models"),)
@@ -98,7 +106,8 @@ class OpenAIShaped:
         return {}
 
     def headers(self, session: str | None) -> Headers:
-        return ()
+        """SGLang and vLLM name a rank in the same header."""
+        return () if self.rank is None else ((b"x-data-parallel-rank", b"%d" % self.rank),)
 
     def adapter_fields(self, name: str) -> Mapping[str, Any]:
         return {}
@@ -296,6 +305,11 @@ class Samples:
             except ValueError as error:
                 raise ReplicaRefused(f"its {path} has {name} at {value!r}") from error
             self._found[name].append(sample)
+
+    def keep(self, label: str, value: str) -> None:
+        """Forget the samples that have another value of that label, or none."""
+        for name, found in self._found.items():
+            self._found[name] = [sample for sample in found if sample.labels.get(label) == value]
 
     def all(self, name: str) -> list[Sample]:
         """Every sample of a metric, one for each set of labels."""

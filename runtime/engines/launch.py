@@ -23,6 +23,7 @@ from sessile.router.replica import ReplicaSpec
 _ENGINES = {"sglang": sglang_flags, "vllm": vllm_flags}
 _HOST_SHARE = 0.5  # of the free host memory, for the host caches of all replicas together
 _STOP_S = 20.0
+_RANK_FLAGS = ("--dp-size", "--data-parallel-size", "--attn-dp-size")
 _NAMES = {"sglang": "SGLang", "vllm": "vLLM"}
 
 
@@ -69,16 +70,17 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plan(
-    asked: Sequence[Asked], machine: Machine, ports: Callable[[int], list[int]], first: int = 0
+    asked: Sequence[Asked], machine: Machine, ports: Callable[[int, int], list[int]], first: int = 0
 ) -> tuple[list[Launch], list[str]]:
     """The replicas of `asked`, numbered from `first`, and what is to be told about them.
 
-    `ports` gives so many free ones. Raises `SettingsError`.
+    `ports` gives so many free ones, each the first of a run of so many. Raises `SettingsError`.
     """
     pools = [each.pool for each in asked]
     placed = share_gpus(pools, machine)
     shared = shares(pools, placed)
     total = sum(map(len, placed))
+    ranks = sum(len(places) * p.data_parallel for p, places in zip(pools, placed, strict=True))
     sizes = {gpu.number: gpu.memory_bytes for gpu in machine.gpus}
     launches: list[Launch] = []
     notes: list[str] = []
@@ -87,12 +89,12 @@ def plan(
             check_draft(each.model, each.draft)
         fixed = _fixed_port(each, len(places))
         for gpus, (share, alone) in zip(places, parts, strict=True):
-            port, events, replay = ports(3)
+            port, events, replay = ports(3, _ranks(each))
             seat = Seat(
                 pool=each.pool, model=each.model, draft=each.draft, installed=each.installed,
                 gpus=gpus, gpu_bytes=min((sizes[gpu] for gpu in gpus), default=0),
                 share=share, alone=alone, host_bytes=int(machine.host_bytes * _HOST_SHARE / total),
-                cores=max(1, machine.cores // total), port=fixed or port, events_port=events,
+                cores=max(1, machine.cores // ranks), port=fixed or port, events_port=events,
                 replay_port=replay,
             )  # fmt: skip
             launch, said = _launch(seat, f"local-{first + len(launches)}", bool(machine.gpus))
@@ -125,6 +127,14 @@ def _launch(seat: Seat, name: str, any_gpu: bool) -> tuple[Launch, list[str]]:
         command=(*start, *line), env=env, first_on_path=str(Path(installed.python).parent),
         tree=True, stop_s=_STOP_S,
     ), notes  # fmt: skip
+
+
+def _ranks(asked: Asked) -> int:
+    """How many ports in a row the server's KV events take: one a rank, of whatever kind."""
+    known = asked.installed.flags
+    theirs = given(asked.pool.args, known)
+    told = [theirs.get(known.first(flag), "") for flag in _RANK_FLAGS]
+    return max([asked.pool.data_parallel, *(int(text) for text in told if text.isdecimal())])
 
 
 def _fixed_port(asked: Asked, replicas: int) -> int | None:

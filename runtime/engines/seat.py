@@ -135,11 +135,11 @@ def _gpus(pool: PoolSettings, free: list[int], any_here: bool) -> list[int]:
         if pool.gpus > len(free):
             raise SettingsError(f"pool.gpus: {pool.gpus} are asked for, {len(free)} are left")
         return free[: pool.gpus]
-    wanted = len(free) if pool.replicas is None else pool.replicas * pool.tensor_parallel
-    whole = min(wanted, len(free)) // pool.tensor_parallel * pool.tensor_parallel
+    wanted = len(free) if pool.replicas is None else pool.replicas * pool.width
+    whole = min(wanted, len(free)) // pool.width * pool.width
     if whole == 0:
         raise SettingsError(
-            f"pool.gpus: a replica of {pool.model} needs {pool.tensor_parallel}, {len(free)} are "
+            f"pool.gpus: a replica of {pool.model} needs {pool.width}, {len(free)} are "
             "left; share them out with gpus, or gpus = 0 for the CPU"
         )
     return free[:whole]
@@ -150,10 +150,11 @@ def _groups(pool: PoolSettings, gpus: list[int]) -> list[tuple[int, ...]]:
         if pool.tensor_parallel > 1 and pool.engine != "llamacpp" and pool.gpus is None:
             raise SettingsError("pool.tensor_parallel: there is no GPU on this machine")
         return [()] * (pool.replicas or 1)
-    width = pool.tensor_parallel
+    width = pool.width
     if len(gpus) % width:
+        name = "tensor_parallel" if pool.data_parallel == 1 else "data_parallel"
         raise SettingsError(
-            f"pool.tensor_parallel: {len(gpus)} GPUs are not shared out in groups of {width}"
+            f"pool.{name}: {len(gpus)} GPUs are not shared out in groups of {width}"
         )
     groups = [tuple(gpus[at : at + width]) for at in range(0, len(gpus), width)]
     return [groups[n % len(groups)] for n in range(pool.replicas or len(groups))]

@@ -41,6 +41,7 @@ class SGLang(OpenAIShaped):
             models=models.models,
             adapters=models.adapters,
             most_adapters=count(info.get("max_loaded_loras")),
+            ranks=_ranks(info),
             context_tokens=models.context_tokens or count(info.get("context_length")),
             version=_text(info.get("version")),
             incarnation=_incarnation(info),
@@ -60,12 +61,14 @@ class SGLang(OpenAIShaped):
         return (Call("GET", "/v1/loads?include=core"),)
 
     def read_load(self, replies: tuple[Reply, ...], now: float) -> Load:
-        """The sum over the data-parallel ranks; an SGLang without /v1/loads reports nothing."""
+        """That of the rank, or the sum over all; an SGLang without /v1/loads reports nothing."""
         if absent(replies[0]):
             return Load(at=now)
         ranks = document(replies[0], "/v1/loads").get("loads")
         if not isinstance(ranks, list) or not all(isinstance(rank, dict) for rank in ranks):
             raise ReplicaRefused("its /v1/loads is not a list of loads")
+        if self.rank is not None:
+            ranks = [rank for rank in ranks if rank.get("dp_rank") == self.rank]
 
         def total(name: str) -> int | None:
             known = [n for rank in ranks if (n := count(rank.get(name))) is not None]
@@ -105,7 +108,7 @@ class SGLang(OpenAIShaped):
                 rank=rank,
             )
             for rank in range(count(told.get("dp_size")) or 1)
-            if (published := endpoint(port, rank)) is not None
+            if self.rank in (None, rank) and (published := endpoint(port, rank)) is not None
         )
 
     def fields(self, *, turn: str, session: str | None, salt: str | None) -> Mapping[str, Any]:
@@ -167,6 +170,11 @@ def _incarnation(info: Mapping[str, Any]) -> str | None:
     if facts == [None, None]:
         return None
     return blake2b(msgspec.json.encode(facts, order="sorted"), digest_size=8).hexdigest()
+
+
+def _ranks(info: Mapping[str, Any]) -> int:
+    """Replicas, or groups of attention; before the latter had a name, `dp_size` was both."""
+    return (count(info.get("dp_size")) or 1) * (count(info.get("attn_dp_size")) or 1)
 
 
 def _host_ratio(info: Mapping[str, Any]) -> float:

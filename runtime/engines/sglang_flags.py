@@ -31,6 +31,8 @@ def flags(seat: Seat) -> tuple[list[Flag], list[str]]:
     ]
     if pool.tensor_parallel > 1:
         ours.append(("--tp-size", str(pool.tensor_parallel)))
+    if pool.data_parallel > 1:
+        ours.append(("--dp-size", str(pool.data_parallel)))
     if pool.context_tokens is not None:
         ours.append(("--context-length", str(pool.context_tokens)))
     if pool.slots is not None:
@@ -43,6 +45,9 @@ def flags(seat: Seat) -> tuple[list[Flag], list[str]]:
         events, note = _events(seat)
         ours += [("--page-size", str(_PAGE_TOKENS)), ("--kv-events-config", events)]
         notes += note
+        # What the router models, and the only one by which what waits is used already; by priority,
+        # SGLang's choice for some models, what was prewarmed behind all turns would go first.
+        ours.append(("--radix-eviction-policy", "lru"))
         if "--radix-cache-backend" not in theirs:
             ours.append(("--enable-session-radix-cache", None))
     if theirs.get("--schedule-policy", "fcfs") in ("fcfs", "lof"):  # SGLang refuses the others
@@ -113,14 +118,15 @@ def _memory(seat: Seat, theirs: dict[str, str]) -> list[Flag]:
 
 def _host_cache(seat: Seat, theirs: dict[str, str]) -> tuple[list[Flag], list[str]]:
     """HiCache as a ratio, which the router can read back as tokens, within the host's memory."""
-    ranks, each = seat.pool.tensor_parallel, seat.model.kv_token_bytes
+    gpus, each = seat.pool.tensor_parallel, seat.model.kv_token_bytes
     if (asked := theirs.get("--max-total-tokens", "")).isdigit() and each:
         held = int(asked) * each
     elif not seat.alone and (kv_bytes := seat.kv_bytes()) is not None:
-        held = kv_bytes * ranks
+        held = kv_bytes * gpus
     else:
-        taken = round(seat.gpu_bytes * _AUTO_POOL_SHARE) * ranks
+        taken = round(seat.gpu_bytes * _AUTO_POOL_SHARE) * gpus
         held = max(taken - (seat.model.weight_bytes or 0), taken // 4)
+    held *= seat.pool.data_parallel  # each rank has such a cache
     ratio = int(min(seat.host_bytes / held, _HOST_RATIO) * 10) / 10
     if ratio < _LEAST_HOST_RATIO:
         gb = seat.host_bytes / 1e9

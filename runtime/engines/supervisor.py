@@ -237,19 +237,32 @@ def environment(launch: Launch) -> dict[str, str]:
     return whole
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on, and that stay free for the long
-    start of an engine: those of outgoing connections are not among them."""
-    sockets: list[socket.socket] = []
-    try:
-        while len(sockets) < count:
-            each = socket.socket()
-            sockets.append(each)
-            for port in (*random.sample(range(*_PORTS), 50), 0):
-                with contextlib.suppress(OSError):
-                    each.bind(("127.0.0.1", port))
+def free_ports(count: int, run: int = 1) -> list[int]:
+    """Ports of the loopback interface that nobody listens on, each the first of `run` such, and
+    that stay free for the long start of an engine: those of outgoing connections are not among
+    them, unless there is no other and one is enough."""
+    found: list[int] = []
+    with contextlib.ExitStack() as stack:
+        while len(found) < count:
+            for port in (*random.sample(range(*_PORTS), 50), *((0,) if run == 1 else ())):
+                if held := _hold(port, run):
+                    found.append(held[0].getsockname()[1])
+                    for each in held:
+                        stack.enter_context(each)
                     break
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    return found
+
+
+def _hold(first: int, run: int) -> list[socket.socket]:
+    """Sockets on that port and those after it; none where one of them is taken."""
+    with contextlib.ExitStack() as stack:
+        held = []
+        for port in range(first, first + run):
+            each = stack.enter_context(socket.socket())
+            held.append(each)
+            try:
+                each.bind(("127.0.0.1", port))
+            except OSError:
+                return []
+        stack.pop_all()
+    return held

@@ -3,6 +3,7 @@
 `/load` is not used: it counts only under `--enable-server-load-tracking`, and says 0 otherwise.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,11 @@ _USED = "vllm:kv_cache_usage_perc"  # NOTE: a fraction of 1, whatever its name s
 _CONFIG = "vllm:cache_config_info"
 _SLEEP = "vllm:engine_sleep_state"
 _LORA = "vllm:lora_requests_info"
+_SEVERAL = (
+    "it tells no time of its start, as with several API servers, so a restart may go unseen: start "
+    "it with --api-server-count 1"
+)
+_PRIORITIES = (0, 32)
 _NO_ROUTE = b'{"detail":"Not Found"}'
 
 
@@ -45,17 +51,19 @@ class VLLM(OpenAIShaped):
     def read_identity(self, replies: tuple[Reply, ...]) -> Identity:
         models = super().read_identity(replies[:1])
         version = document(replies[1], "/version").get("version")
-        metrics = Samples(replies[2], "/metrics", (_STARTED, _SLEEP, _LORA))
+        metrics = Samples(replies[2], "/metrics", (_STARTED, _RUNNING, _CONFIG, _SLEEP, _LORA))
         _refuse_asleep(metrics)
-        # Several API servers behind one port share no start time; then the probe counts.
         started = metrics.total(_STARTED) if len(metrics.all(_STARTED)) == 1 else None
         return Identity(
             models=models.models,
             adapters=models.adapters,
             most_adapters=_most_adapters(metrics),
             context_tokens=models.context_tokens,
+            ranks=len(_engines(metrics)) or 1,
             version=version if isinstance(version, str) else None,
             incarnation=None if started is None else f"{started:.2f}",
+            orders="low_first" if _takes_priorities(version) else None,
+            warning=_SEVERAL if started is None else None,
         )
 
     def health_call(self) -> Call:
@@ -67,7 +75,13 @@ class VLLM(OpenAIShaped):
     def read_load(self, replies: tuple[Reply, ...], now: float) -> Load:
         metrics = Samples(replies[0], "/metrics", (_RUNNING, _WAITING, _USED, _CONFIG, _SLEEP))
         _refuse_asleep(metrics)
-        capacity = {s.labels.get("engine"): _capacity(s.labels) for s in metrics.all(_CONFIG)}
+        capacity = _capacities(metrics)
+        if self.rank is not None:
+            engines = _engines(metrics)
+            if self.rank >= len(engines):
+                raise ReplicaRefused(f"its /metrics has no engine for its rank {self.rank}")
+            metrics.keep("engine", engines[self.rank])
+            capacity = {engines[self.rank]: capacity.get(engines[self.rank])}
         known = [tokens for tokens in capacity.values() if tokens is not None]
         used = [
             round(sample.value * tokens)
@@ -94,12 +108,14 @@ class VLLM(OpenAIShaped):
         listed = _listed(told) if isinstance(told, dict) else told
         if not isinstance(listed, list) or not all(isinstance(source, dict) for source in listed):
             raise ReplicaRefused("its /kv_event_sources is not a list of sources")
+        if self.rank is not None:
+            listed = sorted(listed, key=_rank_of)[self.rank : self.rank + 1]
         return tuple(
             FeedSource(
                 endpoint=published,
                 replay=reachable(source.get("replay_endpoint"), host),
                 topic=topic if isinstance(topic := source.get("topic"), str) else "",
-                rank=count(source.get("data_parallel_rank")) or 0,
+                rank=_rank_of(source),
             )
             for source in listed
             if (published := reachable(source.get("endpoint"), host)) is not None
@@ -135,6 +151,11 @@ class VLLM(OpenAIShaped):
         fields = {"continue_final_message": True, "add_generation_prompt": False}
         return continued(path, document, text, fields)
 
+    def order(self, priority: int, identity: Identity) -> Mapping[str, Any]:
+        """Started without `--scheduling-policy priority`, it takes a priority and leaves it aside;
+        nothing tells which."""
+        return {"priority": priority} if identity.orders is not None else {}
+
     def count_call(self, document: Mapping[str, Any]) -> Call | None:
         return tokenize_call(document)
 
@@ -147,6 +168,25 @@ def _listed(told: Mapping[str, Any]) -> Any:
     return [{**source, "data_parallel_rank": int(rank)} for rank, source in told.items()]
 
 
+def _takes_priorities(version: object) -> bool:
+    """Whether it is one that was seen to take them however it was started; older ones that do not
+    order by them may refuse them."""
+    found = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
+    return found is not None and (int(found[1]), int(found[2])) >= _PRIORITIES
+
+
+def _rank_of(source: Mapping[str, Any]) -> int:
+    return count(source.get("data_parallel_rank")) or 0
+
+
+def _engines(metrics: Samples) -> list[str]:
+    """The labels of its engine cores, in the order of the ranks by which requests name them: a
+    server that runs some of a deployment's counts its own from 0, and labels them as the whole."""
+    samples = [*metrics.all(_CONFIG), *metrics.all(_RUNNING)]  # the latter only after a request
+    named = {name for sample in samples if (name := sample.labels.get("engine"))}
+    return sorted(named, key=lambda name: (len(name), name))
+
+
 def _most_adapters(metrics: Samples) -> int | None:
     """How many it runs side by side, told once one has run. It can know of more, but takes them
     from their files again and again then."""
@@ -154,12 +194,23 @@ def _most_adapters(metrics: Samples) -> int | None:
     return max((int(most) for most in told if most.isdecimal()), default=0) or None
 
 
-def _capacity(labels: Mapping[str, str]) -> int | None:
-    """The KV cache of one engine core in tokens."""
-    try:
-        return int(labels["num_gpu_blocks"]) * int(labels["block_size"])
-    except (KeyError, ValueError):
-        return None
+def _capacities(metrics: Samples) -> dict[str | None, int | None]:
+    """The KV cache of each engine core in tokens.
+
+    NOTE: each is labelled with the blocks of all of them together, but with its own tokens (0.32;
+    an older vLLM does not tell these).
+    """
+    told = metrics.all(_CONFIG)
+    found: dict[str | None, int | None] = {}
+    for labels in (sample.labels for sample in told):
+        tokens, blocks, size = (
+            int(text) if (text := labels.get(name, "")).isdecimal() else None
+            for name in ("kv_cache_size_tokens", "num_gpu_blocks", "block_size")
+        )
+        if tokens is None and blocks is not None and size is not None:
+            tokens = blocks // len(told) * size
+        found[labels.get("engine")] = tokens
+    return found
 
 
 def _refuse_asleep(metrics: Samples) -> None:

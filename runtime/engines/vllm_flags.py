@@ -25,6 +25,10 @@ def flags(seat: Seat) -> tuple[list[Flag], list[str]]:
     ]
     if pool.tensor_parallel > 1:
         ours.append(("--tensor-parallel-size", str(pool.tensor_parallel)))
+    if pool.data_parallel > 1:
+        # By default it has an API server a rank: these tell no time of their start, and load no
+        # adapters while they run.
+        ours += [("--data-parallel-size", str(pool.data_parallel)), ("--api-server-count", "1")]
     if pool.context_tokens is not None:
         ours.append(("--max-model-len", str(pool.context_tokens)))
     if pool.slots is not None:

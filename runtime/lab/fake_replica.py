@@ -69,20 +69,22 @@ class Seen(msgspec.Struct):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     outcome: str = "running"
+    rank: int = 0
 
 
 class FakeReplica:
     """The application and its handle. `always` is the fault of each request for which `fail` has
     queued none; `context_tokens` is where prompts are refused. A prefill of `tokens_per_s`, None
     for none, is in the cache once it is done. `faults` is a queue
-    that several replicas share. A `deaf` one goes on when its client hangs up. `url`
-    is known once it is served.
+    that several replicas share. A `deaf` one goes on when its client hangs up. Each of its `ranks`
+    has a cache of its own; a request that names none goes to them in turn. `url` is known once it
+    is served.
     """
 
     def __init__(
         self, *, model: str = MODEL, context_tokens: int = 1_000_000, always: Fault | None = None,
         tokens_per_s: float | None = None, faults: deque[Fault] | None = None,
-        deaf: bool = False,
+        deaf: bool = False, ranks: int = 1,
     ) -> None:  # fmt: skip
         self.model = model
         self.context_tokens = context_tokens
@@ -94,19 +96,25 @@ class FakeReplica:
         self.seen: list[Seen] = []
         self.deaf = deaf
         self.misses_aborts = 0
-        self._name = secrets.token_hex(8)  # of this start
         self._stops: dict[str, asyncio.Event] = {}
         self._next: deque[Fault] = deque() if faults is None else faults
-        self._cached: set[bytes] = set()
         self.adapters = FakeAdapters()
+        self.restart(ranks)
 
     def fail(self, *faults: Fault) -> None:
         """Queue faults, one for each of the next requests; `Fault()` lets one through."""
         self._next.extend(faults)
 
+    def restart(self, ranks: int) -> None:
+        """Begin anew, with so many data-parallel ranks."""
+        self.ranks = ranks
+        self._name = secrets.token_hex(8)  # of this start
+        self._cached: list[set[bytes]] = [set() for _ in range(ranks)]
+
     def forget(self) -> None:
         """Empty the prefix cache, as a restart does."""
-        self._cached.clear()
+        for cached in self._cached:
+            cached.clear()
 
     @property
     def connections(self) -> int:
@@ -132,17 +140,16 @@ class FakeReplica:
         if scope["type"] != "http":
             return
         path, body = scope["path"], await _body(receive)
-        if path == "/health":
+        if path in ("/health", "/ready"):
             await _send(send, 200 if self.healthy else 503, {})
         elif path == "/v1/models":
             cards = [self._card(), *self.adapters.cards(self.model)]
             await _send(send, 200, {"object": "list", "data": cards})
         elif path == "/server_info":
-            info = {"version": "fake", "random_seed": self._name}
+            info = {"version": "fake", "random_seed": self._name, "dp_size": self.ranks}
             await _send(send, 200, {**info, "max_loaded_loras": self.adapters.most})
         elif path.startswith("/v1/loads"):
-            load = {"num_running_reqs": self.running, "num_waiting_reqs": 0}
-            await _send(send, 200, {"loads": [load]})
+            await _send(send, 200, {"loads": [self._load(rank) for rank in range(self.ranks)]})
         elif path == "/tokenize":
             asked = msgspec.json.decode(body, type=dict[str, Any])
             await _send(send, 200, {"count": _count(asked)})
@@ -164,6 +171,7 @@ class FakeReplica:
         elif path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
             headers = {name.decode(): value.decode() for name, value in scope["headers"]}
             seen = Seen(path, headers, msgspec.json.decode(body, type=dict[str, Any]))
+            seen.rank = int(headers.get("x-data-parallel-rank", len(self.seen) % self.ranks))
             self.seen.append(seen)
             await self._serve(scope, receive, send, seen)
         elif (told := await self.adapters.answer(path, body)) is not None:
@@ -201,6 +209,9 @@ class FakeReplica:
         delta, finish = _reply(body, said)
         if "content" in delta and not _echo(body).startswith(said):
             fault = Fault(status=400)  # it is asked to go on with what it would never have said
+        if not 0 <= seen.rank < self.ranks:
+            await _send(send, 400, _error(400, f"there is no rank {seen.rank}"))
+            return
         if (lacks := self.adapters.lacks(body)) is not None:
             await _send(send, 400, _error(400, lacks))
             return
@@ -209,13 +220,14 @@ class FakeReplica:
             await _send(send, status, _error(status, _MESSAGES.get(status, "It went wrong.")))
             return
         space = str(body.get("lora_path") or "")
-        seen.cached_tokens = self._match(space, prompt, seen.prompt_tokens)
+        cached = self._cached[seen.rank]
+        seen.cached_tokens = _match(cached, space, prompt, seen.prompt_tokens)
         if seen.path == "/v1/embeddings":
             await _send(send, 200, self._embeddings(body, seen))
             return
         if self.tokens_per_s is not None:
             await asyncio.sleep((seen.prompt_tokens - seen.cached_tokens) / self.tokens_per_s)
-        self._insert(space, [*prompt, _text({"role": "assistant", **delta})])
+        cached.update(_keys(space, [*prompt, _text({"role": "assistant", **delta})]))
         chat = seen.path == "/v1/chat/completions"
         pieces = _pieces(delta)
         usage = _usage(seen, len(pieces))
@@ -264,18 +276,9 @@ class FakeReplica:
             await asyncio.sleep(fault.linger_s)
         await send({"type": "http.response.body", "body": b""})
 
-    def _match(self, space: str, prompt: list[str], prompt_tokens: int) -> int:
-        """Tokens of the longest run of leading messages that was served before in that `space`; as
-        an engine, at least one token is always computed."""
-        cached = size = 0
-        for text, key in zip(prompt, _keys(space, prompt), strict=True):
-            size += len(text)
-            if key in self._cached:
-                cached = size // _CHARS_PER_TOKEN
-        return min(cached, prompt_tokens - 1)
-
-    def _insert(self, space: str, prompt: list[str]) -> None:
-        self._cached.update(_keys(space, prompt))
+    def _load(self, rank: int) -> dict[str, int]:
+        running = sum(seen.outcome == "running" and seen.rank == rank for seen in self.seen)
+        return {"dp_rank": rank, "num_running_reqs": running, "num_waiting_reqs": 0}
 
     def _embeddings(self, body: dict[str, Any], seen: Seen) -> dict[str, Any]:
         given = body.get("input") or ""
@@ -295,6 +298,17 @@ class FakeReplica:
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": f"fake-{len(self.seen)}", "object": kind, "created": 1, "model": self.model}
+
+
+def _match(cached: set[bytes], space: str, prompt: list[str], prompt_tokens: int) -> int:
+    """Tokens of the longest run of leading messages that was served before in that `space`; as an
+    engine, at least one token is always computed."""
+    found = size = 0
+    for text, key in zip(prompt, _keys(space, prompt), strict=True):
+        size += len(text)
+        if key in cached:
+            found = size // _CHARS_PER_TOKEN
+    return min(found, prompt_tokens - 1)
 
 
 def _prompt(body: dict[str, Any]) -> list[str]:
@@ -481,11 +495,13 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--context", type=int, default=1_000_000)
+    parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--always", type=json.loads, default={})
     given = parser.parse_args()
     replica = FakeReplica(
         model=given.model,
         context_tokens=given.context,
+        ranks=given.ranks,
         always=msgspec.convert(given.always, Fault),
     )
     _server(replica, given.port).run()

@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from sessile.flow import Flow
 from sessile.ray.roll import Held, Report
-from sessile.router.pool import Pool, Replica
+from sessile.router.pool import Pool, Server
 from sessile.router.replica import ReplicaSpec
 from sessile.telemetry import Telemetry
 
@@ -25,7 +25,9 @@ class Reporter:
 
     def __call__(self, model: str | None, specs: Collection[ReplicaSpec], ttft_s: float) -> Report:
         """The report on the replicas of one application, which serves `model`."""
-        replicas = [r for spec in specs if (r := self._pool.find(spec.id)) is not None]
+        known = self._pool.servers
+        servers = [server for spec in specs if (server := known.get(spec.id)) is not None]
+        replicas = [replica for server in servers for replica in server.replicas]
         models = {name for replica in replicas for name in replica.models}
         now = time.monotonic()
         waited = [
@@ -37,7 +39,7 @@ class Reporter:
         recent = [t for r, t in self._telemetry.first_tokens(_RECENT_S) if r in names]
         return Report(
             router=self._router,
-            holds={replica.id: self._held(replica) for replica in replicas},
+            holds={server.spec.id: self._held(server) for server in servers},
             queued=len(waited),
             wait_s=max(min(coming, default=0.0), max(waited, default=0.0)),
             turns=len(recent),
@@ -45,13 +47,16 @@ class Reporter:
             missed=self._pool.missed(model) if model is not None else 0,
         )
 
-    def _held(self, replica: Replica) -> Held:
-        outlook = replica.outlook
-        total = outlook.total_tokens
+    def _held(self, server: Server) -> Held:
+        """Its ranks are one to Ray Serve, which starts and ends them together."""
+        outlooks = [replica.outlook for replica in server.replicas]
+        slots = [outlook.slots for outlook in outlooks]
+        totals = [outlook.total_tokens for outlook in outlooks]
+        live, total = sum(o.holdings.live_tokens for o in outlooks), sum(t or 0 for t in totals)
         return Held(
-            replica.in_flight,
-            replica.state == "draining",
-            self._flow.still_to_move(replica.id),
-            outlook.slots,
-            outlook.holdings.live_tokens / total if total else None,
+            server.in_flight,
+            server.state == "draining",
+            sum(self._flow.still_to_move(replica.id) for replica in server.replicas),
+            None if None in slots else sum(n or 0 for n in slots),
+            live / total if all(totals) else None,
         )

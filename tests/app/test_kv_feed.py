@@ -99,6 +99,8 @@ class Publisher:
 class Replica:
     """The pages of an SGLang with a feed; `seed` changes at each start."""
 
+    kind = "sglang"
+
     def __init__(self, feed: Publisher | None, *, replays: bool = True) -> None:
         self.feed = feed
         self.seed = 1
@@ -131,6 +133,37 @@ class Replica:
             await send({"type": "http.response.body", "body": body})
 
 
+class Ranks:
+    """The pages of a vLLM of so many ranks, each with a feed, listed the last one first."""
+
+    kind = "vllm"
+
+    def __init__(self, *feeds: Publisher) -> None:
+        self._feeds = feeds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        ranks = range(len(self._feeds))
+        metrics = [f'vllm:num_requests_running{{engine="{rank}"}} 0.0\n' for rank in ranks]
+        sources = {
+            str(rank): {
+                "endpoint": f"tcp://*:{self._feeds[rank].port}",
+                "replay_endpoint": f"tcp://*:{self._feeds[rank].replay_port}",
+            }
+            for rank in reversed(ranks)
+        }
+        pages = {
+            "/health": b"",
+            "/v1/models": msgspec.json.encode({"data": [{"id": "m"}]}),
+            "/version": msgspec.json.encode({"version": "0.32.0"}),
+            "/metrics": "".join(["process_start_time_seconds 1.0\n", *metrics]).encode(),
+            "/kv_event_sources": msgspec.json.encode(sources),
+        }
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": pages[scope["path"]]})
+
+
 class Router:
     """A running router before one such replica."""
 
@@ -140,27 +173,46 @@ class Router:
     @property
     def tree(self) -> BlockTree | None:
         """What the router knows of the replica's blocks."""
-        return self.app.pool.get("r").outlook.tree
+        return self.tree_of("r")
 
-    async def until(self, true: Callable[[BlockTree], bool]) -> BlockTree:
+    def tree_of(self, name: str) -> BlockTree | None:
+        """What it knows of a replica's, if that is there."""
+        replica = self.app.pool.find(name)
+        return replica.outlook.tree if replica is not None else None
+
+    async def until(self, true: Callable[[BlockTree], bool], name: str = "r") -> BlockTree:
         """Wait until the tree is there, and is as it must become."""
-        while (tree := self.tree) is None or not true(tree):  # noqa: ASYNC110 - nothing tells
+        while (tree := self.tree_of(name)) is None or not true(tree):  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.01)
         return tree
 
 
-Start = Callable[[Replica], Awaitable[Router]]
+Start = Callable[[Replica | Ranks], Awaitable[Router]]
+Publish = Callable[[], Awaitable[Publisher]]
 
 
 @pytest.fixture
-async def publisher() -> AsyncIterator[Publisher]:
-    """A feed that has not published anything."""
+async def publish() -> AsyncIterator[Publish]:
+    """Makes feeds that have not published anything."""
     context = zmq.asyncio.Context()
-    publisher = Publisher(context)
-    await publisher.start()
-    yield publisher
-    await publisher.stop()
+    made = []
+
+    async def publish() -> Publisher:
+        publisher = Publisher(context)
+        await publisher.start()
+        made.append(publisher)
+        return publisher
+
+    yield publish
+    for publisher in made:
+        await publisher.stop()
     context.destroy(linger=0)
+
+
+@pytest.fixture
+async def publisher(publish: Publish) -> Publisher:
+    """One such feed."""
+    return await publish()
 
 
 @pytest.fixture
@@ -168,10 +220,10 @@ async def start() -> AsyncIterator[Start]:
     """Starts routers, which look at their replica often."""
     async with AsyncExitStack() as stack:
 
-        async def start(replica: Replica) -> Router:
+        async def start(replica: Replica | Ranks) -> Router:
             url = await stack.enter_async_context(_served(replica))
             settings = Settings(router={"probe_interval_s": 0.05})  # type: ignore[arg-type]
-            app = create_app(settings, specs=[ReplicaSpec(id="r", engine="sglang", url=url)])
+            app = create_app(settings, specs=[ReplicaSpec(id="r", engine=replica.kind, url=url)])
             await stack.enter_async_context(app.running())
             return Router(app)
 
@@ -179,7 +231,7 @@ async def start() -> AsyncIterator[Start]:
 
 
 @asynccontextmanager
-async def _served(replica: Replica) -> AsyncIterator[str]:
+async def _served(replica: Replica | Ranks) -> AsyncIterator[str]:
     config = uvicorn.Config(replica, port=0, lifespan="off", log_config=None, access_log=False)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
@@ -334,6 +386,23 @@ async def test_a_message_that_cannot_be_read_is_a_loss(publisher: Publisher, sta
         await publisher.publish(stored(1, session="a"))
         await asyncio.sleep(0.02)
     assert router.tree is not None and not router.tree.whole
+
+
+async def test_each_rank_of_a_server_holds_what_its_own_feed_tells(
+    publish: Publish, start: Start
+) -> None:
+    """Whatever the order in which the server lists them."""
+    first, second = await publish(), await publish()
+    await first.publish(stored(1, session="a"))
+    await second.publish(stored(1, 2, session="b"))
+    router = await start(Ranks(first, second))
+    zero = await router.until(lambda tree: tree.whole, "r@0")
+    one = await router.until(lambda tree: tree.whole, "r@1")
+    assert (zero.held_tokens("a"), zero.held_tokens("b")) == (SIZE, 0)
+    assert (one.held_tokens("a"), one.held_tokens("b")) == (0, 2 * SIZE)
+    await first.publish(CLEARED)
+    await router.until(lambda tree: tree.held_tokens("a") == 0, "r@0")
+    assert one.held_tokens("b") == 2 * SIZE and router.app.pool.find("r") is None
 
 
 async def test_a_replica_without_a_feed_has_no_tree(start: Start) -> None:

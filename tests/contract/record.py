@@ -7,6 +7,8 @@ lists are cut to what an adapter could want to read, and paths of the machine ar
 `--only identity_restarted` records the identity of another start of the same replica, which is
 what shows that its incarnation differs. Run it first, restart the replica, then record the rest.
 `--only count` records a prompt's tokens as the adapter has them counted, and a turn of it.
+`--only ranks` records a server with data-parallel ranks: what it says of them and of their feeds, a
+turn sent to each while the last one still runs, and the load then.
 `--only kv_events` records what a replica that has just started publishes over two turns.
 `--only adapters --adapters DIR` records how it loads and lets go of the LoRA adapters there: `one`
 and `two`, made by `tests/live/make_adapter.py`, and `big`, of a rank that it was not started for.
@@ -26,7 +28,7 @@ import zmq
 
 from sessile.engines.base import engine
 from sessile.router.adapters import Adapter
-from sessile.router.replica import Call, Engine, Load, Reply
+from sessile.router.replica import Call, Engine, Identity, Load, Reply
 
 RECORDED = Path(__file__).with_name("recorded")
 _RULES = " ".join(
@@ -46,7 +48,7 @@ _TOOL = {
 }
 _KEPT_INFO = ("random_seed", "startup_time", "version", "context_length", "served_model_name",
               "max_total_tokens", "page_size", "enable_cache_report", "kv_events",
-              "max_loaded_loras")  # fmt: skip
+              "max_loaded_loras", "dp_size", "attn_dp_size")  # fmt: skip
 _KEPT_METRICS = re.compile(
     r"^(# \w+ )?(process_start_time_seconds|process_open_fds|vllm:num_requests_(running|waiting)"
     r"|vllm:lora_requests_info|vllm:kv_cache_usage_perc|vllm:cache_config_info|vllm:engine_sleep_state"
@@ -91,7 +93,8 @@ class Recorder:
         self.turns += 1
         fields = self.engine.fields(turn=self.turn, session="recorded", salt=self.nonce)
         body = {"model": "smollm2", **sent, **fields}
-        with self.http.stream("POST", path, json=body) as reply:
+        headers = list(self.engine.headers("recorded"))
+        with self.http.stream("POST", path, json=body, headers=headers) as reply:
             yield body, reply
 
     @property
@@ -275,6 +278,29 @@ def record_adapters(r: Recorder, folder: Path) -> None:
         r.save(case, r.ask(r.engine.drop_adapter_call("one")))
 
 
+def record_ranks(r: Recorder) -> None:
+    """Each rank computes the prompt that the others have cached; the last one is seen at it."""
+    told = [r.ask(call) for call in r.engine.identity_calls()]
+    r.save("ranks_identity", *told)
+    r.save("ranks_feed", *[r.ask(call) for call in r.engine.feed_calls()])
+    whole, last = r.engine, _identity(r.engine, told).ranks - 1
+    messages = conversation(r.nonce)
+    hello = {"messages": messages, "max_tokens": 4, "temperature": 0}
+    turns = []
+    for rank in [*range(last + 1)] * 2:
+        r.engine = whole.at_rank(rank)
+        turns.append(r.post("/v1/chat/completions", hello))
+    r.save("ranks_turns", *turns)
+    long = {"messages": messages, "max_tokens": 400, "ignore_eos": True, "stream": True}
+    with r.posting("/v1/chat/completions", long) as (_, reply):
+        next(reply.iter_lines())
+        r.save("ranks_load", *r.load_when(lambda load: load.running == 1))
+
+
+def _identity(adapter: Engine, told: list[dict[str, Any]]) -> Identity:
+    return adapter.read_identity(tuple(Reply(e["status"], reply_body(e)) for e in told))
+
+
 def _replayed(endpoint: str | None) -> list[dict[str, Any]]:
     assert endpoint is not None, "it was started without a replay endpoint"
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
@@ -295,17 +321,19 @@ def main() -> None:
     parser.add_argument("replica", metavar="KIND=URL")
     parser.add_argument("--version", help="where the engine does not tell its own")
     parser.add_argument("--folder", help="below recorded/; the adapter's kind, if none is named")
-    parser.add_argument("--only", choices=["identity_restarted", "count", "kv_events", "adapters"])
+    cases = ["identity_restarted", "count", "kv_events", "adapters", "ranks"]
+    parser.add_argument("--only", choices=cases)
     parser.add_argument("--adapters", type=Path, help="the folder of `--only adapters`")
     options = parser.parse_args()
     kind, _, url = options.replica.partition("=")
     r = Recorder(kind, url.rstrip("/"), options.version, options.folder or kind)
     calls = r.engine.identity_calls()
     told = [r.ask(call) for call in calls]
-    identity = r.engine.read_identity(tuple(Reply(e["status"], reply_body(e)) for e in told))
-    r.version = options.version or identity.version
+    r.version = options.version or _identity(r.engine, told).version
     if options.only == "kv_events":
         record_kv_events(r)
+    elif options.only == "ranks":
+        record_ranks(r)
     elif options.only == "adapters":
         record_adapters(r, options.adapters)
     elif options.only == "count":

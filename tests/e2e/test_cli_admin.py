@@ -1,6 +1,9 @@
 """The commands that look at a running router and act on it."""
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +13,7 @@ from typer.testing import CliRunner
 
 from sessile import Client
 from sessile.cli.admin import register
+from sessile.engines.supervisor import free_ports
 
 Run = Callable[..., tuple[int, str]]
 
@@ -56,6 +60,27 @@ def test_a_replica_is_added_and_removed(run: Run) -> None:
     assert "late" in [replica["id"] for replica in json.loads(run("replicas", "--json")[1])]
     assert run("replicas", "remove", "late") == (0, "late removed\n")
     assert "late" not in run("replicas", "list")[1]
+
+
+def test_the_ranks_of_a_server_are_shown_and_drained_together(run: Run) -> None:
+    """By the name of the server; each has a row of its own."""
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "sessile.lab.fake_replica", "--port", str(port)]
+    with subprocess.Popen([*command, "--model", "ranked", "--ranks", "2"]) as server:
+        try:
+            run("replicas", "add", f"sglang=http://127.0.0.1:{port}", "--id", "pair")
+            while "pair@1" not in (shown := run("status")[1]):
+                time.sleep(0.1)
+            assert "pair@0" in shown and "pair@1" in shown
+            assert run("drain", "pair", "--wait") == (0, "pair draining, nothing runs\n")
+            told = json.loads(run("replicas", "--json")[1])
+            states = {each["id"]: each["state"] for each in told if each["server"] == "pair"}
+            assert states == {"pair@0": "draining", "pair@1": "draining"}
+            assert run("replicas", "resume", "pair") == (0, "pair ready\n")
+            assert run("replicas", "remove", "pair@0")[0] == 1
+            assert run("replicas", "remove", "pair") == (0, "pair removed\n")
+        finally:
+            server.terminate()
 
 
 def test_an_adapter_is_added_listed_and_removed(run: Run) -> None:

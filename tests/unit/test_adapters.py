@@ -145,7 +145,7 @@ def pool(*kinds):
     )
     for n, kind in enumerate(kinds):
         made.add(ReplicaSpec(id=f"{kind}-{n}", engine=kind, url=f"http://h{n}:1"))
-        made.seen(made.get(f"{kind}-{n}"), Identity(models=("m",), incarnation="1"))
+        made.seen(f"{kind}-{n}", Identity(models=("m",), incarnation="1"))
     return made
 
 
@@ -160,7 +160,7 @@ def test_the_replicas_of_an_adapter():
     made.adapters.declare(SQL)
     assert ids(made.outlooks("sql")) == ["vllm-0", "sglang-1"]
     assert ids(made.candidates("sql")) == ["vllm-0", "sglang-1"]
-    made.seen(made.get("sglang-1"), Identity(models=("m",), adapters=(SQL,), incarnation="1"))
+    made.seen("sglang-1", Identity(models=("m",), adapters=(SQL,), incarnation="1"))
     assert ids(made.outlooks("sql")) == ["vllm-0", "sglang-1"]
     assert ids(made.candidates("sql")) == ["sglang-1"]
     assert ids(made.candidates("m")) == ["vllm-0", "sglang-1", "llamacpp-2"]
@@ -172,10 +172,10 @@ def test_the_replicas_of_an_adapter():
 def test_an_adapter_that_only_an_engine_told_of_is_served_where_it_is():
     """Nobody has said that another replica would find it at that path."""
     made = pool("vllm", "vllm")
-    made.seen(made.get("vllm-1"), Identity(models=("m",), adapters=(SQL,), incarnation="1"))
+    made.seen("vllm-1", Identity(models=("m",), adapters=(SQL,), incarnation="1"))
     assert ids(made.outlooks("sql")) == ["vllm-1"]
     assert made.get("vllm-1").outlook.shelf.fixed == {"sql"}
-    made.seen(made.get("vllm-1"), Identity(models=("m",), incarnation="2"))
+    made.seen("vllm-1", Identity(models=("m",), incarnation="2"))
     with raises(NoReplica, match="no replica serves 'm', which the adapter 'sql' is for"):
         made.model("sql")
     assert made.models() == ["m"]
@@ -193,7 +193,7 @@ def test_a_refusal_is_remembered_until_the_replica_or_the_adapter_is_another():
     made.adapters.declare(Adapter(name="sql", base="m", path="/adapters/sql2"))
     assert made.model("sql") == "sql"
     made.adapters.refuse("sql", "vllm-0", "1", "no")
-    made.seen(made.get("vllm-0"), Identity(models=("m",), incarnation="2"))
+    made.seen("vllm-0", Identity(models=("m",), incarnation="2"))
     assert made.model("sql") == "sql"
     made.adapters.forget("sql")
     with raises(ModelNotFound):
@@ -206,9 +206,9 @@ def test_how_many_fit_is_the_engines_word_or_the_settings():
     one = made.get("vllm-0").outlook.shelf
     assert one.limit == 2
     told = Identity(models=("m",), adapters=(SQL,), most_adapters=5, incarnation="1")
-    made.seen(made.get("vllm-0"), told)
+    made.seen("vllm-0", told)
     assert (one.limit, list(one.loaded)) == (5, ["sql"])
-    made.seen(made.get("vllm-0"), Identity(models=("m",), incarnation="2"))
+    made.seen("vllm-0", Identity(models=("m",), incarnation="2"))
     assert list(one.loaded) == []
 
 

@@ -1,7 +1,5 @@
 """Pools, a machine and an engine's flags become commands."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from sessile.engines.flags import Flags
@@ -22,13 +20,14 @@ LLAMA = ModelFacts(
 )  # fmt: skip
 NAMED = ModelFacts(source="org/m", name="org/m")
 SGLANG = """--model-path --served-model-name --host --port --log-level-http --enable-metrics
-    --enable-cache-report --tp-size --context-length --max-running-requests --device --page-size
-    --kv-events-config --enable-session-radix-cache --enable-priority-scheduling
-    --disable-priority-preemption --tool-call-parser --reasoning-parser --max-total-tokens
-    --mem-fraction-static --enable-hierarchical-cache --hicache-ratio --schedule-policy
-    --disable-radix-cache --radix-cache-backend --speculative-algorithm"""
+    --enable-cache-report --tp-size --dp-size --context-length --max-running-requests --device
+    --page-size --kv-events-config --radix-eviction-policy --enable-session-radix-cache
+    --enable-priority-scheduling --disable-priority-preemption --tool-call-parser
+    --reasoning-parser --max-total-tokens --mem-fraction-static --enable-hierarchical-cache
+    --hicache-ratio --schedule-policy --disable-radix-cache --radix-cache-backend --speculative-algorithm"""
 VLLM = """--served-model-name --host --port --disable-uvicorn-access-log --block-size
     --enable-prompt-tokens-details --scheduling-policy --tensor-parallel-size --max-model-len
+    --data-parallel-size --api-server-count
     --max-num-seqs --enable-prefix-caching --kv-events-config --enable-auto-tool-choice
     --tool-call-parser --reasoning-parser --gpu-memory-utilization --kv-cache-memory-bytes"""
 
@@ -45,17 +44,16 @@ def planned(
     names: str = SGLANG,
     binds: bool = True,
 ) -> tuple[list[Launch], list[str]]:
-    """The plan of one pool, ports counted from 20000."""
+    """The plan of one pool, ports counted from 20000, each run after the last."""
     settings = PoolSettings.model_validate({"engine": "sglang", "model": "x", **pool})
     found = Installed(python="/env/bin/python", version="0.5.23", flags=flags(names), binds=binds)
-    counted = ports()
+    free = iter(range(20000, 30000))
+
+    def counted(count: int, run: int) -> list[int]:
+        return [[next(free) for _ in range(run)][0] for _ in range(count)]
+
     asked = Asked(pool=settings, model=model, draft=None, installed=found)
-    return plan([asked], machine, lambda count: [next(counted) for _ in range(count)])
-
-
-def ports() -> Iterator[int]:
-    """Free ports, for a test."""
-    yield from range(20000, 30000)
+    return plan([asked], machine, counted)
 
 
 def test_an_sglang_a_gpu_has_what_a_session_router_wants():
@@ -69,7 +67,8 @@ def test_an_sglang_a_gpu_has_what_a_session_router_wants():
         "--page-size 16 --kv-events-config "
         '\'{"publisher":"zmq","endpoint":"tcp://127.0.0.1:20001",'
         '"replay_endpoint":"tcp://127.0.0.1:20002","bind":true}\' '
-        "--enable-session-radix-cache --enable-priority-scheduling --disable-priority-preemption "
+        "--radix-eviction-policy lru --enable-session-radix-cache "
+        "--enable-priority-scheduling --disable-priority-preemption "
         "--tool-call-parser llama3 --enable-hierarchical-cache --hicache-ratio 1.6"
     ]
     assert notes == []
@@ -92,6 +91,19 @@ def test_a_vllm_has_it_in_its_own_flags():
         f"--gpu-memory-utilization 0.45 --kv-cache-memory-bytes {18 * GIB}"
     )
     assert "--port 20003" in second and "CUDA_VISIBLE_DEVICES=1 " in second
+
+
+def test_a_server_of_ranks_takes_the_gpus_and_ports_of_each():
+    """KV events of rank N are N ports after those of the first; the host cache is shared out."""
+    (one,), _ = planned({"data_parallel": 2})
+    line = one.shown()
+    assert "CUDA_VISIBLE_DEVICES=0,1 " in line and "--dp-size 2 " in line
+    assert "--port 20000 " in line and ":20002" in line and ":20004" in line
+    assert line.endswith("--hicache-ratio 1.9") and one.id == "local-0"
+    (vllm,), _ = planned({"engine": "vllm", "data_parallel": 2}, names=VLLM)
+    assert "--data-parallel-size 2 --api-server-count 1" in vllm.shown()
+    two, _ = planned({"tensor_parallel": 2, "replicas": 1, "args": ["--dp-size=2"]})
+    assert "--port 20000 " in two[0].shown() and ":20004" in two[0].shown()
 
 
 def test_a_vllm_for_adapters_may_load_them_while_it_runs():
@@ -135,13 +147,19 @@ def test_what_does_not_fit_on_a_gpu_is_refused():
 
 def test_the_users_arguments_win():
     """Ours of the same name is not given, nor what does not go with theirs."""
-    args = ["--page-size", "64", "--schedule-policy", "lpm", "--served-model-name", "mine"]
+    args = ["--page-size", "64", "--schedule-policy", "lpm", "--served-model-name", "mine",
+            "--radix-eviction-policy", "slru"]  # fmt: skip
     (launch,), _ = planned({"gpus": 1, "args": args})
-    assert launch.command[-6:] == tuple(args)
+    assert launch.command[-8:] == tuple(args) and "lru" not in launch.command
     assert launch.command.count("--page-size") == 1 and launch.model == "mine"
     assert "--enable-priority-scheduling" not in launch.command
     (launch,), _ = planned({"gpus": 1, "args": ["--disable-radix-cache"]})
-    for absent in ("--kv-events-config", "--enable-session-radix-cache", "--hicache-ratio"):
+    for absent in (
+        "--kv-events-config",
+        "--radix-eviction-policy",
+        "--enable-session-radix-cache",
+        "--hicache-ratio",
+    ):
         assert absent not in launch.command
 
 

@@ -19,6 +19,8 @@ class Upstream:
     streams = 4
 
     def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.closed = 0
         self.pages: dict[str, Reply | Exception] = {
             READY: Reply(200, b""),
             MODELS: Reply(200, b'{"data": [{"id": "m", "max_model_len": 4096}]}'),
@@ -28,10 +30,15 @@ class Upstream:
 
     async def call(self, call: Call, timeout_s: float) -> Reply:
         """The page as it stands."""
+        self.asked.append(call.path)
         page = self.pages.get(call.path, Reply(404, b""))
         if isinstance(page, Exception):
             raise page
         return page
+
+    async def aclose(self) -> None:
+        """Its replica is gone."""
+        self.closed += 1
 
 
 class Watched:
@@ -39,11 +46,11 @@ class Watched:
 
     def __init__(self, kind: str = "sglang") -> None:
         self.upstream = Upstream()
-        pool = Pool(
+        self.pool = Pool(
             lambda spec: Replica(spec, engine(spec.engine), cast(Any, self.upstream)), lambda _: 0
         )
-        self.replica = pool.add(ReplicaSpec(id="r", engine=kind, url="http://r"))
-        self._probe = Probe(pool, self.replica, 1.0, 5.0, lambda: 7.0)
+        self.replica = self.pool.add(ReplicaSpec(id="r", engine=kind, url="http://r"))
+        self._probe = Probe(self.pool, self.pool.servers["r"], 1.0, 5.0, lambda: 7.0)
 
     async def look(self, times: int = 1) -> None:
         """Look so many times."""
@@ -128,6 +135,28 @@ async def test_a_restart_between_two_looks_is_found(watched: Watched) -> None:
     watched.upstream.pages[INFO] = Reply(200, b'{"random_seed": 2}')
     await watched.look(20)
     assert watched.replica.incarnation != before
+
+
+async def test_ranks_are_found_with_a_load_each_and_have_one_look(watched: Watched) -> None:
+    """What was named is not a replica any more; all go down and come back by what one look says."""
+    upstream, pool = watched.upstream, watched.pool
+    upstream.pages |= {
+        INFO: Reply(200, b'{"random_seed": 1, "dp_size": 2}'),
+        LOADS: Reply(200, b'{"loads": [{"dp_rank": 1, "num_running_reqs": 3},'
+                          b' {"dp_rank": 0, "num_running_reqs": 1}]}'),
+    }  # fmt: skip
+    await watched.look()
+    assert watched.replica not in pool and upstream.closed == 1
+    assert [(r.id, r.load and r.load.running) for r in pool] == [("r@0", 1), ("r@1", 3)]
+    assert len({r.incarnation for r in pool}) == 1
+    upstream.pages[READY] = Reply(503, b"")
+    await watched.look()
+    assert [(r.state, r.why) for r in pool] == [("down", "its /ready answered 503")] * 2
+    upstream.pages[READY] = Reply(200, b"")
+    asked = len(upstream.asked)
+    await watched.look()
+    assert [r.state for r in pool] == ["ready", "ready"]
+    assert upstream.asked[asked:] == [READY, MODELS, INFO, LOADS]
 
 
 async def test_the_engine_of_a_url_alone_is_found_when_it_comes_up() -> None:

@@ -27,6 +27,8 @@ def pool(**settings: object) -> PoolSettings:
         ({"tensor_parallel": 3}, [(0, 1, 2)]),
         ({"replicas": 2}, [(0,), (1,)]),
         ({"replicas": 2, "tensor_parallel": 2}, [(0, 1), (2, 3)]),
+        ({"data_parallel": 2, "tensor_parallel": 2}, [(0, 1, 2, 3)]),
+        ({"data_parallel": 2}, [(0, 1), (2, 3)]),
         ({"replicas": 3, "gpus": 1}, [(0,), (0,), (0,)]),
         ({"replicas": 6, "gpus": (2, 3)}, [(2,), (3,), (2,), (3,), (2,), (3,)]),
         ({"replicas": 2, "gpus": 0}, [(), ()]),
@@ -58,6 +60,8 @@ def test_without_a_gpu_replicas_are_on_the_cpu():
         ({"gpus": 3}, 2, "3 are asked for, 2 are left"),
         ({"tensor_parallel": 4}, 2, "needs 4, 2 are left"),
         ({"gpus": (0, 1, 2), "tensor_parallel": 2}, 4, "groups of 2"),
+        ({"gpus": (0, 1, 2), "data_parallel": 2}, 4, "data_parallel: 3 GPUs"),
+        ({"data_parallel": 2, "tensor_parallel": 2}, 3, "needs 4, 3 are left"),
         ({"tensor_parallel": 2}, 0, "there is no GPU"),
     ],
 )
