@@ -243,7 +243,7 @@ async def test_a_sessions_newest_turn_is_found(log: StreamLog) -> None:
 
 
 async def test_what_is_said_into_a_turn_is_kept_once(log: StreamLog) -> None:
-    """In order, under its key; its owner hears of it with the next write, and the one that takes the
+    """In order, under its key; its owner hears of it with the next write, and whoever takes the
     turn over finds it."""
     assert await log.steer("acme", "t", "k1", b"Stop.", 2) == "gone"
     await write(log, batch(0, "a", accept=ACCEPT))
