@@ -39,12 +39,17 @@ class Orphan(msgspec.Struct, frozen=True):
 
 
 class Durable:
-    """One a router. `resume` brings a turn that was taken over to its end; it never raises."""
+    """One a router. `resume` brings a turn that was taken over to its end; it never raises. None is
+    taken before this router is `able` to run one."""
 
-    def __init__(self, store: Store, resume: Callable[[Orphan], Coroutine[Any, Any, None]]) -> None:
+    def __init__(
+        self, store: Store, resume: Callable[[Orphan], Coroutine[Any, Any, None]],
+        able: Callable[[], bool],
+    ) -> None:  # fmt: skip
         self._store = store
         self._log = store.events
         self._resume = resume
+        self._able = able
         self._runs: dict[asyncio.Task[Any], LiveTurn] = {}
         self._beside: list[asyncio.Task[None]] = []
         self.writer = EventWriter(self._log, lambda: store.available)
@@ -120,7 +125,11 @@ class Durable:
         """
         back_at = self._store.available_since
         was_away = back_at not in (0.0, self._there_since)
-        if self.stopping or (was_away and time.monotonic() - back_at < self._log.limits.lease_s):
+        if (
+            self.stopping
+            or not self._able()
+            or (was_away and time.monotonic() - back_at < self._log.limits.lease_s)
+        ):
             return False
         try:
             taken = await self._log.take(tenant, turn, self.writer.owner)
@@ -150,7 +159,7 @@ class Durable:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(self._log.limits.lease_s / _SWEEPS)
-            if not self._store.available:
+            if not (self._store.available and self._able()):
                 continue
             try:
                 for tenant, turn in await self._log.orphans(_MOST_TAKEN):

@@ -70,7 +70,10 @@ class Responses:
         self._maker = Maker(flow, pool, store, self._transcripts, self.contexts, clock)
         self.store = store
         self.clock = clock
-        self.turns = Durable(store, lambda orphan: resume(self, orphan))
+        self.turns = Durable(
+            store, lambda orphan: resume(self, orphan),
+            able=lambda: any(replica.state == "ready" for replica in pool),
+        )  # fmt: skip
         self.once = Once(store, self.turns, settings.sessions.lock_wait_s)
         self.surface = Surface(flow, pool, self.contexts)
 
