@@ -101,12 +101,12 @@ class LiveTurn:
     @property
     def safe(self) -> int:
         """Clients may be told the events before this number."""
-        return self.next if self._pace.late else max(self.written, self.sent, self.first)
+        return self.next if self._pace.late else max(self.sent, self.first)
 
     async def told(self) -> None:
         """Wait until clients may be told everything; for who tells it. Raises `TurnTaken`."""
         upto = self.next
-        while self.safe < upto and self.stopped != "lost":
+        while self.sent < upto and not self._pace.late and self.stopped != "lost":
             self._teller = asyncio.get_running_loop().create_future()
             await self._teller
         if self.stopped == "lost":
@@ -159,18 +159,16 @@ class LiveTurn:
         )
 
     def sends(self, upto: int) -> None:
-        """The events before number `upto` are on their way, under a lease that holds."""
-        if upto > self.safe:
+        """The events before number `upto` are on their way, under a lease that holds, or there."""
+        if upto > self.sent:
             self.sent = upto
             self.wake()
 
     def wrote(self, upto: int) -> None:
         """The log goes on at number `upto`."""
-        told = self.safe
         self.known = True
         self.written = min(upto, self.next)
-        if self.safe > told or self.ended:
-            self.wake()
+        self.sends(self.written)
 
     def forgotten(self) -> None:
         """The log has lost the turn: it is given all that is still here."""
