@@ -108,8 +108,9 @@ class EventWriter:
         began = time.monotonic()
 
         def sent() -> None:
+            now = time.monotonic()
             for live, batch in zip(turns, batches, strict=True):
-                if began < live.leased_until:
+                if now < live.leased_until:
                     live.sends(batch.first + len(batch.events))
 
         try:

@@ -211,10 +211,13 @@ class Responses:
             return
         assert job.live is not None
         id = successor_id(job.id)
-        before = await self.store.events.look(job.tenant, id) if again else None
-        if before is not None:
-            job.pending[-1] = named(job.pending[-1], accepted_before(before.accept.record))
-            return
+        if again:
+            with suppress(StoreUnavailable):
+                before = await self.store.events.look(job.tenant, id)
+                if before is not None:
+                    successor_before = accepted_before(before.accept.record)
+                    job.pending[-1] = named(job.pending[-1], successor_before)
+                    return
         said = await self.turns.said_into(job.live)
         body = successor(job.accepted.body, job.id, said_in(said))
         accepted = msgspec.structs.replace(
