@@ -185,7 +185,7 @@ class App:
         api.include_router(adapter_routes(self.adapters, self.pool, self.auth))
         api.include_router(responses_routes(self.responses, self.auth, self.settings))
         api.include_router(event_routes(self.responses.turns, self.auth))
-        api.include_router(run_routes(self.responses, self.auth))
+        api.include_router(run_routes(self.responses, self.auth, self.settings))
         api.include_router(browser_routes())
         api.include_router(conversation_routes(self.store, self.auth, self.settings))
         api.include_router(

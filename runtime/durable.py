@@ -18,6 +18,7 @@ from sessile.event_feed import EventFeed
 from sessile.event_writer import EventWriter
 from sessile.live_turn import LiveTurn
 from sessile.sessions.store import Store
+from sessile.sessions.stream_log import Steered
 
 log = logging.getLogger("sessile.events")
 
@@ -38,12 +39,17 @@ class Orphan(msgspec.Struct, frozen=True):
 
 
 class Durable:
-    """One a router. `resume` brings a turn that was taken over to its end; it never raises."""
+    """One a router. `resume` brings a turn that was taken over to its end; it never raises. None is
+    taken before this router is `able` to run one."""
 
-    def __init__(self, store: Store, resume: Callable[[Orphan], Coroutine[Any, Any, None]]) -> None:
+    def __init__(
+        self, store: Store, resume: Callable[[Orphan], Coroutine[Any, Any, None]],
+        able: Callable[[], bool],
+    ) -> None:  # fmt: skip
         self._store = store
         self._log = store.events
         self._resume = resume
+        self._able = able
         self._runs: dict[asyncio.Task[Any], LiveTurn] = {}
         self._beside: list[asyncio.Task[None]] = []
         self.writer = EventWriter(self._log, lambda: store.available)
@@ -81,6 +87,35 @@ class Durable:
         live.stop = task.cancel
         return task
 
+    async def steer(self, tenant: str, turn: str, key: str, said: bytes, most: int) -> Steered:
+        """Say something into a turn that runs by itself, at whichever router, once under its key:
+        whoever brings the turn to its end takes it in, `most` of them. Raises `StoreUnavailable`
+        where the turn does not run here and the log is away."""
+        live = self.writer.find(tenant, turn)
+        if live is None or live.ended:
+            return await self._log.steer(tenant, turn, key, said, most)
+        if key in live.steers:
+            return "known"
+        if len(live.steers) >= most:
+            return "full"
+        live.steers[key] = said
+        try:
+            if not live.known:
+                await self.writer.flush()
+            await self._log.steer(tenant, turn, key, said, most)
+        except StoreUnavailable:
+            log.warning("a steer is known to its router only turn=%s", turn)
+        return "ok"
+
+    async def said_into(self, live: LiveTurn) -> dict[str, bytes]:
+        """All that was said into a turn of this router, by its keys, in order."""
+        if live.steered > len(live.steers):
+            try:
+                return {**dict(await self._log.steers(*live.key)), **live.steers}
+            except StoreUnavailable:
+                log.warning("what was said elsewhere into a turn is not known turn=%s", live.key[1])
+        return live.steers
+
     async def adopt(self, tenant: str, turn: str, seen: int) -> bool:
         """Take over a turn whose lease has run out, and bring it to its end here.
 
@@ -90,19 +125,25 @@ class Durable:
         """
         back_at = self._store.available_since
         was_away = back_at not in (0.0, self._there_since)
-        if self.stopping or (was_away and time.monotonic() - back_at < self._log.limits.lease_s):
+        if (
+            self.stopping
+            or not self._able()
+            or (was_away and time.monotonic() - back_at < self._log.limits.lease_s)
+        ):
             return False
         try:
             taken = await self._log.take(tenant, turn, self.writer.owner)
             if taken is None:
                 return False
             told = await self._told(tenant, turn)
+            steers = await self._log.steers(tenant, turn)
         except StoreUnavailable:
             return False
         log.info("turn was taken over turn=%s next=%d", turn, taken.next)
         self.taken += 1
         first = max(taken.next, seen + 1)
         live = self.writer.begin(tenant, turn, taken.record, fence=taken.fence, first=first)
+        live.steers = dict(steers)
         orphan = Orphan(tenant, turn, taken.record, told, taken.cancel, live)
         self.spawn(live, self._resume(orphan))
         return True
@@ -118,7 +159,7 @@ class Durable:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(self._log.limits.lease_s / _SWEEPS)
-            if not self._store.available:
+            if not (self._store.available and self._able()):
                 continue
             try:
                 for tenant, turn in await self._log.orphans(_MOST_TAKEN):

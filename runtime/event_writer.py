@@ -1,9 +1,9 @@
 """Writes the events of this router's turns to the log: many turns at once, every few ms.
 
-Clients are told an event once it is written. They wait for no more than 20 ms: a log that is late,
-or away, holds nobody up until it has caught up. While the store is away, events wait in memory,
-a bounded part of each turn; what fell out of that before it could be written is missing in the log
-for good, and counted.
+Clients are told an event once it is on its way. They wait for no more than 20 ms: a log that is
+late, or away, holds nobody up until it has caught up. While the store is away, events wait in
+memory, a bounded part of each turn; what fell out of that before it could be written is missing in
+the log for good, and counted.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ _LINGER_S = 0.004
 _LATE_S = 0.02
 _RETRY_S = 0.1
 _RENEWALS = 4  # in the time of a lease
+_TRUSTED = 2  # a lease is counted on for half its time: clocks and stalls have the rest
 _CLOSING_S = 1.0
 _MOST_LEFT = 2_000  # turns that have ended and could not be written yet
 
@@ -104,8 +105,16 @@ class EventWriter:
 
     async def _write(self, turns: list[LiveTurn]) -> bool:
         batches = [live.batch() for live in turns]
+        began = time.monotonic()
+
+        def sent() -> None:
+            now = time.monotonic()
+            for live, batch in zip(turns, batches, strict=True):
+                if now < live.leased_until:
+                    live.sends(batch.first + len(batch.events))
+
         try:
-            written = await self._log.append(batches)
+            written = await self._log.append(batches, sent)
         except StoreUnavailable:
             self._dirty |= dict.fromkeys(live for live in turns if live.dirty)
             self._give_way()
@@ -116,7 +125,9 @@ class EventWriter:
             if told.state != "ok":
                 self._settle(live, told)
                 continue
+            live.leased_until = began + self._log.limits.lease_s / _TRUSTED
             live.wrote(told.next)
+            live.steered = told.steers
             if told.cancel and not live.ended:
                 live.cancel()
             if live.written < live.next or live.ended:

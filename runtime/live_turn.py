@@ -1,8 +1,10 @@
 """A turn's events as this router tells them: the newest stay in memory, for those who follow here.
 
-An event is told to clients once the log has it, so that no client is ever ahead of what another
-router could tell; where the log is late, which the writer says, clients do not wait for it. What is
-neither in memory nor written any more is a hole, which numbers tell.
+An event is told to clients once it is on its way to the log, so that no client is ever ahead of
+what another router could tell: while the lease that the log last granted holds, no other router has
+the turn, and what is on its way arrives even if this router ends. Without that, an event is told
+once the log says that it has it; and where the log is late, which the writer says, clients do not
+wait for it. What is neither in memory nor written any more is a hole, which numbers tell.
 """
 
 import asyncio
@@ -36,16 +38,18 @@ class Pace:
 
 class LiveTurn:
     """One running turn of this router. Made by the writer; events have the numbers `first` to
-    `next`, those before `written` are in the log.
+    `next`, those before `written` are in the log, those before `sent` at least on their way.
 
     `pace` says whether the log is to be waited for. `stop` is called once, when somebody wants
-    the turn cancelled or another router has it; `stopped` says which.
+    the turn cancelled or another router has it; `stopped` says which. `steers` is what was said
+    into it here, by its keys, `steered` how much the log says that was said anywhere. Until
+    `leased_until`, by the monotonic clock, no other router has it.
     """
 
     __slots__ = (
         "_bytes", "_changed", "_events", "_pace", "_teller", "_told", "accept", "ended", "fence",
-        "first", "key", "known", "missing", "most_bytes", "next", "stop", "stopped",
-        "written",
+        "first", "key", "known", "leased_until", "missing", "most_bytes", "next",
+        "sent", "steered", "steers", "stop", "stopped", "written",
     )  # fmt: skip
 
     def __init__(
@@ -61,7 +65,7 @@ class LiveTurn:
         self.key = key
         self.fence = fence
         self.accept = accept
-        self.first = self.next = self.written = first
+        self.first = self.next = self.written = self.sent = first
         self.known = known  # to the log
         # How many events the log has never been given; of one taken over, it is yet to say so.
         self.missing: int | None = None if known else 0
@@ -69,6 +73,9 @@ class LiveTurn:
         self.stopped: Stop | None = None
         self.most_bytes = _MOST_KEPT_BYTES
         self.stop: Callable[[], object] | None = None
+        self.leased_until = 0.0
+        self.steers: dict[str, bytes] = {}
+        self.steered = 0
         self._told = told
         self._pace = pace
         self._events: list[bytes] = []
@@ -94,12 +101,12 @@ class LiveTurn:
     @property
     def safe(self) -> int:
         """Clients may be told the events before this number."""
-        return self.next if self._pace.late else max(self.written, self.first)
+        return self.next if self._pace.late else max(self.sent, self.first)
 
     async def told(self) -> None:
         """Wait until clients may be told everything; for who tells it. Raises `TurnTaken`."""
         upto = self.next
-        while self.written < upto and not self._pace.late and self.stopped != "lost":
+        while self.sent < upto and not self._pace.late and self.stopped != "lost":
             self._teller = asyncio.get_running_loop().create_future()
             await self._teller
         if self.stopped == "lost":
@@ -121,6 +128,11 @@ class LiveTurn:
         if self._changed is None:
             self._changed = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._changed)
+
+    @property
+    def is_steered(self) -> bool:
+        """Whether something was said into it, here or at another router."""
+        return bool(self.steers) or self.steered > 0
 
     @property
     def dirty(self) -> bool:
@@ -146,11 +158,17 @@ class LiveTurn:
             accept=None if self.known else self.accept,
         )
 
+    def sends(self, upto: int) -> None:
+        """The events before number `upto` are on their way, under a lease that holds, or there."""
+        if upto > self.sent:
+            self.sent = upto
+            self.wake()
+
     def wrote(self, upto: int) -> None:
         """The log goes on at number `upto`."""
         self.known = True
         self.written = min(upto, self.next)
-        self.wake()
+        self.sends(self.written)
 
     def forgotten(self) -> None:
         """The log has lost the turn: it is given all that is still here."""

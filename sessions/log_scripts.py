@@ -1,8 +1,8 @@
 """The Lua of the log of events. The keys of one turn share a hash tag; on a Cluster, no script is
 given more than one turn's.
 
-A turn is a hash (`fence owner record next until ended cancel taken bytes count`) and a stream of
-batches.
+A turn is a hash (`fence owner record next until ended cancel taken bytes count steers`, and for
+each steer `key N`, `steer N` and `steered KEY`) and a stream of batches.
 A batch's id is the number behind its last event, so that those behind event N begin at id N + 1;
 its fields are the number of its first event and its events. Times are the server's own, in ms.
 """
@@ -14,7 +14,7 @@ APPEND = """
 -- router more than what is in it. `batches` is JSON, for each turn [fence, first, last, size,
 -- ended, owner, record_size], the last three only where they are needed; `data` has in a row, for
 -- each, the size bytes of its events and those of its record. No events: the lease is renewed.
--- For each turn {ok 0 | gone 1 | fenced 2 | ended 3, next, cancel, missing}
+-- For each turn {ok 0 | gone 1 | fenced 2 | ended 3, next, cancel, missing, steers}
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local until_ms = string.format('%.0f', now + ARGV[3])
@@ -23,20 +23,20 @@ local most_events, most_bytes, ttl_ms = tonumber(ARGV[1]), tonumber(ARGV[2]), AR
 local function append(turn, stream, batch, data, record)
   local fence, first, last, ended, owner = batch[1], batch[2], batch[3], batch[5], batch[6]
   local facts = redis.call(
-    'HMGET', turn, 'fence', 'next', 'ended', 'cancel', 'bytes', 'count', 'missing')
+    'HMGET', turn, 'fence', 'next', 'ended', 'cancel', 'bytes', 'count', 'missing', 'steers')
   if not facts[1] then
     if not owner then
-      return {1, 0, 0, 0}
+      return {1, 0, 0, 0, 0}
     end
     redis.call('DEL', stream)
     redis.call('HSET', turn, 'fence', fence, 'next', first, 'owner', owner, 'record', record)
-    facts = {fence, 0, false, false, false, false, false}
+    facts = {fence, 0, false, false, false, false, false, false}
   end
   if facts[1] ~= fence then
-    return {2, 0, 0, 0}
+    return {2, 0, 0, 0, 0}
   end
   if facts[3] then
-    return {3, 0, 0, tonumber(facts[7]) or 0}
+    return {3, 0, 0, tonumber(facts[7]) or 0, 0}
   end
   local upto, missing = tonumber(facts[2]), tonumber(facts[7]) or 0
   if data ~= '' and first >= upto then
@@ -67,7 +67,7 @@ local function append(turn, stream, batch, data, record)
   end
   redis.call('PEXPIRE', turn, ttl_ms)
   redis.call('PEXPIRE', stream, ttl_ms)
-  return {0, upto, facts[4] and 1 or 0, missing}
+  return {0, upto, facts[4] and 1 or 0, missing, tonumber(facts[8]) or 0}
 end
 
 local told = {}
@@ -152,4 +152,37 @@ if not facts[1] or facts[2] then
 end
 redis.call('HSET', KEYS[1], 'cancel', '1')
 return 1
+"""
+
+STEER = """
+-- KEYS turn   ARGV key said most
+-- Kept 0, under its key before 1; not, since the turn has ended 2, is unknown 3, has too many 4
+local facts = redis.call('HMGET', KEYS[1], 'fence', 'ended', 'steers', 'steered ' .. ARGV[1])
+if not facts[1] then
+  return 3
+end
+if facts[4] then
+  return 1
+end
+if facts[2] then
+  return 2
+end
+local count = tonumber(facts[3]) or 0
+if count >= tonumber(ARGV[3]) then
+  return 4
+end
+redis.call('HSET', KEYS[1], 'steers', count + 1, 'steered ' .. ARGV[1], '1',
+  'key ' .. count, ARGV[1], 'steer ' .. count, ARGV[2])
+return 0
+"""
+
+STEERS = """
+-- KEYS turn   {key, said, ...}, in order
+local found = {}
+for n = 0, (tonumber(redis.call('HGET', KEYS[1], 'steers')) or 0) - 1 do
+  local one = redis.call('HMGET', KEYS[1], 'key ' .. n, 'steer ' .. n)
+  found[#found + 1] = one[1]
+  found[#found + 1] = one[2]
+end
+return found
 """

@@ -9,7 +9,16 @@ from typing import Literal
 
 import msgspec
 
-from sessile.sessions.stream_log import Accept, Batch, LogLimits, Page, Standing, Taken, Written
+from sessile.sessions.stream_log import (
+    Accept,
+    Batch,
+    LogLimits,
+    Page,
+    Standing,
+    Steered,
+    Taken,
+    Written,
+)
 
 _MOST_IN_ALL_BYTES = 64 * 2**20
 _PAGE = 1024
@@ -28,6 +37,7 @@ class _Turn(msgspec.Struct):
     cancel: bool = False
     taken: bool = False
     missing: int = 0
+    steers: dict[str, bytes] = {}
 
 
 class MemoryLog:
@@ -46,7 +56,9 @@ class MemoryLog:
         self._newest: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._size = 0
 
-    async def append(self, batches: Sequence[Batch]) -> list[Written]:
+    async def append(
+        self, batches: Sequence[Batch], sent: Callable[[], None] | None = None
+    ) -> list[Written]:
         return [self._append(batch) for batch in batches]
 
     def _append(self, batch: Batch) -> Written:
@@ -73,7 +85,7 @@ class MemoryLog:
             turn.ended = batch.ended
             self._count(turn, sum(map(len, batch.events)))
             self._trim(turn)
-        return Written("ok", turn.next, turn.cancel, turn.missing)
+        return Written("ok", turn.next, turn.cancel, turn.missing, len(turn.steers))
 
     async def read(self, tenant: str, turn: str, after: int) -> Page | None:
         found = self._find((tenant, turn))
@@ -112,6 +124,23 @@ class MemoryLog:
             return False
         found.cancel = True
         return True
+
+    async def steer(self, tenant: str, turn: str, key: str, said: bytes, most: int) -> Steered:
+        found = self._find((tenant, turn))
+        if found is None:
+            return "gone"
+        if key in found.steers:
+            return "known"
+        if found.ended:
+            return "ended"
+        if len(found.steers) >= most:
+            return "full"
+        found.steers[key] = said
+        return "ok"
+
+    async def steers(self, tenant: str, turn: str) -> list[tuple[str, bytes]]:
+        found = self._find((tenant, turn))
+        return [] if found is None else list(found.steers.items())
 
     async def newest(self, tenant: str, session: str) -> str | None:
         turn = self._newest.get((tenant, session))

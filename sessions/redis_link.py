@@ -43,9 +43,12 @@ _AWAY = (  # replies that speak of the server, not of the command
     ClusterDownError, MasterDownError, RedisClusterException,
 )  # fmt: skip
 
+_Group = tuple[Sequence[Command], "asyncio.Future[list[Any]]", "Sent | None"]
 T = TypeVar("T")
 Write = Callable[[], Sequence[Command]]
 """Makes the commands of one write."""
+Sent = Callable[[], None]
+"""Called when a batch has been handed to the system, which sends it whatever becomes of us."""
 
 
 class Script:
@@ -65,7 +68,9 @@ class Wire(Protocol):
 
     async def connect(self) -> None: ...
 
-    async def exchange(self, commands: Sequence[Command]) -> list[Any]: ...
+    async def exchange(
+        self, commands: Sequence[Command], sent: Sent | None = None
+    ) -> list[Any]: ...
 
     async def disconnect(self) -> None: ...
 
@@ -82,7 +87,7 @@ class RedisLink:
         self._timeout_s = timeout_s
         self._retry_after_s = retry_after_s
         self._waiting: list[tuple[Command, asyncio.Future[Any]]] = []
-        self._together: list[tuple[Sequence[Command], asyncio.Future[list[Any]]]] = []
+        self._together: list[_Group] = []
         self._queued: list[Write] = []
         self._due = asyncio.Event()
         self._linger: asyncio.TimerHandle | None = None
@@ -122,12 +127,14 @@ class RedisLink:
         """The replies, in order, of commands that travel together."""
         return await asyncio.gather(*[self._submit(command) for command in commands])
 
-    async def run_together(self, commands: Sequence[Command]) -> list[Any]:
+    async def run_together(
+        self, commands: Sequence[Command], sent: Sent | None = None
+    ) -> list[Any]:
         """As `run_all`, for many commands that one task waits for: much cheaper a command. Raises
         `StoreUnavailable` also where only one of them is refused."""
         self._check()
         future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        self._together.append((commands, future))
+        self._together.append((commands, future, sent))
         self._due.set()
         return await future
 
@@ -179,17 +186,19 @@ class RedisLink:
     async def _send(
         self,
         waiting: list[tuple[Command, "asyncio.Future[Any]"]],
-        together: list[tuple[Sequence[Command], "asyncio.Future[list[Any]]"]],
+        together: "list[_Group]",
         queued: list[Write],
     ) -> None:
         commands = [command for command, _ in waiting]
-        for group, _ in together:
+        sent = None
+        for group, _, told in together:  # one at most
             commands += group
+            sent = told
         writes = [self._made(write) for write in queued]
         for write in writes:
             commands += write
         try:
-            replies = await self._in_time(self._exchange(commands))
+            replies = await self._in_time(self._exchange(commands, sent))
         except Exception as error:  # whatever a client library raises, the one task must go on
             if not isinstance(error, _FAILURES):
                 log.exception("store failed in a way that was not foreseen")
@@ -206,7 +215,7 @@ class RedisLink:
             else:
                 future.set_result(reply)
         end = len(waiting)
-        for group, answer in together:
+        for group, answer, _ in together:
             start, end = end, end + len(group)
             _answer(answer, replies[start:end])
         for write in writes:
@@ -239,9 +248,9 @@ class RedisLink:
             finally:
                 timer.cancel()
 
-    async def _exchange(self, commands: list[Command]) -> list[Any]:
+    async def _exchange(self, commands: list[Command], sent: Sent | None = None) -> list[Any]:
         """One round trip; a second one for scripts that the server does not know."""
-        replies = await self._wire.exchange(commands)
+        replies = await self._wire.exchange(commands, sent)
         unknown = [n for n, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:
             full = [
@@ -291,7 +300,7 @@ class RedisLink:
         self.lost_writes += len(self._queued)
         self._queued.clear()
         futures: list[asyncio.Future[Any]] = [future for _, future in waiting]
-        futures += [future for _, future in together]
+        futures += [future for _, future, _ in together]
         for future in futures:
             if not future.done():
                 future.set_exception(error)
@@ -329,13 +338,15 @@ class _Single:
     async def connect(self) -> None:
         await self._connection.connect()  # type: ignore[no-untyped-call]
 
-    async def exchange(self, commands: Sequence[Command]) -> list[Any]:
+    async def exchange(self, commands: Sequence[Command], sent: Sent | None = None) -> list[Any]:
         connection = self._connection
         try:
             packed = [pack_command(command) for command in commands]
         except (TypeError, ValueError):
             return await self._exchange_what_packs(commands)
         await connection.send_packed_command(b"".join(packed), check_health=False)
+        if sent is not None:
+            sent()
         replies: list[Any] = []
         for _ in commands:
             try:
@@ -375,7 +386,7 @@ class _Cluster:
         self._client.set_response_callback("SET", _as_it_is)  # its own knows no NX with GET
         await self._client.initialize()
 
-    async def exchange(self, commands: Sequence[Command]) -> list[Any]:
+    async def exchange(self, commands: Sequence[Command], sent: Sent | None = None) -> list[Any]:
         if self._client is None:
             raise redis.exceptions.ConnectionError("not connected")
         pipeline = self._client.pipeline()

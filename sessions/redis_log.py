@@ -14,7 +14,16 @@ import msgspec
 
 from sessile.sessions import log_scripts
 from sessile.sessions.redis_link import Command, RedisLink, Script
-from sessile.sessions.stream_log import Accept, Batch, LogLimits, Page, Standing, Taken, Written
+from sessile.sessions.stream_log import (
+    Accept,
+    Batch,
+    LogLimits,
+    Page,
+    Standing,
+    Steered,
+    Taken,
+    Written,
+)
 
 _APPEND = Script(log_scripts.APPEND)
 _READ = Script(log_scripts.READ)
@@ -22,11 +31,14 @@ _LOOK = Script(log_scripts.LOOK)
 _TAKE = Script(log_scripts.TAKE)
 _RELEASE = Script(log_scripts.RELEASE_TURN)
 _CANCEL = Script(log_scripts.CANCEL)
-SCRIPTS = (_APPEND, _READ, _LOOK, _TAKE, _RELEASE, _CANCEL)
+_STEER = Script(log_scripts.STEER)
+_STEERS = Script(log_scripts.STEERS)
+SCRIPTS = (_APPEND, _READ, _LOOK, _TAKE, _RELEASE, _CANCEL, _STEER, _STEERS)
 
 _MOST_TURNS = 64  # in one call of a script: the server does nothing else meanwhile
 _PAGE = 16  # batches, each at most a writer's; so that no reply is what the time-out catches
 _STATES: tuple[Literal["ok", "gone", "fenced", "ended"], ...] = ("ok", "gone", "fenced", "ended")
+_STEERED: tuple[Steered, ...] = ("ok", "known", "ended", "gone", "full")
 _SEPARATOR = "\x1f"
 _NEWEST_TTLS = 6  # a turn may run for so many times longer than its last event is kept
 
@@ -55,16 +67,18 @@ class RedisLog:
         self._lease_ms = max(1, round(limits.lease_s * 1000))
         self._ttl_ms = max(1, round(limits.ttl_s * 1000))
 
-    async def append(self, batches: Sequence[Batch]) -> list[Written]:
+    async def append(
+        self, batches: Sequence[Batch], sent: Callable[[], None] | None = None
+    ) -> list[Written]:
         size = 1 if self._link.is_cluster else _MOST_TURNS
         commands = [
             self._append(batches[start : start + size]) for start in range(0, len(batches), size)
         ]
-        replies = await self._link.run_together([*commands, *self._hints(batches)])
+        replies = await self._link.run_together([*commands, *self._hints(batches)], sent)
         return [
-            Written(_STATES[state], upto, cancel == 1, missing)
+            Written(_STATES[state], upto, cancel == 1, missing, steers)
             for told in replies[: len(commands)]
-            for state, upto, cancel, missing in told
+            for state, upto, cancel, missing, steers in told
         ]
 
     def _append(self, batches: Sequence[Batch]) -> Command:
@@ -158,6 +172,15 @@ class RedisLog:
 
     async def cancel(self, tenant: str, turn: str) -> bool:
         return bool(await self._link.run(_CANCEL.command(self._keys(tenant, turn)[:1])))
+
+    async def steer(self, tenant: str, turn: str, key: str, said: bytes, most: int) -> Steered:
+        keys = self._keys(tenant, turn)[:1]
+        state: int = await self._link.run(_STEER.command(keys, key, said, most))
+        return _STEERED[state]
+
+    async def steers(self, tenant: str, turn: str) -> list[tuple[str, bytes]]:
+        flat = await self._link.run(_STEERS.command(self._keys(tenant, turn)[:1]))
+        return [(key.decode(), said) for key, said in zip(flat[::2], flat[1::2], strict=True)]
 
     async def newest(self, tenant: str, session: str) -> str | None:
         found = await self._link.run(("GET", self._newest(tenant, session)))

@@ -8,7 +8,7 @@ finds a hole where numbers are missing: the log never invents an event.
 Every method may raise `StoreUnavailable`, and never hangs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -55,13 +55,20 @@ class Written(msgspec.Struct, frozen=True):
     "ok": the log now goes on at `next`; a batch that began before that number changed nothing.
     "gone": the log does not know the turn (any more). "fenced": another router has it. "ended":
     its terminal event has been written. `cancel`: somebody wants the turn to be cancelled.
-    `missing`: how many of the turn's events before `next` were never written.
+    `missing`: how many of the turn's events before `next` were never written. `steers`: how many
+    were kept for it.
     """
 
     state: Literal["ok", "gone", "fenced", "ended"]
     next: int = 0
     cancel: bool = False
     missing: int = 0
+    steers: int = 0
+
+
+Steered = Literal["ok", "known", "ended", "gone", "full"]
+"""What became of a steer: kept, kept before under its key, or not, since its turn has ended, is
+unknown, or has as many as it may."""
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -100,8 +107,12 @@ class StreamLog(Protocol):
     def limits(self) -> LogLimits:
         """What it was made with."""
 
-    async def append(self, batches: Sequence[Batch]) -> list[Written]:
-        """Write the next events of many turns, each atomically, in one round trip; in order."""
+    async def append(
+        self, batches: Sequence[Batch], sent: Callable[[], None] | None = None
+    ) -> list[Written]:
+        """Write the next events of many turns, each atomically, in one round trip; in order. `sent`
+        is called, where that can be known, when all is on its way, which even the end of this
+        process does not stop."""
 
     async def read(self, tenant: str, turn: str, after: int) -> Page | None:
         """Events behind number `after` (-1: from the start), a page of them; None: no such turn.
@@ -120,6 +131,12 @@ class StreamLog(Protocol):
 
     async def cancel(self, tenant: str, turn: str) -> bool:
         """Ask the turn's owner to stop; False if it is unknown, or has ended."""
+
+    async def steer(self, tenant: str, turn: str, key: str, said: bytes, most: int) -> Steered:
+        """Keep what is said into a running turn, once under its key, for who owns the turn."""
+
+    async def steers(self, tenant: str, turn: str) -> list[tuple[str, bytes]]:
+        """What was said into the turn, with its keys, in order."""
 
     async def newest(self, tenant: str, session: str) -> str | None:
         """The turn of that session that was accepted last; None where none is known (any more)."""

@@ -7,6 +7,7 @@ conversation goes on while the store is away.
 
 import secrets
 from collections import OrderedDict
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -109,6 +110,12 @@ class Transcripts:
 def new_response_id() -> str:
     """A fresh `resp_...`, which is also the turn's id."""
     return "resp_" + secrets.token_hex(16)
+
+
+def successor_id(response: str) -> str:
+    """The id of the response that takes in what was said into `response`: the same whichever router
+    makes it."""
+    return "resp_" + sha256(f"successor of {response}".encode()).hexdigest()[:32]
 
 
 def item_id(kind: str, response: str, index: int) -> str:

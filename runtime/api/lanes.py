@@ -22,12 +22,14 @@ Lane = str | None
 class Job(msgspec.Struct, frozen=True):
     """A response to make: the `response.create` that asks for it and its size as text. `steers`
     are those that it was made for, if it follows a steered response by itself; `once` is the key
-    under which it is made once, however often it is asked for."""
+    under which it is made once, however often it is asked for. `made` is the response where the
+    router makes it by itself, and the lane is only told of it."""
 
     frame: dict[str, Any]
     size: int = 0
     steers: Sequence[Steer] = ()
     once: str | None = None
+    made: str | None = None
 
 
 class Lanes:

@@ -7,22 +7,33 @@ told of the answer `responses_events`'; it is served by `responses_http` and `re
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import time
 from typing import Any
+
+import msgspec
 
 from sessile.api.hang_up import on_disconnect
 from sessile.api.mcp_client import McpServers
 from sessile.api.responses_body import Asked, read_request
 from sessile.api.responses_context import Contexts, read_turn
 from sessile.api.responses_events import ResponseStream
-from sessile.api.responses_job import Audience, Followed, Job, Made
+from sessile.api.responses_job import Audience, Followed, Job, Made, Successor
 from sessile.api.responses_make import Maker
 from sessile.api.responses_once import Earlier, Once
 from sessile.api.responses_record import Accepted, response_in, write_accepted
 from sessile.api.responses_sequence import Event
+from sessile.api.responses_steered import (
+    accepted_before,
+    follows,
+    named,
+    said_in,
+    successor_in,
+)
 from sessile.api.responses_stored import Surface
+from sessile.api.steering import successor
 from sessile.durable import Durable, Orphan
 from sessile.errors import (
     ClientGone,
@@ -37,8 +48,10 @@ from sessile.flow import Flow
 from sessile.live_turn import LiveTurn, TurnTaken
 from sessile.router.pool import Pool
 from sessile.sessions.store import Store
-from sessile.sessions.transcript import Transcripts, new_response_id
+from sessile.sessions.transcript import Transcripts, new_response_id, successor_id
 from sessile.settings import Settings
+
+log = logging.getLogger("sessile.api")
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -57,7 +70,10 @@ class Responses:
         self._maker = Maker(flow, pool, store, self._transcripts, self.contexts, clock)
         self.store = store
         self.clock = clock
-        self.turns = Durable(store, lambda orphan: resume(self, orphan))
+        self.turns = Durable(
+            store, lambda orphan: resume(self, orphan),
+            able=lambda: any(replica.state == "ready" for replica in pool),
+        )  # fmt: skip
         self.once = Once(store, self.turns, settings.sessions.lock_wait_s)
         self.surface = Surface(flow, pool, self.contexts)
 
@@ -98,7 +114,10 @@ class Responses:
         detach = on_disconnect(headers) == "detach"
         if detach and not asked.store:
             raise InvalidRequest("what is not stored cannot outlive its client", param="store")
-        job = await self._job(tenant, self._accepted(headers, body, asked, once, stream_id, forks))
+        accepted = self._accepted(
+            headers, body, asked, once, stream_id, forks=forks, detached=detach
+        )
+        job = await self._job(tenant, accepted)
         job.stop, job.remember = stop, remember
         if (earlier := await self.once.begin(job)) is not None:
             return await self._again(tenant, earlier, audience)
@@ -121,7 +140,8 @@ class Responses:
         of it. Raises what is wrong with the request.
         """
         asked = read_request(body)
-        job = await self._job(tenant, self._accepted(headers, body, asked, once))
+        accepted = self._accepted(headers, body, asked, once, detached=True)
+        job = await self._job(tenant, accepted)
         if (earlier := await self.once.begin(job)) is not None:
             return earlier.turn
         live = self._accept(job)
@@ -184,6 +204,34 @@ class Responses:
             self.store.put_turn(job.record())
         return True
 
+    async def succeed(self, job: Job, *, again: bool = False) -> None:
+        """Have a response that was steered be followed by one that takes that in, and its last
+        event, which is pending, say so. `again`: another router may have done so before."""
+        if not follows(job):
+            return
+        assert job.live is not None
+        id = successor_id(job.id)
+        if again:
+            with suppress(StoreUnavailable):
+                before = await self.store.events.look(job.tenant, id)
+                if before is not None:
+                    successor_before = accepted_before(before.accept.record)
+                    job.pending[-1] = named(job.pending[-1], successor_before)
+                    return
+        said = await self.turns.said_into(job.live)
+        body = successor(job.accepted.body, job.id, said_in(said))
+        accepted = msgspec.structs.replace(
+            job.accepted, turn=id, created_at=int(self.clock()), asked=read_request(body),
+            body=body, once=None, forks=False, steers=list(said),
+        )  # fmt: skip
+        try:
+            follower = await self._job(job.tenant, accepted)
+        except SessileError as error:  # whoever follows says it then
+            log.warning("steers were not taken in turn=%s why=%r", job.id, error.message)
+            return
+        self.turns.spawn(self._accept(follower), self._run(follower))
+        job.pending[-1] = named(job.pending[-1], Successor(id, accepted.steers))
+
     def forget(self, tenant: str, response: str) -> None:
         """Do not remember a response: it can be continued no longer, unless it is stored."""
         self._transcripts.forget(tenant, response)
@@ -192,11 +240,12 @@ class Responses:
 
     def _accepted(
         self, headers: Headers, body: dict[str, Any], asked: Asked, once: str | None,
-        stream_id: str | None = None, forks: bool = False,
+        stream_id: str | None = None, *, forks: bool = False, detached: bool = False,
     ) -> Accepted:  # fmt: skip
         return Accepted(
             turn=new_response_id(), created_at=int(self.clock()), asked=asked, body=body,
             headers=list(headers), once=once, stream_id=stream_id, forks=forks,
+            detached=detached,
         )  # fmt: skip
 
     async def _job(self, tenant: str, accepted: Accepted) -> Job:
@@ -216,8 +265,9 @@ class Responses:
     def _accept(self, job: Job) -> LiveTurn:
         """From now on the turn is known to all routers, and its events are kept."""
         record, session = write_accepted(job.accepted), job.request.claims.explicit
-        job.live = self.turns.writer.begin(job.tenant, job.id, record, session=session)
-        return job.live
+        live = self.turns.writer.begin(job.tenant, job.id, record, session=session)
+        job.runs_as(live)
+        return live
 
     async def _again(self, tenant: str, earlier: Earlier, audience: Audience) -> Made:
         """Tell of the response of an earlier try."""
@@ -258,6 +308,7 @@ class Responses:
     async def _make(self, job: Job) -> None:
         async with McpServers(job.asked.toolset.servers, self._settings) as servers:
             await self._maker.make(job, servers)
+            await self.succeed(job)
             await self.once.end(job)
             await job.tell(ended=True)
 
@@ -267,7 +318,7 @@ def _made(turn: str, last: bytes) -> Made:
     response = response_in(kind_of(last), last) if last else None
     if response is None:
         raise StoreUnavailable(f"how turn {turn!r} ended was not kept")
-    return Made(response, _failure_in(response))
+    return Made(response, _failure_in(response), successor_in(last))
 
 
 def _failure_in(response: dict[str, Any]) -> SessileError | None:

@@ -36,11 +36,20 @@ class Audience(Protocol):
         """The next events, in their order."""
 
 
+class Successor(msgspec.Struct, frozen=True):
+    """The response that follows a steered one by itself, and the keys of the steers that it took
+    in."""
+
+    id: str
+    steers: list[str]
+
+
 class Made(msgspec.Struct, frozen=True):
-    """A response that has ended, and why it failed if it did."""
+    """A response that has ended, why it failed if it did, and what follows it by itself."""
 
     response: dict[str, Any]
     error: SessileError | None
+    successor: Successor | None = None
 
 
 class Followed(msgspec.Struct, frozen=True):
@@ -93,6 +102,12 @@ class Job:
     def id(self) -> str:
         """The response's id."""
         return self.accepted.turn
+
+    def runs_as(self, live: LiveTurn) -> None:
+        """Others may follow it, and steer it if it runs without its client."""
+        self.live = live
+        if self.accepted.detached:
+            self.stop = lambda: live.is_steered
 
     async def open(self, turn: Turn) -> None:
         """An engine has begun to answer."""

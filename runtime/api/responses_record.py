@@ -22,11 +22,14 @@ class _Record(msgspec.Struct, array_like=True):
     once: str | None
     stream_id: str | None
     forks: bool = False
+    detached: bool = False
+    steers: list[str] = []
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     """A request as it was accepted: its id and time, what it asks for, and how it was asked. One
-    that `forks` is a session of its own, started by that of its parent."""
+    that `forks` is a session of its own, started by that of its parent; one that is `detached` runs
+    on without its client. `steers` are the keys of those that it takes in."""
 
     turn: str
     created_at: int
@@ -36,6 +39,8 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     once: str | None = None
     stream_id: str | None = None
     forks: bool = False
+    detached: bool = False
+    steers: list[str] = []
 
     def skeleton(self, model: str) -> dict[str, Any]:
         """The object that will answer it, before anything is made."""
@@ -57,7 +62,7 @@ def write_accepted(accepted: Accepted) -> bytes:
     return _encode(
         _Record(
             accepted.turn, accepted.created_at, body, kept, accepted.once, accepted.stream_id,
-            accepted.forks,
+            accepted.forks, accepted.detached, accepted.steers,
         )
     )  # fmt: skip
 
@@ -68,7 +73,7 @@ def read_accepted(data: bytes) -> Accepted:
     return Accepted(
         turn=record.turn, created_at=record.created_at, asked=read_request(record.body),
         body=record.body, headers=record.headers, once=record.once, stream_id=record.stream_id,
-        forks=record.forks,
+        forks=record.forks, detached=record.detached, steers=record.steers,
     )  # fmt: skip
 
 

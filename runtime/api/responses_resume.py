@@ -48,6 +48,8 @@ async def resume_response(responses: Responses, orphan: Orphan) -> None:
         record = await responses.store.get_turn(orphan.tenant, orphan.turn)
         if record is not None and record.response is not None:
             _end_as_stored(job, told, record.response)
+            await responses.succeed(job, again=True)
+            job.log(ended=True)
             return
         if orphan.cancel:
             orphan.live.cancel()
@@ -103,7 +105,7 @@ def _job(orphan: Orphan, accepted: Accepted, told: SoFar) -> Job:
     )  # fmt: skip
     request = TurnRequest(tenant=orphan.tenant, path="", model=model, claims=SessionClaims())
     job = Job(orphan.tenant, accepted, asked, Context(model=model), request, stream)
-    job.live = orphan.live
+    job.runs_as(orphan.live)
     return job
 
 
@@ -122,7 +124,7 @@ def _end_as_stored(job: Job, told: SoFar, response: dict[str, object]) -> None:
     if job.accepted.stream_id is not None:
         body["stream_id"] = job.accepted.stream_id
     job.pending.append(Event(kind, msgspec.json.encode(body)))
-    job.log(ended=True)
+    job.stream.response = response
 
 
 async def _release(responses: Responses, job: Job) -> None:

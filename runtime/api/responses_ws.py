@@ -10,13 +10,16 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.types import Message, Receive, Send
 
+from sessile.api.hang_up import on_disconnect
 from sessile.api.lanes import Branch, Branches, Job, Lane, Lanes
 from sessile.api.responses_sequence import Event
+from sessile.api.responses_steered import keep_steer
 from sessile.api.steering import Steer, Steering, generates, joined, successor
 from sessile.api.ws_frames import error_frame, read_frame, read_lane, take_key
 from sessile.api.ws_outbox import Outbox, SlowReader
@@ -24,6 +27,7 @@ from sessile.errors import (
     ConnectionTooOld,
     InvalidRequest,
     SessileError,
+    StoreUnavailable,
 )
 from sessile.settings import WebSocketSettings
 
@@ -108,7 +112,7 @@ class Connection:
                 raise InvalidRequest("frames must be text, each one JSON object")
             frame = read_frame(text)
             if frame.get("type") == "response.steer":
-                await self._tell(self._steering.steer(frame, len(text)))
+                await self._steer(frame, len(text))
                 return
             lane = read_lane(frame)
             if self._old:
@@ -118,6 +122,16 @@ class Connection:
                 self._start(self._work(lane, job))
         except SessileError as error:
             await self._refuse(error, lane)
+
+    async def _steer(self, frame: dict[str, Any], size: int) -> None:
+        """Take a steer, and say so; one for a response that outlives the connection is kept
+        first."""
+        event, steer = self._steering.steer(frame, size, take_key(frame))
+        if steer is not None and self._steering.detached(steer.response):
+            turns, key = self._responses.turns, steer.kept_as
+            with suppress(StoreUnavailable):  # it is then the connection's own
+                await keep_steer(turns, self._tenant, steer.response, key, steer.items)
+        await self._tell(event)
 
     # -- turns
 
@@ -148,10 +162,13 @@ class Connection:
         hearing = _Hearing(self, branch, lane, frame)
         failure: SessileError | None = None
         try:
-            made = await self._responses.make(
-                self._tenant, self._headers, frame, hearing, once=job.once, stream_id=lane,
-                stop=hearing.stops, forks=branch.forks, remember=True,
-            )  # fmt: skip
+            if job.made is not None:
+                made = await self._responses.attend(self._tenant, job.made, hearing)
+            else:
+                made = await self._responses.make(
+                    self._tenant, self._headers, frame, hearing, once=job.once, stream_id=lane,
+                    stop=hearing.stops, forks=branch.forks, remember=True,
+                )  # fmt: skip
         except SessileError as error:
             failure = error
         except OSError:
@@ -167,7 +184,9 @@ class Connection:
         response = made.response
         if not response["store"]:
             self._remembered.append(response["id"])
-        ending = self._steering.ended(response["id"], response["status"], response["output"])
+        follower = made.successor
+        taken = None if follower is None else follower.steers
+        ending = self._steering.ended(response["id"], response["status"], response["output"], taken)
         events = ending.events
         if ending.successor and self._old:
             why = self._too_old().message
@@ -175,10 +194,12 @@ class Connection:
             events = [fails(s, "successor_creation_failed", why) for s in ending.successor]
         for event in events:
             await self._tell(event)
+        if follower is not None:
+            return Job(successor(frame, response["id"], ()), made=follower.id)
         if not ending.successor or self._old:
             return None
-        follows = successor(frame, response["id"], ending.successor)
-        return Job(follows, steers=ending.successor)
+        items = [item for steer in ending.successor for item in steer.items]
+        return Job(successor(frame, response["id"], items), steers=ending.successor)
 
     async def _fail(
         self, lane: Lane, job: Job, claimed: Sequence[Steer], hearing: "_Hearing",
@@ -202,7 +223,8 @@ class Connection:
     ) -> None:
         """A response has begun; from now on it can be steered, and followed."""
         self._branches.opened(branch, response, session)
-        self._steering.began(response, lane, frame)
+        detached = on_disconnect(self._headers) == "detach" and frame.get("store") is not False
+        self._steering.began(response, lane, frame, detached)
 
     def stops(self, response: str) -> bool:
         """Whether a response has been steered."""
@@ -282,7 +304,8 @@ class _Hearing:
         """The answer has begun; its headers tell whose it is."""
         told = dict(turn.headers())
         self.response = told[b"x-sessile-turn"].decode()
-        session = told.get(b"x-sessile-session", b"").decode() or self.response
+        session = told.get(b"x-sessile-session", b"").decode() or self._branch.session
+        session = session or self.response
         self._connection.opened(self._branch, self._lane, self._frame, self.response, session)
 
     async def tell(self, events: list[Event]) -> None:

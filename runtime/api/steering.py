@@ -3,7 +3,8 @@
 A steer goes to a response of its own connection that is active. The response is then stopped where
 that is safe, and one that follows it by itself takes the steer in; where it stops for tools of the
 client instead, the steer goes with their outputs. Its events are numbered on their own: they are
-the connection's, and no part of what a response has said.
+the connection's, and no part of what a response has said. A response that is detached from its
+connection takes its steers in by itself (`responses_steered`), and says which it took.
 """
 
 import secrets
@@ -18,6 +19,7 @@ from sessile.api.responses_items import to_messages
 from sessile.errors import InvalidRequest, NotSupported
 
 MOST_PENDING = 8
+NOT_STEERABLE = "a response without output, with a conversation or with compaction takes no steer"
 _MOST_OF_ALL = 64
 _MOST_KNOWN = 1_024
 _ITEM_FIELDS = frozenset(("type", "role", "content"))
@@ -39,22 +41,30 @@ Code = Literal[
 
 
 class Steer(msgspec.Struct, frozen=True):
-    """One that was accepted: its input as it was given and as items, and its size as text."""
+    """One that was accepted: its input as it was given and as items, and its size as text. `key` is
+    the client's own, under which it is taken once."""
 
     id: str
     response: str
     given: Any
     items: list[dict[str, Any]]
     size: int
+    key: str | None = None
+
+    @property
+    def kept_as(self) -> str:
+        """What tells it apart from the others of its response."""
+        return self.key or self.id
 
 
 class _Target(msgspec.Struct):
     """A response of this connection: active, waiting for the client's tools with steers queued, or
-    over with that status."""
+    over with that status. One that is `detached` runs on without the connection."""
 
     lane: str | None
     status: str = "active"
     steerable: bool = True
+    detached: bool = False
     steers: list[Steer] = []
 
     @property
@@ -83,10 +93,12 @@ class Steering:
 
     # -- responses
 
-    def began(self, response: str, lane: str | None, frame: Mapping[str, Any]) -> None:
+    def began(
+        self, response: str, lane: str | None, frame: Mapping[str, Any], detached: bool = False
+    ) -> None:
         """A response of this connection is active from now on, as `frame` asked for it."""
-        bound = frame.get("conversation") or frame.get("context_management")
-        self._targets[response] = _Target(lane, steerable=not bound and generates(frame))
+        steerable = is_steerable(frame)
+        self._targets[response] = _Target(lane, steerable=steerable, detached=detached)
         if len(self._targets) > _MOST_KNOWN:
             over = (name for name, t in self._targets.items() if not t.steers and not t.is_active)
             if oldest := next(over, None):
@@ -97,27 +109,42 @@ class Steering:
         target = self._targets.get(response)
         return target is not None and bool(target.steers)
 
-    def ended(self, response: str, status: str, output: Sequence[Mapping[str, Any]]) -> Ending:
-        """The response has ended so: its steers go on, wait, or come to nothing."""
+    def ended(
+        self, response: str, status: str, output: Sequence[Mapping[str, Any]],
+        taken: Sequence[str] | None = None,
+    ) -> Ending:  # fmt: skip
+        """The response has ended so: its steers go on, wait, or come to nothing. `taken` are those
+        that its successor took in, if it has one already."""
         target = self._targets[response]
         target.status = status
         if not target.steers:
             return Ending()
+        if taken is not None:
+            left = [steer for steer in self._take(target) if steer.kept_as not in taken]
+            why = f"response {response!r} had ended before"
+            return Ending([self.fails(steer, "response_already_completed", why) for steer in left])
         required = _required(output)
         if status == "completed" and required:
             target.status = "waiting"
             return Ending([self._waits(steer, target, required) for steer in target.steers])
         steers = self._take(target)
-        if status in ("completed", "incomplete") and not required:
+        if goes_on(status, output):
             return Ending(successor=steers)
         why = f"response {response!r} is {status}: nothing can follow it by itself"
         return Ending([self.fails(steer, "response_not_active", why) for steer in steers])
 
     # -- steers
 
-    def steer(self, frame: Mapping[str, Any], size: int) -> Event:
-        """Take a `response.steer`, or say why not. Raises `InvalidRequest` for one that names no
-        response."""
+    def detached(self, response: str) -> bool:
+        """Whether a response of this connection runs on without it."""
+        target = self._targets.get(response)
+        return target is not None and target.detached
+
+    def steer(
+        self, frame: Mapping[str, Any], size: int, key: str | None = None
+    ) -> tuple[Event, Steer | None]:
+        """Take a `response.steer`, or say why not; the steer, if it is new. Raises `InvalidRequest`
+        for one that names no response."""
         name, given = frame.get("previous_response_id"), frame.get("input")
         if not isinstance(name, str) or not name:
             raise InvalidRequest(
@@ -125,31 +152,32 @@ class Steering:
             )
         target = self._targets.get(name)
 
-        def fails(code: Code, why: str) -> Event:
-            return self._failed({"previous_response_id": name, "input": given}, code, why, target)
+        def fails(code: Code, why: str) -> tuple[Event, None]:
+            told = {**_keyed(name, key), "input": given}
+            return self._failed(told, code, why, target), None
 
         if target is None:
             return fails("response_not_found", f"no response {name!r} was made on this connection")
         try:
-            items = _items(frame)
+            items = read_steer(frame)
         except (InvalidRequest, NotSupported) as error:
             return fails("invalid_input", error.message)
         if target.status in ("completed", "waiting"):
             return fails("response_already_completed", f"response {name!r} has completed")
+        again = (steer for steer in target.steers if key is not None and steer.key == key)
+        if (known := next(again, None)) is not None:
+            return self._told("response.steer.accepted", _named(known), target), None
         if not target.is_active:
             return fails("response_not_active", f"response {name!r} is {target.status}")
         if not target.steerable:
-            return fails(
-                "steering_not_supported",
-                "a response without output, with a conversation or with compaction takes no steer",
-            )
+            return fails("steering_not_supported", NOT_STEERABLE)
         if len(target.steers) >= MOST_PENDING or self._pending >= _MOST_OF_ALL:
             return fails("too_many_pending_steers", "as many steers as may wait are waiting")
         if self._pending and self._bytes + size > self._most_bytes:
             return fails("too_many_pending_steers", "what waits is as large as it may be")
-        steer = Steer("steer_" + secrets.token_hex(12), name, given, items, size)
+        steer = Steer(new_steer_id(), name, given, items, size, key)
         self._queue(target, [steer])
-        return self._told("response.steer.accepted", _named(steer), target)
+        return self._told("response.steer.accepted", _named(steer), target), steer
 
     def claim(self, parent: object) -> list[Steer]:
         """The steers that wait for the tool outputs of `parent`, for the turn that brings them."""
@@ -191,8 +219,7 @@ class Steering:
         )  # fmt: skip
 
     def _failed(self, steer: Event, code: Code, why: str, target: _Target | None) -> Event:
-        error = {"type": "invalid_request_error", "code": code, "message": why}
-        return self._told("response.steer.failed", steer, target, error=error)
+        return self._told("response.steer.failed", steer, target, error=error_of(code, why))
 
     def _told(self, kind: str, steer: Event, target: _Target | None, **more: Any) -> Event:
         event = {"type": kind, "sequence_number": next(self._numbers), "steer": steer, **more}
@@ -208,11 +235,32 @@ def generates(frame: Mapping[str, Any]) -> bool:
     return not prewarm and frame.get("generate") is not False
 
 
-def successor(frame: Mapping[str, Any], response: str, steers: Sequence[Steer]) -> dict[str, Any]:
-    """The `response.create` that follows a steered response by itself: the settings of the one
-    that asked for it."""
-    items = [item for steer in steers for item in steer.items]
-    return {**frame, "input": items, "previous_response_id": response}
+def is_steerable(frame: Mapping[str, Any]) -> bool:
+    """Whether a response that was asked for so can be followed by another that takes steers in."""
+    return not (frame.get("conversation") or frame.get("context_management")) and generates(frame)
+
+
+def goes_on(status: str, output: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether another can follow a response by itself: it has ended, and no tool is owed."""
+    return status in ("completed", "incomplete") and not _required(output)
+
+
+def new_steer_id() -> str:
+    """A fresh id of a steer."""
+    return "steer_" + secrets.token_hex(12)
+
+
+def error_of(code: Code, why: str) -> Event:
+    """Why a steer failed, as its event says it."""
+    return {"type": "invalid_request_error", "code": code, "message": why}
+
+
+def successor(
+    frame: Mapping[str, Any], response: str, items: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The `response.create` that follows a steered response by itself, with what was said: the
+    settings of the one that asked for it."""
+    return {**frame, "input": list(items), "previous_response_id": response}
 
 
 def joined(given: Any, steers: Sequence[Steer]) -> Any:
@@ -241,7 +289,12 @@ def user_message(text: str) -> dict[str, Any]:
 
 
 def _named(steer: Steer) -> Event:
-    return {"id": steer.id, "previous_response_id": steer.response}
+    return {"id": steer.id, **_keyed(steer.response, steer.key)}
+
+
+def _keyed(response: str, key: str | None) -> Event:
+    told = {"previous_response_id": response}
+    return told if key is None else {**told, "idempotency_key": key}
 
 
 def _required(output: Sequence[Mapping[str, Any]]) -> list[Event]:
@@ -255,7 +308,7 @@ def _required(output: Sequence[Mapping[str, Any]]) -> list[Event]:
     return stubs
 
 
-def _items(frame: Mapping[str, Any]) -> list[dict[str, Any]]:
+def read_steer(frame: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The user messages of a steer. Raises `InvalidRequest` or `NotSupported`."""
     for name in frame:
         if name not in _FRAME_FIELDS:

@@ -36,7 +36,7 @@ def read_frame(text: str) -> dict[str, Any]:
 
 
 def take_key(frame: dict[str, Any]) -> str | None:
-    """The `idempotency_key` of a `response.create`, which is no part of what it asks for. Raises
+    """The `idempotency_key` of a frame, which is no part of what it asks for. Raises
     `InvalidRequest`."""
     key = frame.pop("idempotency_key", None)
     return None if key is None else checked_key(key, "idempotency_key")

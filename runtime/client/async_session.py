@@ -11,6 +11,7 @@ from sessile.client.async_run import AsyncReply, AsyncRun, drive, reply_of
 from sessile.client.events import Done, Event
 from sessile.client.turns import Conversation, Turn, new_id
 from sessile.errors import (
+    CapacityError,
     InvalidRequest,
     RouterUnreachable,
     SessileError,
@@ -130,7 +131,8 @@ class AsyncSession:
         if self._turn is None or self._turn.finished or self._stream is None:
             raise InvalidRequest("no turn of this session is running: send it", param="text")
         self._turn.steer(text)
-        await self._line.say(self._turn)
+        with suppress(RouterUnreachable, CapacityError):  # it is brought when the turn is taken up
+            await self._line.say(self._turn)
 
     async def prewarm(self, content: Content, **options: Any) -> Usage:
         """Say something without asking for an answer, so that the replica has read it when the

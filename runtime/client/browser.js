@@ -34,7 +34,7 @@ class Lost extends Error {}
  */
 export class Session {
   #url; #apiKey; #system; #tools; #storage; #name; #reconnectMs; #maxRounds; #options;
-  #state; #socket = null; #queue = null; #busy = false;
+  #state; #socket = null; #queue = null; #busy = false; #bringing = new Set();
 
   constructor({
     url = new URL(import.meta.url).origin, model = null, system = null, apiKey = null, tools = {},
@@ -122,12 +122,14 @@ export class Session {
   }
 
   /** Say something into the running turn: the model stops where that is safe, and goes on with it
-   * in mind. It is said once, at the latest when the answer that runs has ended. */
+   * in mind. It is said once, whatever becomes of its connection, at the latest when the answer that
+   * runs has ended. */
   steer(text) {
     if (this.#state.turn === null) throw new Error("no turn is running: send it");
-    this.#state.turn.steers.push({ text, target: null, id: null });
+    const steer = { text, key: token(), target: null, id: null, refused: null };
+    this.#state.turn.steers.push(steer);
     this.#save();
-    this.#sendSteers();
+    this.#bringSteers();
   }
 
   /** Stop the running turn at the router; the session stays as it was before. */
@@ -213,7 +215,7 @@ export class Session {
           // Not each word: what was said since is told again when the response is taken up.
           if (event.type !== "response.output_text.delta") this.#save();
           if (this.#over()) return;
-          this.#sendSteers();
+          this.#bringSteers();
         }
       } catch (error) {
         if (!lostLine(error)) throw error;
@@ -238,13 +240,14 @@ export class Session {
 
   *#take(turn, event) {
     if (event.type.startsWith("response.steer.")) return told(turn, event);
+    turn.heard = turn.response;
     switch (event.type) {
       case "response.created":
         if (event.response.id !== turn.response) {
           const before = event.response.previous_response_id;
           turn.steers = turn.steers.filter((s) => s.id === null || s.target !== before);
-          Object.assign(turn, { response: event.response.id, said: "", skip: 0, hole: false });
-          Object.assign(turn, { ended: null, calls: [] });
+          begin(turn, event.response.id);
+          turn.heard = turn.response;
         }
         break;
       case "response.output_text.delta":
@@ -264,7 +267,14 @@ export class Session {
         turn.skip = 0;
         if (whole.startsWith(turn.said)) yield* say(turn, whole.slice(turn.said.length));
         for (const item of items) yield* called(turn, item);
-        turn.ended = event.response;
+        if (event.successor) {
+          const { id, steers } = event.successor;
+          turn.steers = turn.steers.filter((steer) => !steers.includes(steer.key));
+          begin(turn, id);
+        } else {
+          turn.ended = event.response;
+        }
+        if (turn.followed || event.successor) lose(turn);
         break;
       }
       case "response.failed": {
@@ -319,7 +329,10 @@ export class Session {
 
   /** Ask over the WebSocket, and give what comes; a frame that is sent again is not run again. */
   async *#ask(turn) {
-    if (this.#socket?.readyState !== WebSocket.OPEN) await this.#open();
+    if (this.#socket?.readyState !== WebSocket.OPEN) {
+      lose(turn);
+      await this.#open();
+    }
     const { socket, queue } = { socket: this.#socket, queue: this.#queue };
     queue.events.length = 0;
     const asked = { ...this.#body(turn), type: "response.create", idempotency_key: turn.key };
@@ -345,24 +358,50 @@ export class Session {
     this.#queue = queue;
   }
 
-  #sendSteers() {
+  /** Bring what waits to the running response: over its connection, or where that is gone to
+   * whichever router answers, also what it lost without an answer. */
+  #bringSteers() {
     const turn = this.#state.turn;
-    if (!turn?.response || turn.ended || this.#socket?.readyState !== WebSocket.OPEN) return;
-    if (turn.followed) return; // its connection is gone: they go with the next request
-    for (const steer of turn.steers.filter((one) => one.target === null)) {
-      steer.target = turn.response;
-      this.#socket.send(JSON.stringify(
-        { type: "response.steer", previous_response_id: turn.response, input: steer.text }));
+    if (!turn?.response || turn.ended || turn.heard !== turn.response) return;
+    const isOpen = this.#socket?.readyState === WebSocket.OPEN;
+    for (const steer of turn.steers) {
+      if (steer.target === null && steer.refused !== turn.response) {
+        steer.target = turn.response;
+        if (isOpen && !turn.followed) {
+          this.#socket.send(JSON.stringify({
+            type: "response.steer", previous_response_id: turn.response, input: steer.text,
+            idempotency_key: steer.key,
+          }));
+        }
+      }
+      if (turn.followed && steer.target === turn.response && steer.id === null) {
+        this.#bring(turn, steer);
+      }
+    }
+  }
+
+  async #bring(turn, steer) {
+    if (this.#bringing.has(steer.key)) return;
+    this.#bringing.add(steer.key);
+    try {
+      const body = { input: steer.text, idempotency_key: steer.key };
+      told(turn, await this.#post(`/sessile/v1/turns/${steer.target}/steer`, body));
+    } catch (error) {
+      if (!lostLine(error)) refuse(steer); // else it is brought again with the next event
+    } finally {
+      this.#bringing.delete(steer.key);
+      this.#save();
     }
   }
 
   /** Take a response up over HTTP. */
   async *#follow(turn) {
+    const { response } = turn;
     Object.assign(turn, { skip: turn.said.length, hole: false, followed: true });
-    const answer = await this.#fetch(`/v1/responses/${turn.response}?stream=true`);
+    const answer = await this.#fetch(`/v1/responses/${response}?stream=true`);
     if (answer.status >= 500) throw new Lost(`the router answered ${answer.status}`);
     if (!answer.ok) {
-      const found = await this.#json(`/v1/responses/${turn.response}`);
+      const found = await this.#json(`/v1/responses/${response}`);
       if (found.status === "in_progress" || found.status === "queued") throw new Lost("it runs");
       const kind = found.status === "cancelled" ? "incomplete" : found.status;
       yield { type: `response.${kind}`, response: found };
@@ -378,6 +417,7 @@ export class Session {
       for (const block of blocks) {
         const data = block.split("\n").find((line) => line.startsWith("data: "));
         if (data) yield JSON.parse(data.slice(6));
+        if (turn.response !== response) return; // another follows it by itself
       }
     }
   }
@@ -412,20 +452,28 @@ function lostLine(error) {
   return error instanceof Lost || error instanceof TypeError;
 }
 
-/** The connection is gone, and with it the steers that did not come into a response. */
+/** Listen to another response. */
+function begin(turn, response) {
+  Object.assign(turn, { response, said: "", skip: 0, hole: false, ended: null, calls: [] });
+}
+
+/** The connection is gone, and with it the steers that did not come into a response; but for the
+ * running one, which says at its end what it took. */
 function lose(turn) {
-  for (const steer of turn.steers) steer.target = steer.id = null;
+  for (const steer of turn.steers) {
+    if (turn.ended || steer.target !== turn.response) steer.target = steer.id = null;
+  }
 }
 
 function told(turn, event) {
-  if (event.type === "response.steer.accepted") {
-    const sent = turn.steers.find((steer) => steer.target !== null && steer.id === null);
-    if (sent) sent.id = event.steer.id;
-  } else if (event.type === "response.steer.failed") {
-    const id = event.steer.id ?? null;
-    const sent = turn.steers.find((steer) => steer.target !== null && steer.id === id);
-    if (sent) sent.target = sent.id = null;
-  }
+  const key = event.steer.idempotency_key;
+  const sent = turn.steers.find((steer) => steer.target !== null && steer.key === key);
+  if (sent && event.type === "response.steer.accepted") sent.id = event.steer.id;
+  if (sent && event.type === "response.steer.failed") refuse(sent);
+}
+
+function refuse(steer) {
+  Object.assign(steer, { refused: steer.target, target: null, id: null });
 }
 
 function* say(turn, delta) {

@@ -229,6 +229,12 @@ def follow_response(response: str, after: int) -> Call[Any]:
     return Call("GET", f"/v1/responses/{_part(response)}?stream=true{behind}", object)
 
 
+def steer_turn(turn: str, text: str, key: str) -> Call[dict[str, Any]]:
+    """Say something into a turn, at whichever router; what a WebSocket would be told."""
+    body = {"input": text, "idempotency_key": key}
+    return Call("POST", f"{_V1}/turns/{_part(turn)}/steer", dict[str, Any], body)
+
+
 def cancel_turn(turn: str) -> Call[Any]:
     return Call("POST", f"{_V1}/turns/{_part(turn)}/cancel", object)
 

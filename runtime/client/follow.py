@@ -38,7 +38,7 @@ class Follower:
 
     def __init__(self, http: AsyncHttp, response: str, after: int, timeout_s: float) -> None:
         self._http = http
-        self._response = response
+        self.response = response
         self._frames = self._read(after, timeout_s)
 
     async def receive(self) -> str | bytes:
@@ -53,7 +53,7 @@ class Follower:
         await self._frames.aclose()
 
     async def _read(self, after: int, timeout_s: float) -> AsyncGenerator[str | bytes, None]:
-        call = calls.follow_response(self._response, after)
+        call = calls.follow_response(self.response, after)
         try:
             async with self._http.stream(call, timeout_s) as answer:
                 if answer.status_code == 200:
@@ -69,7 +69,7 @@ class Follower:
             raise unreachable(self._http.url, broken) from broken
         if isinstance(error, ResponseNotFound):
             raise StreamBroken(
-                f"the router knows nothing of response {self._response} (any more); send the turn"
+                f"the router knows nothing of response {self.response} (any more); send the turn"
                 " again to repeat it"
             ) from error
         if not isinstance(error, RequestError):
@@ -79,7 +79,7 @@ class Follower:
 
     async def _ended(self) -> bytes:
         while True:
-            found = await self._http.call(calls.show_response(self._response))
+            found = await self._http.call(calls.show_response(self.response))
             if (status := found.get("status")) in _ENDS:
                 kind = "incomplete" if status == "cancelled" else status
                 event = {"type": f"response.{kind}", "response": found}

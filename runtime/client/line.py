@@ -12,6 +12,8 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import suppress
 from typing import Any, NoReturn
 
+import msgspec
+
 from sessile.client import calls
 from sessile.client.events import Event
 from sessile.client.follow import Follower
@@ -63,9 +65,13 @@ class Line:
             while turn.receiving:
                 try:
                     if turn.response is None and not self._over_socket:
+                        if not self._socket.is_open:
+                            turn.lost()
                         await self._socket.send(turn.frame(), detach=turn.stored)
                         self._over_socket = True
-                    source = self._socket if self._over_socket else self._follow(turn)
+                    if not self._over_socket:
+                        await self.say(turn)
+                    source = self._socket if self._over_socket else await self._follow(turn)
                     frame = await source.receive()
                 except (Lost, RouterUnreachable, CapacityError) as error:
                     await self._drop()
@@ -98,6 +104,17 @@ class Line:
         if self._over_socket:
             for frame in turn.steer_frames():
                 await self._socket.say(frame)
+            return
+        for steer in turn.unheard():
+            assert steer.target is not None
+            call = calls.steer_turn(steer.target, steer.text, steer.key)
+            try:
+                told = await self._http.call(call)
+            except (RouterUnreachable, CapacityError):
+                raise
+            except SessileError:  # it goes with the next request
+                told = {"type": "response.steer.failed", "steer": {"idempotency_key": steer.key}}
+            turn.receive(msgspec.json.encode(told))
 
     def leave(self, turn: Turn) -> Coroutine[Any, Any, None]:
         """Nobody wants the turn that is asked for any more: what stops it at the router, to be
@@ -109,9 +126,12 @@ class Line:
         """Let go of the connection; the next turn opens another."""
         await self._socket.drop()
 
-    def _follow(self, turn: Turn) -> Follower:
+    async def _follow(self, turn: Turn) -> Follower:
+        assert turn.response is not None
+        if self._follower is not None and self._follower.response != turn.response:
+            await self._follower.aclose()
+            self._follower = None
         if self._follower is None:
-            assert turn.response is not None
             self._follower = Follower(self._http, turn.response, turn.after, self._timeout_s)
         return self._follower
 

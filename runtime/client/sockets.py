@@ -61,6 +61,11 @@ class AsyncSocket:
         self._detaches = False
         self.was_open = False
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection, as far as is known."""
+        return self._connection is not None and self._connection.state is State.OPEN
+
     def another(self) -> "AsyncSocket":
         """One of the same session, not connected yet."""
         made = AsyncSocket(self._address, self._session, self._timeout_s, self._connected)
@@ -71,8 +76,7 @@ class AsyncSocket:
         """Send on the open connection, or on a new one. Turns of one that is to `detach` go on
         without it."""
         connection = self._connection
-        is_open = connection is not None and connection.state is State.OPEN
-        if connection is not None and is_open and self._detaches == detach:
+        if connection is not None and self.is_open and self._detaches == detach:
             try:
                 return await connection.send(frame)
             except ConnectionClosed:

@@ -16,7 +16,7 @@ import msgspec
 from sessile.client.events import Event, Outcome, TextDelta, ToolCall, ToolResult
 from sessile.client.heard import Heard
 from sessile.client.reading import added, as_error, read_usage, text_of, why_incomplete
-from sessile.client.steers import Steers
+from sessile.client.steers import Steer, Steers
 from sessile.client.tools import Tool
 from sessile.errors import ConnectionTooOld, ReplicaRefused
 from sessile.router.replica import Usage
@@ -55,6 +55,7 @@ class _ServerEvent(msgspec.Struct):
     item: dict[str, Any] | None = None
     response: dict[str, Any] | None = None
     steer: dict[str, Any] | None = None
+    successor: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     code: str | None = None
     message: str | None = None
@@ -93,6 +94,7 @@ class Turn:
         self._heard = Heard()
         self._made: list[ToolCall] = []
         self._ended: dict[str, Any] | None = None
+        self._cut = False
         self._body: dict[str, Any] | None = None
         self.key = token_hex(12)
         self.response: str | None = None
@@ -149,12 +151,13 @@ class Turn:
 
     def frame(self) -> str:
         """The same as a `response.create`; sent again under its key, it is not run again."""
+        self._cut = False
         body = {"type": "response.create", **self.body(), "idempotency_key": self.key}
         return msgspec.json.encode(body).decode()
 
     def follow(self, response: str) -> None:
         """Listen to a response that runs already, from its first event."""
-        self.receiving = True
+        self.receiving = self._cut = True
         self._begin(response)
 
     def answer(self, results: Iterable[ToolResult]) -> list[Event]:
@@ -174,13 +177,36 @@ class Turn:
 
     def steer_frames(self) -> list[str]:
         """What to send for it now: only while there is a response that could take it."""
-        if self.response is None or self._ended is not None or not self.receiving:
+        return [
+            msgspec.json.encode(
+                {
+                    "type": "response.steer", "previous_response_id": self.response,
+                    "input": steer.text, "idempotency_key": steer.key,
+                }
+            ).decode()
+            for steer in self._sent_now()
+        ]  # fmt: skip
+
+    def unheard(self) -> list[Steer]:
+        """What to bring to the running response over HTTP, where it has no connection: also what
+        went over one that was lost without an answer."""
+        if not self._can_take:
             return []
-        return self._steers.send(self.response)
+        self._sent_now()
+        return self._steers.unheard(self.response or "")
+
+    @property
+    def _can_take(self) -> bool:
+        return self._ended is None and self.receiving and self._heard.newest >= 0
+
+    def _sent_now(self) -> list[Steer]:
+        return self._steers.send(self.response or "") if self._can_take else []
 
     def lost(self) -> list[Event]:
-        """The connection is gone; a response that was to follow by itself no longer does."""
-        self._steers.lost()
+        """The connection is gone. A stored response goes on without it, and says at its end which
+        steers it took; one that was to follow by itself after that end no longer does."""
+        self._steers.lost(self.response if self.stored and self._ended is None else None)
+        self._cut = True
         return [] if self._ended is None else self._settle()
 
     # -- what is read
@@ -208,7 +234,7 @@ class Turn:
             case "response.output_item.done":
                 return self._call(event.item or {})
             case "response.completed" | "response.incomplete":
-                return self._end(event.response or {})
+                return self._end(event.response or {}, event.successor)
             case "response.failed":
                 told = (event.response or {}).get("error") or {}
                 # The API knows few codes for a failed response; the router's own is its type.
@@ -256,8 +282,9 @@ class Turn:
         self._made.append(call)
         return [call]
 
-    def _end(self, response: dict[str, Any]) -> list[Event]:
-        """The response is there as a whole: what of it was not told is."""
+    def _end(self, response: dict[str, Any], successor: dict[str, Any] | None) -> list[Event]:
+        """The response is there as a whole: what of it was not told is. A `successor` took in what
+        was said into it, and runs."""
         events: list[Event] = []
         whole = text_of(response)
         if len(whole) > len(self._said) and whole.startswith(self._said):
@@ -267,6 +294,12 @@ class Turn:
                 events += self._call(item)
         self._parent = response["id"]
         self._usage = added(self._usage, read_usage(response.get("usage")))
+        if successor is not None:
+            self._steers.taken(successor["steers"])
+            self._begin(successor["id"])
+            return events
+        if self._cut:
+            self._steers.lost()
         self._ended = response
         return [*events, *self._settle()]
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx2
@@ -179,13 +179,14 @@ async def test_a_turn_that_is_left_stops_at_its_engine(router: Any, client: Asyn
 
 
 class Line:
-    """A TCP relay that can be cut, as a bad network is."""
+    """A TCP relay that can be cut, as a bad network is. While it is `deaf`, what the client says is
+    lost, while it is `dumb`, what it is told."""
 
     def __init__(self, url: str) -> None:
         self._target = int(url.rpartition(":")[2])
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
-        self.refuses = False
+        self.refuses = self.deaf = self.dumb = False
 
     async def __aenter__(self) -> "Line":
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -209,14 +210,19 @@ class Line:
             return
         there, back = await asyncio.open_connection("127.0.0.1", self._target)
         self._writers |= {writer, back}
-        await asyncio.gather(_pipe(reader, back), _pipe(there, writer))
+        await asyncio.gather(
+            _pipe(reader, back, lambda: self.deaf), _pipe(there, writer, lambda: self.dumb)
+        )
         self._writers -= {writer, back}
 
 
-async def _pipe(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+async def _pipe(
+    source: asyncio.StreamReader, sink: asyncio.StreamWriter, loses: Callable[[], bool]
+) -> None:
     try:
         while data := await source.read(65536):
-            sink.write(data)
+            if not loses():
+                sink.write(data)
             await sink.drain()
     except OSError:
         pass
@@ -281,6 +287,64 @@ async def test_a_steer_lost_with_its_line_is_said_all_the_same(router: Any) -> N
         gate.set()
         await rest(events)
     assert said(router) == ["Talk.", "Hello", "Stop."]
+
+
+@pytest.mark.parametrize("lost", ["frame", "answer", "nothing"])
+async def test_a_steer_is_taken_once_wherever_its_line_is_cut(router: Any, lost: str) -> None:
+    """Before the router has it, before the client knows that, and after: the router makes the
+    successor, once, and the client hears all of it."""
+    gate = asyncio.Event()
+    router.engine.plays("Hel", gate, "lo", asyncio.Event())
+    router.engine.says("Stopped.")
+    async with Line(router.url) as line, AsyncClient(line.url) as client:
+        session = client.session()
+        events = session.stream("Talk.")
+        assert await first_delta(events) == "Hel"
+        line.deaf, line.dumb = lost == "frame", lost == "answer"
+        hearing = asyncio.create_task(rest(events))
+        await session.steer("Stop.")
+        await asyncio.sleep(0.1)
+        line.cut()
+        line.deaf = line.dumb = False
+        await asyncio.sleep(0.2)
+        gate.set()
+        text, reply = await hearing
+        assert (text, reply.text) == ("loStopped.", "Stopped.")
+        assert said(router) == ["Talk.", "Hello", "Stop."] and len(router.engine.asked) == 2
+        assert (await session.send("On.")).text != ""
+        assert said(router) == ["Talk.", "Hello", "Stop.", "Stopped.", "On."]
+
+
+async def test_a_steer_outlives_its_client(router: Any) -> None:
+    """Who attaches hears what the model said to it, though nobody was there."""
+    gate = asyncio.Event()
+    router.engine.plays("Hel", gate, "lo", asyncio.Event())
+    router.engine.says("Stopped.")
+    async with AsyncClient(router.url) as other:
+        async with Line(router.url) as line, AsyncClient(line.url) as client:
+            events = client.session("s-1").stream("Talk.")
+            hearing = asyncio.create_task(rest(events))
+            await router.until(lambda: router.engine.running == 1)
+            await asyncio.sleep(0.1)
+            session = await other.attach("s-1")
+            turn = session.running.id
+            path = f"{router.url}/sessile/v1/turns/{turn}/steer"
+            async with httpx2.AsyncClient() as http:
+                for _ in range(2):
+                    body = {"input": "Stop.", "idempotency_key": "k"}
+                    told = (await http.post(path, json=body)).json()
+                    assert told["type"] == "response.steer.accepted"
+                unknown = f"{router.url}/sessile/v1/turns/resp_0/steer"
+                told = (await http.post(unknown, json=body)).json()
+                assert told["error"]["code"] == "response_not_found"
+                told = (await http.post(path, json={"input": 3})).json()
+                assert told["error"]["code"] == "invalid_input"
+            line.cut()
+            hearing.cancel()
+        gate.set()
+        text, reply = await rest(session.running.events())
+        assert (text, reply.text) == ("HelloStopped.", "Stopped.")
+    assert said(router) == ["Talk.", "Hello", "Stop."] and len(router.engine.asked) == 2
 
 
 async def test_a_key_on_the_websocket_runs_a_turn_once(router: Any) -> None:

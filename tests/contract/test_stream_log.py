@@ -237,3 +237,33 @@ async def test_a_sessions_newest_turn_is_found(log: StreamLog) -> None:
     await write(log, batch(0, turn="w", tenant="other", accept=Accept("r", b"", "s2")))
     assert await log.newest("acme", "s") == "u"
     assert await log.newest("acme", "s2") is None and await log.newest("other", "s") is None
+
+
+# -- steers
+
+
+async def test_what_is_said_into_a_turn_is_kept_once(log: StreamLog) -> None:
+    """In order, under its key; its owner hears of it with the next write, and whoever takes the
+    turn over finds it."""
+    assert await log.steer("acme", "t", "k1", b"Stop.", 2) == "gone"
+    await write(log, batch(0, "a", accept=ACCEPT))
+    assert await log.steers("acme", "t") == []
+    assert await log.steer("acme", "t", "k2", b"Stop.", 2) == "ok"
+    assert await log.steer("acme", "t", "k1 \u00fc", b"\x00\xff", 2) == "ok"
+    assert await log.steer("acme", "t", "k2", b"Again.", 2) == "known"
+    assert await log.steer("acme", "t", "k3", b"More.", 2) == "full"
+    assert await log.append([batch(1, "b")]) == [Written("ok", 2, steers=2)]
+    kept = [("k2", b"Stop."), ("k1 \u00fc", b"\x00\xff")]
+    assert await log.steers("acme", "t") == kept
+    assert await log.steer("other", "t", "k4", b"Stop.", 9) == "gone"
+    assert await log.steers("other", "t") == []
+
+
+async def test_nothing_is_said_into_a_turn_that_has_ended(log: StreamLog) -> None:
+    """But what was said before is known to have been."""
+    await write(log, batch(0, "a", accept=ACCEPT))
+    await log.steer("acme", "t", "k1", b"Stop.", 2)
+    await write(log, batch(1, "z", ended=True))
+    assert await log.steer("acme", "t", "k1", b"Stop.", 2) == "known"
+    assert await log.steer("acme", "t", "k2", b"Stop.", 2) == "ended"
+    assert await log.steers("acme", "t") == [("k1", b"Stop.")]

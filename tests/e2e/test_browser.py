@@ -216,6 +216,37 @@ async def test_a_page_steers(page: Page, replica: FakeReplica) -> None:
     assert shown[2] == said[1] + "echo: Shorter."
 
 
+async def test_a_page_steers_at_its_end(page: Page, replica: FakeReplica) -> None:
+    """Left at once, it finds the answer to that when it is loaded again: said once."""
+    replica.fail(Fault(pause_s=0.3))
+    await page.say(WORDS)
+    await page.until(lambda shown: len(shown) > 2 and "w2 " in shown[2])
+    await page.say("Shorter.")
+    await page.ask("Page.reload")
+    shown = await page.until(lambda shown: shown[0] == "ready" and "Shorter." in shown[-1])
+    said = [[m["content"] for m in call.body["messages"]][1:] for call in replica.seen]
+    (asked,) = [contents for contents in said if contents[-1] == "Shorter."]
+    assert asked[0] == WORDS and f"echo: {WORDS}".startswith(asked[1]) and "w39" not in asked[1]
+    assert shown[-1].endswith("echo: Shorter.")
+
+
+async def test_a_page_that_hears_over_http_steers(
+    page: Page, replica: FakeReplica, router: Any
+) -> None:
+    """Its router was killed; what is typed reaches the one that has taken the turn over."""
+    replica.fail(*[Fault(pause_s=0.3)] * 2)
+    await page.say(WORDS)
+    await page.until(lambda shown: len(shown) > 2 and "w2 " in shown[2])
+    router.kill()
+    await page.say("Shorter.")
+    await asyncio.sleep(0.5)
+    await router.start()
+    await page.until(lambda shown: shown[0] == "ready" and "Shorter." in shown[-2])
+    said = [[m["content"] for m in call.body["messages"]][1:] for call in replica.seen]
+    (asked,) = [contents for contents in said if contents[-1] == "Shorter."]
+    assert asked[0] == WORDS and f"echo: {WORDS}".startswith(asked[1]) and "w39" not in asked[1]
+
+
 async def test_a_page_stops_an_answer(page: Page, replica: FakeReplica) -> None:
     """The engine stops, and the next turn goes on from before."""
     replica.fail(SLOW)

@@ -90,6 +90,36 @@ async def test_a_router_killed_before_the_first_token(router: Any, replica: Any)
     assert len(replica.seen) == 2
 
 
+@pytest.mark.parametrize("says", ["before", "while it is away"])
+async def test_a_router_killed_with_a_steer(router: Any, replica: Any, says: str) -> None:
+    """Whether it had accepted the steer or never heard of it, the one that takes the turn over
+    stops the answer, and the model is told the steer, once."""
+    replica.fail(*[Fault(pause_s=0.5)] * 2)
+    async with AsyncClient(router.url) as client:
+        session = client.session()
+        events = session.stream(WORDS)
+        await heard(events, 2)
+        hearing = asyncio.create_task(rest(events))
+        if says == "before":
+            await session.steer("Stop.")
+            await asyncio.sleep(0.2)  # less than a token takes
+            router.kill()
+        else:
+            router.kill()
+            await session.steer("Stop.")
+        await asyncio.sleep(0.2)
+        await router.start()
+        _, reply = await hearing
+        assert reply.text == "echo: Stop."
+        told = [call.body["messages"] for call in replica.seen]
+        said = [[message["content"] for message in messages] for messages in told]
+        asked = [contents for contents in said if contents[-1] == "Stop."]
+        assert len(asked) == 1 and len(asked[0]) == 3 and asked[0][1].startswith("echo: w0")
+        assert len(asked[0][1]) < len(WORDS)
+        assert (await session.send("next")).text == "echo: next"
+    await replica.until(lambda replica: replica.running == 0)
+
+
 async def test_a_router_killed_within_a_tool_loop(router: Any, replica: Any) -> None:
     """Twenty calls, the router killed every so often: each tool's output is sent once, in order."""
     rounds: list[int] = []

@@ -1,6 +1,7 @@
 """What the writer of events does when the log fails it in ways that a store rarely shows."""
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 
 from sessile.errors import StoreUnavailable
 from sessile.event_writer import EventWriter
@@ -13,7 +14,9 @@ class _Deaf(MemoryLog):
 
     loses = ""
 
-    async def append(self, batches: Sequence[Batch]) -> list[Written]:
+    async def append(
+        self, batches: Sequence[Batch], sent: Callable[[], None] | None = None
+    ) -> list[Written]:
         written = [] if self.loses == "batch" else await super().append(batches)
         if self.loses:
             raise StoreUnavailable("no reply came")
@@ -52,3 +55,45 @@ async def test_what_was_not_written_and_is_no_longer_here_is_lost() -> None:
     """All of it, and no more."""
     lost, kept = await _lost("batch")
     assert lost == 20 - len(kept) and not set(range(3, 8)) & set(kept)
+
+
+class _Slow(MemoryLog):
+    """A log that says when a batch is on its way, and answers when it may."""
+
+    def __init__(self) -> None:
+        super().__init__(LogLimits())
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+
+    async def append(
+        self, batches: Sequence[Batch], sent: Callable[[], None] | None = None
+    ) -> list[Written]:
+        if sent is not None:
+            sent()
+        await self.may_answer.wait()
+        return await super().append(batches)
+
+
+async def test_what_is_on_its_way_is_told_while_no_other_router_can_have_the_turn() -> None:
+    """The accept waits for the log's word, which grants the lease; then nothing does until that is
+    half over."""
+    log = _Slow()
+    writer = EventWriter(log, lambda: True)
+    live = writer.begin("acme", "t", b"record")
+
+    async def told_before_the_answer(event: bytes) -> bool:
+        live.tell([event])
+        log.may_answer.clear()
+        writing = asyncio.create_task(writer.flush())
+        await asyncio.sleep(0)
+        told = live.safe == live.next
+        log.may_answer.set()
+        assert await writing and live.safe == live.next
+        return told
+
+    assert not await told_before_the_answer(b"a")
+    assert await told_before_the_answer(b"b")
+    live.leased_until = 0.0
+    assert not await told_before_the_answer(b"c")
+    assert await told_before_the_answer(b"d")
+    await writer.aclose()

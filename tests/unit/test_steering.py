@@ -25,7 +25,7 @@ def steering() -> Steering:
 def steer(steering: Steering, text: Any = "Stop.", response: str = "r", **more: Any) -> Any:
     """What a steer is answered, valid for OpenAI's models."""
     frame = {"type": "response.steer", "previous_response_id": response, "input": text, **more}
-    event = steering.steer(frame, 10)
+    event, _ = steering.steer(frame, 10)
     _EVENT.validate_python(event)
     return event
 
@@ -48,7 +48,8 @@ def test_an_accepted_steer_stops_the_response_and_goes_on_with_its_successor(ste
     assert ending.events == []
     assert [s.id for s in ending.successor] == [accepted["steer"]["id"], later["steer"]["id"]]
     frame = {"model": "m", "tools": [1], "input": "old", "previous_response_id": "before"}
-    follows = successor(frame, "r", ending.successor)
+    items = [item for s in ending.successor for item in s.items]
+    follows = successor(frame, "r", items)
     assert follows == {
         "model": "m", "tools": [1], "previous_response_id": "r",
         "input": [user_message("Stop."), {"type": "message", "role": "user", "content": "Now."}],
@@ -178,7 +179,7 @@ def test_some_responses_cannot_be_steered(steering, frame):
 def test_only_user_messages_are_steers(steering, given):
     """Anything else is given back as invalid, and the response goes on."""
     frame = {"type": "response.steer", "previous_response_id": "r", "input": given}
-    event = steering.steer(frame, 10)
+    event, _ = steering.steer(frame, 10)
     assert code(event) == "invalid_input" and event["steer"]["input"] == given
     assert not steering.wants("r")
 
