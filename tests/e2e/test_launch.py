@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from sessile.engines.supervisor import free_ports
+
 SESSILE = str(Path(sys.executable).with_name("sessile"))
 FAKE = Path(__file__).with_name("fake_sglang.py")
 
@@ -194,3 +196,13 @@ def test_a_dry_run_prints_the_commands_and_starts_nothing(site: Site):
         ["bash", "-c", f"{commands[0]} --help"], capture_output=True, text=True, timeout=60
     )
     assert asked.returncode == 0 and "--served-model-name" in asked.stdout
+
+
+def test_ports_that_are_to_be_in_a_row_are_all_free():
+    """A server of ranks publishes at each; what a run has, no other has."""
+    runs = free_ports(3, 8)
+    ports = [first + n for first in runs for n in range(8)]
+    assert len(set(ports)) == 24
+    for port in ports:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", port))
