@@ -1,11 +1,13 @@
 """Speculation by load and by session: what is learned of paces, and what the scheduler makes of it
 in a small world in virtual time."""
 
+from collections import Counter
 from itertools import count
 
 import pytest
 
 from sessile.router.outlook import Outlook
+from sessile.router.pace import Curve
 from sessile.router.policy import Ask
 from sessile.router.scheduler import Limits, Scheduler
 from sessile.sessions.record import Binding
@@ -28,7 +30,7 @@ class World:
     """Two replicas, one of which speculates; `shared` lets them take their steps in turn, as two
     processes on one GPU do. Sessions run one turn after another, each decoded at its acceptance."""
 
-    def __init__(self, *, shared, tells=True, device=None):
+    def __init__(self, *, shared, tells=True, device=None, counts=True):
         self.brain = Scheduler(Limits())
         self.pool = [Outlook("off", "1"), Outlook("on", "1")]
         self.pool[1].speculates = True
@@ -36,8 +38,10 @@ class World:
             outlook.device = device
         self.shared = shared
         self.tells = tells
+        self.counts = counts
         self.now = 0.0
-        self.reasons = {}
+        self.reasons = Counter()
+        self.where = Counter()
         self._ids = count()
 
     def run(self, accepts, turns, sessions, only=None):
@@ -71,7 +75,8 @@ class World:
         else:
             decision = self.brain.decide(ask, [only], self.now)
             self.brain.book(ask, decision, [only], self.now)
-        self.reasons[decision.reason] = self.reasons.get(decision.reason, 0) + 1
+        self.reasons[decision.reason] += 1
+        self.where[place.length, decision.replica] += 1
         moved = place.bound is None or place.bound.replica != decision.replica
         place.bound = Binding(decision.replica, "1", 1)
         place.cached = 0 if moved else ask.prompt_tokens - 300
@@ -87,7 +92,8 @@ class World:
         for o in self.pool:
             mine, share = self._work(o, running)
             for p in mine:
-                rates[p] = share
+                decodes = o.speculates and not p.prefill_s
+                rates[p] = share * (p.length if decodes else 1.0)
         passes_s = min((p.prefill_s or p.tokens) / rate for p, rate in rates.items())
         self.now += passes_s
         for p, rate in rates.items():
@@ -100,7 +106,7 @@ class World:
                 p.tokens -= rate * passes_s
 
     def _work(self, outlook, running):
-        """What goes on at a replica, and how fast: a prefill in seconds, or tokens."""
+        """What goes on at a replica, and how fast: a prefill in seconds, or steps."""
         mine = [p for p in running if p.bound.replica == outlook.id]
         prefill = [p for p in mine if p.prefill_s][:1]
         step_s = (verify if outlook.speculates else plain)(max(1, len(mine)))
@@ -113,8 +119,7 @@ class World:
                 share = step_s / (step_s + other_s)
         if prefill:
             return prefill, share
-        rate = (mine[0].length if outlook.speculates else 1.0) if mine else 1.0
-        return mine, share * rate / step_s
+        return mine, share / step_s
 
     def _end(self, place, turns):
         place.done += 1
@@ -122,7 +127,8 @@ class World:
         yielded = place.length if self.tells and place.bound.replica == "on" else None
         self.brain.end(
             place.turn, self.now, prompt_tokens=place.prompt, cached_tokens=place.cached,
-            output_tokens=TOKENS, yielded=yielded, pause=None if over else "tool",
+            output_tokens=TOKENS if self.counts else None, yielded=yielded,
+            pause=None if over else "tool",
         )  # fmt: skip
         place.turn = None
         if over:
@@ -163,3 +169,71 @@ def test_auto_is_as_fast_as_the_better_of_on_and_off(batch, length, shared, tell
         world.reasons,
         world.brain._chooser.paces["m"].describe(),
     )
+
+
+def test_a_curve_keeps_what_is_not_seen_any_longer():
+    """And lies between what it has seen; one turn that was late by chance does not move it far."""
+    curve = Curve()
+    assert curve.at(3) is None
+    for _ in range(20):
+        curve.add(1, 0.010)
+    for _ in range(200):
+        curve.add(16, 0.013)
+    curve.add(16, 5.0)
+    near = curve.at(1)
+    assert near is not None and near.step_s == pytest.approx(0.010) and near.away == 0
+    between = curve.at(8.5)
+    assert between is not None and 0.0115 < between.step_s < 0.0135
+
+
+def test_sessions_that_accept_well_speculate_and_the_others_do_not():
+    """Each has a replica of its own device: both kinds of text end where they are faster, though
+    they come together and begin alike."""
+    world = World(shared=False)
+    world.run([4.0, 1.2] * 2, 6, 8)
+    world.where.clear()
+    world.run([4.0, 1.2] * 2, 6, 8)
+    assert world.where[4.0, "on"] > 0.9 * sum(n for (a, _), n in world.where.items() if a == 4.0)
+    assert world.where[1.2, "off"] > 0.7 * sum(n for (a, _), n in world.where.items() if a == 1.2)
+    assert world.reasons["speculation"]
+
+
+def test_a_change_of_the_text_is_found_by_trials():
+    """Nobody speculates any more where it does not pay; when it would again, a trial tells."""
+    world = World(shared=False)
+    world.run([1.1], 1, 200)
+    assert world.reasons["trial"]
+    world.where.clear()
+    world.run([1.1], 1, 300)
+    assert world.where[1.1, "off"] > 280
+    world.run([8.0], 1, 60)
+    world.where.clear()
+    world.run([8.0], 1, 50)
+    assert world.where[8.0, "on"] == 50
+
+
+def test_where_all_are_alike_nothing_is_weighed():
+    """Neither pace nor trial exists: every decision is as it would be without."""
+    world = World(shared=False)
+    world.pool[0].speculates = True
+    world.run([4.0] * 4, 3, 5)
+    assert not world.brain._chooser.paces
+    assert not {"speculation", "trial"} & set(world.reasons)
+
+
+def test_another_router_learns_from_the_news():
+    """What one has measured, the other knows before it has sent a turn."""
+    world = World(shared=False)
+    world.brain.live.peers = True
+    world.run([1.2] * 2, 3, 10)
+    other = Scheduler(Limits())
+    other.hear(world.brain.live.news, world.pool, world.now, "router one")
+    assert other._chooser.paces["m"].known
+    assert other._chooser.paces["m"].yields.typical() == pytest.approx(1.2)
+
+
+def test_an_engine_that_tells_nothing_is_not_tried_for_ever():
+    """New sessions go where they would have gone, after some tries."""
+    world = World(shared=False, counts=False)
+    world.run([1.0], 1, 60)
+    assert 0 < world.reasons["trial"] <= 16
