@@ -8,6 +8,7 @@ argument: the simulator runs this very code in virtual time.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -284,6 +285,10 @@ class Scheduler:
         booked = self._asks.get(turn)
         if booked is not None:
             booked[1].compute(booked[0], 0)
+
+    def paces(self) -> dict[str, Any]:
+        """What is learned of decoding, by model, where only some replicas speculate; for people."""
+        return {model: pace.describe() for model, pace in self._chooser.paces.items()}
 
     # -- moves
 
