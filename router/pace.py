@@ -304,6 +304,8 @@ class Pace:
         if not all(o.id in self._outlooks for o in open_to) or len(self._outlooks) > len(open_to):
             self._watch(open_to, now)
         self._mark(ask.turn, outlook, ask.session, group_of(ask), now, foreseen_s)
+        if outlook.speculates is self._surprised and (ask.bound is None or ask.claimed):
+            self._surprised = None  # a new session goes there
         clock = self._clocks[outlook.id]
         clock.until = max(clock.until, now + _LATE * foreseen_s)
 
@@ -362,7 +364,7 @@ class Pace:
             self._alone[kind].add(told.running, told.step_s)
         if told.speculates:
             expected = self.yields.expect(session, told.group)
-            if told.steps < _SURPRISE * sum(expected) / len(expected):
+            if self.yields.typical() and told.steps < _SURPRISE * sum(expected) / len(expected):
                 self._surprised = True
             self.yields.learn(session, told.group, told.steps)
         self._compare()

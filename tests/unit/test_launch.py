@@ -24,7 +24,8 @@ SGLANG = """--model-path --served-model-name --host --port --log-level-http --en
     --page-size --kv-events-config --radix-eviction-policy --enable-session-radix-cache
     --enable-priority-scheduling --disable-priority-preemption --tool-call-parser
     --reasoning-parser --max-total-tokens --mem-fraction-static --enable-hierarchical-cache
-    --hicache-ratio --schedule-policy --disable-radix-cache --radix-cache-backend --speculative-algorithm"""
+    --hicache-ratio --schedule-policy --disable-radix-cache
+    --radix-cache-backend --speculative-algorithm"""
 VLLM = """--served-model-name --host --port --disable-uvicorn-access-log --block-size
     --enable-prompt-tokens-details --scheduling-policy --tensor-parallel-size --max-model-len
     --data-parallel-size --api-server-count
