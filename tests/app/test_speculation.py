@@ -35,8 +35,8 @@ async def turn(http, router, session: str, **fields) -> httpx2.Response:
 
 
 async def test_new_sessions_go_where_they_decode_faster(site):
-    """Once both have been seen; the receipt tells what was accepted, as do the list of replicas, the
-    policy and the metrics."""
+    """Once both have been seen; the receipt tells what was accepted, as do the list of replicas,
+    the policy and the metrics."""
     async with httpx2.AsyncClient(timeout=30, trust_env=False) as http:
         for number in range(14):
             await turn(http, site, f"s{number}")
