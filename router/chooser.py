@@ -12,12 +12,14 @@ from typing import Literal
 from sessile.router.decide import Decision, nobody
 from sessile.router.holdings import Index
 from sessile.router.outlook import Outlook, totals
+from sessile.router.pace import Pace
 from sessile.router.policy import Ask, rendezvous
 from sessile.router.price import Price, Rates, work
 from sessile.router.returns import Returns
 
 _ADDED_TOKENS = 1000.0  # before any was seen: tool output, and what the user says
 _ADDED_WEIGHT = 0.02
+_FASTER = 0.05  # of what decoding takes, at least, must be saved by a move for its pace
 _AS_GOOD = 1.02  # prices that differ by less are as good
 _HORIZON = 8.0  # turns of a new session that are foreseen, beside its first
 _LEAST_MARGIN_S = 0.05  # nobody notices less
@@ -37,6 +39,7 @@ class Chooser:
         self.rates: defaultdict[str, Rates] = defaultdict(Rates.prior)  # of a model, anywhere
         self._added_tokens = _ADDED_TOKENS  # that a turn of a bound session computes, of late
         self._leaned: dict[str, tuple[int, int]] = {}  # by model: turns seen, how many replicas
+        self.paces: dict[str, Pace] = {}  # of models that only some replicas speculate for
         self._index = Index()
 
     def observe_added(self, tokens: int) -> None:
@@ -71,26 +74,61 @@ class Chooser:
             if ask.claimed is not None:
                 return _decision(ask, home, ask.claimed, home_price)
             margin_s = self._margin_s(ask, home)
-            if home_price.wait_s + home_price.harm_s <= margin_s:
-                return _decision(ask, home, "bound", home_price)
+        new = ask.bound is None or ask.claimed is not None
+        turns = _HORIZON * self.returns.share
+        later = turns * self._added_tokens if new else 0.0
+        pace = self.pace(ask, open_to)
+        decode_s: dict[str, float] = {}  # what is to be chosen by, where the replicas differ in it
+        spare_s = home_decode_s = 0.0
+        if pace is not None:
+            tokens = later + (ask.prompt_tokens if new else self._added_tokens)
+            decode_s = pace.weigh(ask, open_to, turns, tokens)
+            if home is not None:
+                home_decode_s = decode_s[home.id]
+                spare_s = home_decode_s - min(decode_s.values())
+                margin_s += _FASTER * home_decode_s
+        if home_price is not None and home_price.wait_s + home_price.harm_s + spare_s <= margin_s:
+            assert home is not None
+            return _decision(ask, home, "bound", home_price)
         self._lean(ask.model, open_to)
         # A session that is placed now will burden its replica again at each of its turns.
         others = [outlook for outlook in open_to if outlook is not home] if home else open_to
         if not others and home_price is not None:
             assert home is not None
             return _decision(ask, home, "bound", home_price)
-        new = ask.bound is None or ask.claimed is not None
-        later = _HORIZON * self.returns.share * self._added_tokens if new else 0.0
         fill = inf if force else self._fill()
-        prices_s = totals(self._index, others, ask, now, fill=fill, later_tokens=later)
+        plain_s = totals(self._index, others, ask, now, fill=fill, later_tokens=later)
+        prices_s = plain_s
+        if pace is not None:
+            prices_s = [each_s + decode_s[o.id] for o, each_s in zip(others, plain_s, strict=True)]
         best_s = min(prices_s, default=inf)
-        if home is not None and home_price is not None and home_price.total_s <= best_s + margin_s:
+        stays_s = inf if home_price is None else home_price.total_s - margin_s
+        if home_price is not None and stays_s + home_decode_s <= best_s:
+            assert home is not None
             return _decision(ask, home, "bound", home_price)
         if best_s == inf:
             return None
         best = self._best(ask, others, prices_s, best_s)
+        reason = ""
+        if pace is not None and not failed:
+            tried = pace.trial(ask, others, prices_s, turns, now) if new else None
+            if tried is not None:
+                best, reason = tried, "trial"
+            elif plain_s[others.index(best)] > min(*plain_s, stays_s) * _AS_GOOD:
+                reason = "speculation"
         price = best.price(ask, now)
-        return _decision(ask, best, self._reason(ask, best, price, home, open_to, failed), price)
+        reason = reason or self._reason(ask, best, price, home, open_to, failed)
+        return _decision(ask, best, reason, price)
+
+    def pace(self, ask: Ask, open_to: Sequence[Outlook]) -> Pace | None:
+        """How the replicas of the model decode; None where all speculate, or none does: then
+        nothing is to be chosen."""
+        first = open_to[0].speculates
+        for outlook in open_to:
+            if outlook.speculates is not first:
+                model = ask.base or ask.model
+                return self.paces.get(model) or self.paces.setdefault(model, Pace())
+        return None
 
     def _lean(self, model: str, open_to: Sequence[Outlook]) -> None:
         """What is believed of each replica leans on what is seen of all. NOTE: here, and not only

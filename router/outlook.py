@@ -54,6 +54,8 @@ class Outlook:
         self.capacity_tokens: int | None = None
         self.host_tokens = 0
         self.slots: int | None = None
+        self.speculates = False
+        self.device: str | None = None  # that it shares with others of the same, if that is known
         self.reported_queue = 0
         self.foreign_running = 0
         self.foreign_work = 0.0
@@ -98,6 +100,11 @@ class Outlook:
     def others(self) -> float:
         """How many sessions a prefill there holds up."""
         return len(self.runs) + self.foreign_running + _HARM_PAUSED * len(self.paused)
+
+    @property
+    def computes(self) -> bool:
+        """Whether a turn sent here waits for its first token."""
+        return self._computing > 0
 
     @property
     def queued(self) -> int:

@@ -10,6 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from sessile.router.pace import Decoded
+
 
 class FirstToken(msgspec.Struct, frozen=True, array_like=True):
     """A first token of `model` came `seconds` after `amount` of work was begun: what rates are
@@ -25,7 +27,8 @@ class News(msgspec.Struct, frozen=True, array_like=True):
 
     runs     a turn begins: its blocks, and the tokens that it will need
     pauses   it has ended, `tokens` are held, `kind` is what the session waits for, `program`
-             the session that began its program, if that is another; `first` teaches rates
+             the session that began its program, if that is another; `first` teaches rates,
+             `decoded` the pace where only some replicas speculate
     idle     nothing is held for the session any longer
     closed   it is over
     leased   its memory is to be held for so many `seconds` from now
@@ -42,3 +45,4 @@ class News(msgspec.Struct, frozen=True, array_like=True):
     seconds: float = 0.0
     program: str = ""
     first: FirstToken | None = None
+    decoded: Decoded | None = None

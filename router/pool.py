@@ -26,6 +26,8 @@ from sessile.router.policy import Candidate
 from sessile.router.replica import Engine, Identity, Load, ReplicaSpec, State
 from sessile.router.upstream import Upstream
 
+_ACCEPTED_WEIGHT = 0.1
+
 log = logging.getLogger("sessile.pool")
 
 
@@ -48,6 +50,7 @@ class Replica:
         self.incarnation: str | None = spec.incarnation
         self.load: Load | None = None
         self.outlook = Outlook(spec.id, spec.incarnation or "")
+        self.outlook.device = spec.device
         self.ghosts = Ghosts()
         self.in_flight = 0
         self.foreign_streams = 0  # of other routers, as they tell
@@ -55,6 +58,7 @@ class Replica:
         self.failures = 0
         self.prompt_tokens = 0
         self.counts_cached = False  # whether its engine has ever said how much it found cached
+        self.acceptance_length: float | None = None  # of late, as its answers told
         self.judged_tokens = 0  # prompt tokens of turns whose cached tokens are known
         self.completion_tokens = 0
         self.cached_tokens = 0
@@ -66,6 +70,19 @@ class Replica:
         if self.identity is not None:
             return self.identity.models
         return (self.spec.model,) if self.spec.model else ()
+
+    @property
+    def speculates(self) -> bool | None:
+        """Whether it decodes speculatively: by its own word, else by its launcher's."""
+        told = self.identity.speculates if self.identity is not None else None
+        return self.spec.speculates if told is None else told
+
+    def accepted(self, length: float) -> None:
+        """An answer told so many tokens a step."""
+        before = self.acceptance_length
+        self.acceptance_length = (
+            length if before is None else before + _ACCEPTED_WEIGHT * (length - before)
+        )
 
     @property
     def pressure(self) -> int:
@@ -109,9 +126,17 @@ class Replica:
             "prompt_tokens": self.prompt_tokens,
             "cached_tokens": self.cached_tokens,
             "hit_rate": hit,
+            "speculates": self.speculates,
+            "acceptance_length": self._acceptance(),
             "failures": self.failures,
             "ghosts": self.ghosts.found,
         }
+
+    def _acceptance(self) -> float | None:
+        """Of the turns seen here, else over all that it has run, by its own word."""
+        if self.acceptance_length is not None or self.identity is None:
+            return self.acceptance_length
+        return self.identity.acceptance_length
 
     def _describe_kv(self) -> dict[str, Any] | None:
         if (tree := self.outlook.tree) is None:
@@ -386,6 +411,7 @@ class Pool:
         if replica.incarnation != replica.outlook.incarnation:
             replica.outlook.reset(replica.incarnation or "")
             replica.ghosts.reset()
+        replica.outlook.speculates = bool(replica.speculates)
         self._shelve(replica, identity)
         self._ready.clear()
         if was is not None and before is not None and was != replica.incarnation:

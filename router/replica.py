@@ -27,6 +27,9 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cached_tokens: int | None = None
+    acceptance_length: float | None = None
+    """Tokens a step, of an engine that speculates: those of the draft that it accepted, and the one
+    that is certain."""
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +53,10 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """The host cache, as a multiple of the KV memory; 0 where there is none."""
     holds_sessions: bool = False
     """Whether it evicts what sessions have there after all else, until they are released."""
+    speculates: bool | None = None
+    """Whether it decodes speculatively; None where it does not say."""
+    acceptance_length: float | None = None
+    """Tokens a step, over all that it has run, where it says so."""
     orders: Literal["low_first", "high_first"] | None = None
     """How it orders requests that carry a priority, if it does."""
     warning: str | None = None
@@ -170,6 +177,10 @@ class Engine(Protocol):
     def adapter_fields(self, name: str) -> Mapping[str, Any]:
         """Body fields that run a request with an adapter; none where the model's name does."""
 
+    def acceptance_fields(self) -> Mapping[str, Any]:
+        """Body fields that have a replica that speculates tell of each answer what it accepted, in
+        an object of its own in the stream; none where it always tells, or never."""
+
     def adapter_call(self, adapter: Adapter) -> Call:
         """The call that loads an adapter, of an engine that can."""
 
@@ -223,7 +234,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     `id` is unique in the pool and says nothing; `url` has no trailing slash and no path.
     `incarnation` is set by a launcher, which knows each start; None leaves it to the probe.
     `folder` is where the replica saves KV memory, which those of the same folder can restore; the
-    router can remove files there.
+    router can remove files there. `speculates` is what a launcher has told it to do, `device` what
+    it runs on, which replicas of the same share.
     """
 
     id: str
@@ -232,3 +244,5 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     incarnation: str | None = None
     folder: str | None = None
+    speculates: bool | None = None
+    device: str | None = None

@@ -8,6 +8,7 @@ argument: the simulator runs this very code in virtual time.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -16,6 +17,7 @@ from sessile.router.chooser import Chooser, home_of
 from sessile.router.decide import Decision
 from sessile.router.live import LiveSessions
 from sessile.router.outlook import Outlook
+from sessile.router.pace import Pace
 from sessile.router.peers import FirstToken, News
 from sessile.router.policy import Ask
 from sessile.router.price import work
@@ -156,9 +158,11 @@ class Scheduler:
         proposed = self._proposed.get(ask.turn)
         if proposed is not None and proposed[0] is outlook:
             del self._proposed[ask.turn]
+            self._watch(ask, decision, outlook, open_to, now)
         else:
             if proposed is not None:
                 self._withdraw(ask.turn, now)
+            self._watch(ask, decision, outlook, open_to, now)
             outlook.start(ask, decision.predicted_cached_tokens or 0, now)
         self._asks[ask.turn] = (ask, outlook)
         if self.live.peers:
@@ -166,6 +170,19 @@ class Scheduler:
                 News("runs", ask.session, outlook.id, outlook.incarnation,
                      ask.prompt_tokens + ask.output_tokens, ask.blocks, ask.block_tokens)
             )  # fmt: skip
+
+    def _watch(
+        self, ask: Ask, decision: Decision, outlook: Outlook, open_to: Sequence[Outlook],
+        now: float,
+    ) -> None:  # fmt: skip
+        """Measure how the turn is decoded, where that is to be chosen by."""
+        pace = self._chooser.pace(ask, open_to)
+        if pace is None:
+            return
+        foreseen_s = decision.predicted_ttft_s or outlook.price(ask, now).ttft_s
+        pace.start(ask, outlook, open_to, foreseen_s, now)
+        if decision.reason == "trial":
+            pace.tried(outlook)
 
     def _confirmed(self, ask: Ask, now: float) -> Decision | None:
         """What was proposed for the turn, if the session has been bound there; it counts there no
@@ -188,16 +205,21 @@ class Scheduler:
     def first_token(self, turn: str, now: float) -> None:
         """The turn's first token has come."""
         booked = self._asks.get(turn)
-        if booked is not None:
-            booked[1].first_token(turn, now)
+        if booked is None:
+            return
+        ask, outlook = booked
+        if (pace := self._chooser.paces.get(ask.base or ask.model)) is not None:
+            pace.first_token(turn, now)
+        outlook.first_token(turn, now)
 
     def end(
         self, turn: str, now: float, *, prompt_tokens: int | None = None,
         cached_tokens: int | None = None, output_tokens: int | None = None,
-        tpot_s: float | None = None, pause: str | None = None,
+        tpot_s: float | None = None, yielded: float | None = None, pause: str | None = None,
     ) -> None:  # fmt: skip
         """The turn is over. With token counts it went well, and `pause` says what its session
-        waits for now ("": nothing known); without a pause it is not expected back."""
+        waits for now ("": nothing known); without a pause it is not expected back. `yielded` is
+        tokens a decoding step, where that is known of a replica that speculates."""
         waiting = self.queue.remove(turn)
         if turn in self._proposed:
             self._withdraw(turn, now)
@@ -207,6 +229,9 @@ class Scheduler:
                 self.live.forsake(waiting.ask.session)
             return
         ask, outlook = booked
+        model = ask.base or ask.model
+        pace = self._chooser.paces.get(model)
+        decoded = pace.end(model, turn, output_tokens, yielded, now) if pace is not None else None
         run = outlook.end(turn, now)
         if run is None:
             return
@@ -217,8 +242,10 @@ class Scheduler:
                 self._chooser.observe_added(prompt_tokens - cached_tokens)
             first = outlook.learn(
                 run, prompt_tokens, cached_tokens, output_tokens or 0, tpot_s,
-                self._chooser.rates[ask.base or ask.model],
+                self._chooser.rates[model],
             )  # fmt: skip
+            if pace is not None and decoded is not None:
+                pace.learn(ask.session, decoded, now)
             tokens = prompt_tokens + (output_tokens or 0)
             counted = prompt_tokens / max(1, ask.prompt_tokens)
             if now - run.began_at < _MOMENT_S and abs(counted - 1.0) < _WELL_GUESSED:
@@ -241,7 +268,7 @@ class Scheduler:
                 self.live.news.append(
                     News("pauses", ask.session, outlook.id, outlook.incarnation, tokens,
                          block_tokens=block_tokens, kind=pause, program=program,
-                         first=FirstToken(ask.base or ask.model, *first) if first else None)
+                         first=FirstToken(model, *first) if first else None, decoded=decoded)
                 )  # fmt: skip
         else:
             self.live.leave(ask.session)
@@ -258,6 +285,10 @@ class Scheduler:
         booked = self._asks.get(turn)
         if booked is not None:
             booked[1].compute(booked[0], 0)
+
+    def paces(self) -> dict[str, Any]:
+        """What is learned of decoding, by model, where only some replicas speculate; for people."""
+        return {model: pace.describe() for model, pace in self._chooser.paces.items()}
 
     # -- moves
 
@@ -278,7 +309,9 @@ class Scheduler:
         if booked is None:
             return
         ask, outlook = booked
-        session = ask.session
+        session, model = ask.session, ask.base or ask.model
+        if (pace := self._chooser.paces.get(model)) is not None:
+            pace.end(model, turn, None, None, now)
         run = outlook.end(turn, now)
         if run is not None and prompt_tokens is not None and cached_tokens is not None:
             outlook.holdings.correct(run.cached_tokens, cached_tokens, run.age)
@@ -335,6 +368,9 @@ class Scheduler:
         first = told.first
         if first is not None:
             outlook.observe(first.amount, first.seconds, self._chooser.rates[first.model])
+        if told.decoded is not None and outlook.speculates is told.decoded.speculates:
+            pace = self._chooser.paces.setdefault(told.decoded.model, Pace())
+            pace.learn(session, told.decoded, now)
         holdings.resume(session, told.tokens, told.block_tokens)
         if not outlook.has(session):
             self.live.pause(session, outlook, told.kind, now, told.program)

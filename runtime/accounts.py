@@ -37,7 +37,10 @@ def settle(turn: Turn, replica: Replica) -> str | None:
     receipt.completion_tokens = usage.completion_tokens
     receipt.cached_tokens = cached = found_cached(usage, replica)
     made = usage.completion_tokens
-    if turn.streams and not receipt.continued and made is not None and made > 1:
+    if replica.speculates and usage.acceptance_length is not None:
+        receipt.acceptance_length = usage.acceptance_length
+        replica.accepted(usage.acceptance_length)
+    if turn.reads_stream and not receipt.continued and made is not None and made > 1:
         receipt.tpot_s = (turn.last_at - turn.first_at) / (made - 1)
     replica.turns += 1
     replica.completion_tokens += usage.completion_tokens or 0

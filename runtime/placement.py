@@ -187,7 +187,8 @@ class Placement:
         now = time.monotonic()
         self.scheduler.end(
             turn.id, now, prompt_tokens=counted, cached_tokens=receipt.cached_tokens,
-            output_tokens=receipt.completion_tokens, tpot_s=receipt.tpot_s, pause=pause,
+            output_tokens=receipt.completion_tokens, tpot_s=receipt.tpot_s,
+            yielded=receipt.acceptance_length or turn.yielded, pause=pause,
         )  # fmt: skip
         self.shared.lead(turn.id, done=well)
         if prompt_tokens is not None:

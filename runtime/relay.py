@@ -2,7 +2,7 @@
 
 The relay hands on whole server-sent events as they came. It looks inside only those that carry
 usage: the counts are kept, and the extra chunk that holds them is withheld from a client that did
-not ask for it.
+not ask for it. So is what the engine of a replica that speculates was asked to tell of that.
 """
 
 import re
@@ -14,17 +14,27 @@ import msgspec
 _CALL = re.compile(rb'"tool_calls"\s*:\s*\[.*?"name"\s*:\s*"([^"\\]{1,200})"', re.DOTALL)
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _DONE = (b"data: [DONE]\n\n", b"data: [DONE]\r\n\r\n", b"data:[DONE]\n\n")
+_DETAILS = b'"spec_tokens_details"'  # SGLang's, in an event of its own
 _BREAK = re.compile(rb"\r?\n\r?\n")
 
 
 class UsageRelay:
     """One streamed answer. `usage_body` is the last object seen that held a usage, if any, `called`
-    the name of the first tool that it calls, `done` whether it has said that it is at its end."""
+    the name of the first tool that it calls, `done` whether it has said that it is at its end.
+    With `steps`, the events are counted as `events`: most engines send one a decoding step. With
+    `details`, what they say of speculation is kept with the usage, and withheld."""
 
-    __slots__ = ("_relay_usage", "_tail", "called", "done", "usage_body")
+    __slots__ = (
+        "_details", "_relay_usage", "_steps", "_tail", "_told", "called", "done", "events",
+        "usage_body",
+    )  # fmt: skip
 
-    def __init__(self, relay_usage: bool) -> None:
+    def __init__(self, relay_usage: bool, *, steps: bool = False, details: bool = False) -> None:
         self._relay_usage = relay_usage
+        self._steps = steps
+        self._details = details
+        self._told: dict[str, Any] = {}
+        self.events = 0
         self._tail = b""
         self.called = ""
         self.done = False
@@ -43,6 +53,10 @@ class UsageRelay:
             self._tail = chunk[ends:]
             chunk = chunk[:ends]
         self.done = chunk.endswith(_DONE)
+        if self._steps:
+            self.events += chunk.count(b"data:")
+            if self._details and _DETAILS in chunk:
+                chunk = self._keep_details(chunk)
         if b'"tool_calls"' in chunk and not self.called and (call := _CALL.search(chunk)):
             self.called = call[1].decode("utf-8", "replace")
         if b'"usage"' in chunk and _USAGE.search(chunk):
@@ -54,19 +68,36 @@ class UsageRelay:
         tail, self._tail = self._tail, b""
         return tail
 
+    def _keep_details(self, chunk: bytes) -> bytes:
+        kept = []
+        for event in _whole(chunk):
+            body = read_data(event) if _DETAILS in event else None
+            if body is not None and isinstance(body.get("sglext"), dict):
+                self._told = {"sglext": body["sglext"]}
+                if body.get("choices") == []:
+                    continue
+            kept.append(event)
+        return b"".join(kept)
+
     def _sift(self, chunk: bytes) -> bytes:
         kept: list[bytes] = []
-        start = 0
-        for end in [match.end() for match in _BREAK.finditer(chunk)]:
-            event, start = chunk[start:end], end
+        for event in _whole(chunk):
             if _USAGE.search(event):
                 body = read_data(event)
                 if body is not None and isinstance(body.get("usage"), dict):
-                    self.usage_body = body
+                    self.usage_body = body | self._told
                     if not self._relay_usage and body.get("choices") == []:
                         continue
             kept.append(event)
         return b"".join(kept)
+
+
+def _whole(chunk: bytes) -> Iterator[bytes]:
+    """The events of a chunk that ends with one."""
+    start = 0
+    for match in _BREAK.finditer(chunk):
+        yield chunk[start : match.end()]
+        start = match.end()
 
 
 def events(stream: bytes) -> Iterator[dict[str, Any]]:

@@ -32,6 +32,7 @@ log = logging.getLogger("sessile.turn")
 _MOMENT_S = 0.05
 _TTFT_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _ERROR = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.75, 1, 2, 5)
+_ACCEPTED = (1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4, 6, 8, 12, 16)
 _TPOT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 
 
@@ -50,6 +51,10 @@ class Telemetry:
         self.ttft_error = Times(
             "sessile_ttft_error_ratio", "How far a first token was from when it was foreseen, as a"
             " share of the time it took", _ERROR,
+        )  # fmt: skip
+        self.acceptance = Times(
+            "sessile_acceptance_length", "Tokens a decoding step, of the turns at replicas that"
+            " speculate and tell", _ACCEPTED,
         )  # fmt: skip
         self._errors: deque[float] = deque(maxlen=1000)
         self._first: deque[tuple[float, str, float]] = deque(maxlen=1000)
@@ -92,6 +97,8 @@ class Telemetry:
             self._first.append((time.monotonic(), replica, receipt.ttft_s))
         if replica is not None and receipt.tpot_s is not None:
             self.tpot_s.observe(replica, receipt.tpot_s)
+        if replica is not None and receipt.acceptance_length is not None:
+            self.acceptance.observe(replica, receipt.acceptance_length)
         if replica is not None and receipt.queue_s:
             self.queue_s.observe(replica, receipt.queue_s)
         if receipt.predicted_ttft_s is not None and receipt.replica_ttft_s and replica is not None:
@@ -121,8 +128,8 @@ class Telemetry:
 
 
 class Times:
-    """A histogram of seconds by replica: what a turn adds to is plain numbers, without the locks
-    that a library for many threads needs."""
+    """A histogram by replica, of seconds mostly: what a turn adds to is plain numbers, without the
+    locks that a library for many threads needs."""
 
     def __init__(self, name: str, documentation: str, bounds: Sequence[float]) -> None:
         self._name = name
@@ -200,6 +207,7 @@ class _State(Collector):
             self._telemetry.tpot_s.collect(),
             self._telemetry.queue_s.collect(),
             self._telemetry.ttft_error.collect(),
+            self._telemetry.acceptance.collect(),
             self._of_the_queue(),
         ]
 

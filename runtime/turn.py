@@ -22,6 +22,7 @@ from sessile.sessions.record import Binding, Receipt, SessionKey
 from sessile.sessions.store import StoredResult
 
 _LARGEST_KEPT_BYTES = 4 * 2**20
+_FRAME_EVENTS = 5  # of a stream: its head, its first token, how it finished, usage, [DONE]
 _DONE = b"data: [DONE]"
 
 
@@ -135,6 +136,14 @@ class Turn:
         return self._relay is not None or self._folds
 
     @property
+    def yielded(self) -> float | None:
+        """Tokens a decoding step by the events of a stream from a replica that speculates, which
+        most engines send one a step: an estimate, for want of the engine's own figure."""
+        steps = self._relay.events - _FRAME_EVENTS if self._relay is not None else 0
+        made = self.receipt.completion_tokens or 0
+        return max(1.0, (made - 1) / steps) if steps > 0 and made > _FRAME_EVENTS else None
+
+    @property
     def streams(self) -> bool:
         """Whether the answer is server-sent events."""
         return self.content_type.startswith(b"text/event-stream")
@@ -152,7 +161,11 @@ class Turn:
         self.content_type = response.headers.get(b"content-type", b"application/json")
         self._response, self._first = response, first
         if self.request.stream and self.streams:
-            self._relay = UsageRelay(self.request.relay_usage)
+            self._relay = UsageRelay(
+                self.request.relay_usage,
+                steps=bool(replica.speculates),
+                details="return_spec_tokens_details" not in self.request.document,
+            )
         elif self.streams:
             self._folds = True
             self.content_type = b"application/json"

@@ -44,7 +44,7 @@ def plan_up(
         pools = [PoolSettings(model=_DEFAULT_MODEL, replicas=_DEFAULT_REPLICAS)]
     machine = look()
     embedded = [pool for pool in pools if pool.engine == "llamacpp"]
-    launches = _embedded(embedded, pools, machine, folder, progress)
+    launches = _embedded(embedded, pools, machine, folder, progress, tell)
     asked = [_ask(pool, tell) for pool in pools if pool.engine != "llamacpp"]
     found, notes = plan(asked, machine, free_ports, first=len(launches))
     for note in notes:
@@ -84,7 +84,7 @@ def _ask(pool: PoolSettings, tell: Callable[[str], None]) -> Asked:
 
 def _embedded(
     embedded: Sequence[PoolSettings], pools: Sequence[PoolSettings], machine: Machine,
-    folder: Path, progress: models.Progress | None,
+    folder: Path, progress: models.Progress | None, tell: Callable[[str], None],
 ) -> list[Launch]:  # fmt: skip
     """The embedded replicas; the cores are shared out among all that run on them."""
     count = sum(pool.replicas or 1 for pool in pools)
@@ -99,23 +99,30 @@ def _embedded(
             "--model", str(file), "--alias", alias, "--threads", str(threads),
             "--context", str(pool.context_tokens or _CONTEXT_TOKENS),
             "--slots", str(pool.slots or _SLOTS), "--slots-dir", str(folder),
-            *_speculation(pool, file),
         ]  # fmt: skip
-        for port in free_ports(pool.replicas or 1):
+        method, draft = _speculation(pool, file)
+        ports = free_ports(pool.replicas or 1)
+        tasks, note = speculation.spread(pool.speculation, ports, method)
+        if note is not None:
+            tell(f"{alias}: {note}")
+        for port, task in zip(ports, tasks, strict=True):
+            mine = method if task.method != "off" else "off"
             launches.append(
                 Launch(
                     id=f"local-{len(launches)}", engine="llamacpp", model=alias,
                     url=f"http://127.0.0.1:{port}", folder=str(folder),
+                    speculation=mine if mine != "off" else None,
                     command=(
-                        sys.executable, "-m", "sessile.engines.embedded",
-                        "--port", str(port), *line,
+                        sys.executable, "-m", "sessile.engines.embedded", "--port", str(port),
+                        *line, *speculation.llamacpp(mine, draft, task.tokens),
                     ),
                 )
             )  # fmt: skip
     return launches
 
 
-def _speculation(pool: PoolSettings, file: Path) -> list[str]:
+def _speculation(pool: PoolSettings, file: Path) -> tuple[str, str | None]:
+    """The method that is meant, and the draft that it takes."""
     wanted = pool.speculation
     draft = Path(wanted.draft_model).expanduser() if wanted.draft_model else None
     if wanted.method == "auto" and draft is None:
@@ -124,4 +131,4 @@ def _speculation(pool: PoolSettings, file: Path) -> list[str]:
         raise SettingsError(f"speculation.draft_model: {draft} is not a GGUF file")
     facts = ModelFacts(source=str(draft), name=draft.stem) if draft is not None else None
     method = speculation.settle(wanted, ModelFacts(source=str(file), name=file.stem), facts)
-    return speculation.llamacpp(method, str(draft) if draft else None, wanted.tokens)
+    return method, str(draft) if draft else None

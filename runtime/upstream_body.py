@@ -27,6 +27,8 @@ class UpstreamBody:
         )
         if replica.identity is not None and replica.identity.orders is not None:
             fields |= replica.engine.order(request.hints.priority, replica.identity)
+        if replica.speculates:
+            fields |= replica.engine.acceptance_fields()
         if turn.adapter is not None:
             fields |= replica.engine.adapter_fields(turn.adapter)
         if request.stream:

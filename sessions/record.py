@@ -77,6 +77,7 @@ class Receipt(msgspec.Struct, kw_only=True, gc=False):
     `replica_ttft_s` the part from sending it to the replica, which is what `predicted_ttft_s`
     foresaw. `continued` is how often the answer went on at another replica after its own was lost,
     `replicas` then all that made it, in order; what is reported of the cache is the last one's.
+    `acceptance_length` is tokens a decoding step, where the replica speculates and tells.
     """
 
     turn: str
@@ -102,6 +103,7 @@ class Receipt(msgspec.Struct, kw_only=True, gc=False):
     cached_tokens: int | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    acceptance_length: float | None = None
     store: Literal["ok", "degraded"] = "ok"
 
 

@@ -167,6 +167,7 @@ def native_routes(
             ],
             "ttft_error_p50": telemetry.ttft_error_p50,
             "return_share": flow.scheduler.returns.share,
+            "paces": flow.scheduler.paces(),
             "replicas": [{"id": r.id, **r.outlook.describe()} for r in pool],
         }
 

@@ -28,13 +28,13 @@ def _load_table(replicas: list[ReplicaInfo]) -> Table:
     """One row a replica, as it is now; what an engine does not report is a dash."""
     table = _table(
         ("REPLICA", "MODEL", "STATE"),
-        ("RUN/\nWAIT", "KV", "IN\nFLIGHT", "SESSIONS", "TURNS", "HIT\nRATE"),
+        ("RUN/\nWAIT", "KV", "IN\nFLIGHT", "SESSIONS", "TURNS", "HIT\nRATE", "TOKENS/\nSTEP"),
     )
     for replica in replicas:
         table.add_row(
             replica.id, ", ".join(replica.models) or "-", _state(replica), _queue(replica),
             _used(replica), str(replica.in_flight), str(replica.sessions), str(replica.turns),
-            share(replica.hit_rate),
+            share(replica.hit_rate), _yield(replica),
         )  # fmt: skip
     return table
 
@@ -117,6 +117,13 @@ def _queue(replica: ReplicaInfo) -> str:
     load = replica.load or {}
     running, waiting = load.get("running"), load.get("waiting")
     return f"{'-' if running is None else running}/{'-' if waiting is None else waiting}"
+
+
+def _yield(replica: ReplicaInfo) -> str:
+    """How many tokens a decoding step makes: more than one only where it speculates."""
+    if replica.speculates is False:
+        return "1"
+    return "-" if replica.acceptance_length is None else f"{replica.acceptance_length:.1f}"
 
 
 def _used(replica: ReplicaInfo) -> str:

@@ -244,7 +244,8 @@ def _show(tree: Any) -> None:
     console = Console(stderr=True)
     slots = Path(tempfile.gettempdir()) / "sessile-slots"
     for launch in plan_up(tree, slots, None, lambda line: console.print(line, markup=False)):
-        print(f"# {launch.id}: {launch.model} ({launch.engine}) on {launch.url}")
+        how = f", speculates ({launch.speculation})" if launch.speculation else ""
+        print(f"# {launch.id}: {launch.model} ({launch.engine}) on {launch.url}{how}")
         print(launch.shown())
 
 

@@ -112,6 +112,9 @@ class OpenAIShaped:
     def adapter_fields(self, name: str) -> Mapping[str, Any]:
         return {}
 
+    def acceptance_fields(self) -> Mapping[str, Any]:
+        return {}
+
     def adapter_call(self, adapter: Adapter) -> Call:
         raise NotSupported(f"{self.kind} loads no adapters while it runs; start it with them")
 
@@ -265,6 +268,11 @@ def count(value: object) -> int | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if isinstance(value, int) and type(value) is int and value >= 0 else None
+
+
+def ratio(value: object) -> float | None:
+    """A number of tokens a step, or None for anything that is not one: each makes at least one."""
+    return float(value) if isinstance(value, int | float) and 1 <= value < 1000 else None
 
 
 def reachable(endpoint: object, host: str) -> str | None:

@@ -15,9 +15,9 @@ from sessile.engines import sglang_flags, vllm_flags
 from sessile.engines.flags import given, merge
 from sessile.engines.model_facts import ModelFacts
 from sessile.engines.seat import Installed, Machine, Seat, share_gpus, shares
-from sessile.engines.speculation import check_draft
+from sessile.engines.speculation import adapts, check_draft, settle, spread
 from sessile.errors import SettingsError
-from sessile.pool_settings import PoolSettings
+from sessile.pool_settings import PoolSettings, SpeculationSettings
 from sessile.router.replica import ReplicaSpec
 
 _ENGINES = {"sglang": sglang_flags, "vllm": vllm_flags}
@@ -30,7 +30,8 @@ _NAMES = {"sglang": "SGLang", "vllm": "vLLM"}
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """A replica to start: its command, the variables set over ours, and how it is reached.
 
-    `tree` is whether it starts processes of its own, which are to go with it.
+    `tree` is whether it starts processes of its own, which are to go with it, `speculation` how it
+    speculates, if it does, `device` what it runs on, where that is its own or shared by name.
     """
 
     id: str
@@ -42,6 +43,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     first_on_path: str | None = None
     folder: str | None = None
     tree: bool = False
+    speculation: str | None = None
+    device: str | None = None
     stop_s: float = 5.0
 
     @property
@@ -50,6 +53,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
         return ReplicaSpec(
             id=self.id, engine=self.engine, url=self.url, model=self.model,
             incarnation="starting", folder=self.folder,
+            speculates=self.speculation is not None, device=self.device,
         )  # fmt: skip
 
     def shown(self) -> str:
@@ -88,10 +92,14 @@ def plan(
         if each.draft is not None and each.pool.speculation.method != "eagle3":
             check_draft(each.model, each.draft)
         fixed = _fixed_port(each, len(places))
-        for gpus, (share, alone) in zip(places, parts, strict=True):
+        tasks, note = _spread(each, places)
+        if note is not None:
+            notes.append(f"{each.model.name}: {note}")
+        for gpus, (share, alone), task in zip(places, parts, tasks, strict=True):
             port, events, replay = ports(3, _ranks(each))
             seat = Seat(
-                pool=each.pool, model=each.model, draft=each.draft, installed=each.installed,
+                pool=each.pool.model_copy(update={"speculation": task}), model=each.model,
+                draft=each.draft if task.method != "off" else None, installed=each.installed,
                 gpus=gpus, gpu_bytes=min((sizes[gpu] for gpu in gpus), default=0),
                 share=share, alone=alone, host_bytes=int(machine.host_bytes * _HOST_SHARE / total),
                 cores=max(1, machine.cores // ranks), port=fixed or port, events_port=events,
@@ -101,6 +109,19 @@ def plan(
             launches.append(launch)
             notes += [note for note in said if note not in notes]
     return launches, notes
+
+
+def _spread(
+    asked: Asked, places: Sequence[Sequence[int]]
+) -> tuple[list[SpeculationSettings], str | None]:
+    """Which of the pool's replicas speculate. SGLang does not on a CPU."""
+    wanted = asked.pool.speculation
+    method = settle(wanted, asked.model, asked.draft)
+    sglang = asked.pool.engine == "sglang"
+    if sglang and not any(places):
+        method = "off"
+    alone = sglang and adapts(method, asked.installed.flags)
+    return spread(wanted, [tuple(gpus) or n for n, gpus in enumerate(places)], method, adapts=alone)
 
 
 def _launch(seat: Seat, name: str, any_gpu: bool) -> tuple[Launch, list[str]]:
@@ -125,7 +146,8 @@ def _launch(seat: Seat, name: str, any_gpu: bool) -> tuple[Launch, list[str]]:
         id=name, engine=pool.engine, url=f"http://127.0.0.1:{seat.port}",
         model=theirs.get("--served-model-name") or seat.model.name,
         command=(*start, *line), env=env, first_on_path=str(Path(installed.python).parent),
-        tree=True, stop_s=_STOP_S,
+        tree=True, stop_s=_STOP_S, speculation=_speculation(line),
+        device=",".join(map(str, seat.gpus)) or None,
     ), notes  # fmt: skip
 
 
@@ -135,6 +157,16 @@ def _ranks(asked: Asked) -> int:
     theirs = given(asked.pool.args, known)
     told = [theirs.get(known.first(flag), "") for flag in _RANK_FLAGS]
     return max([asked.pool.data_parallel, *(int(text) for text in told if text.isdecimal())])
+
+
+def _speculation(line: Sequence[str]) -> str | None:
+    """How the engine is to speculate, ours or the user's `args`, by its own word for it."""
+    for flag, value in zip(line, line[1:], strict=False):
+        if flag == "--speculative-algorithm":
+            return value
+        if flag == "--speculative-config":
+            return "by its config"
+    return None
 
 
 def _fixed_port(asked: Asked, replicas: int) -> int | None:

@@ -29,7 +29,7 @@ class LlamaCpp(OpenAIShaped):
     folds = True
 
     def identity_calls(self) -> tuple[Call, ...]:
-        return (Call("GET", "/v1/models"), Call("GET", "/props"))
+        return (Call("GET", "/v1/models"), Call("GET", "/props"), Call("GET", "/slots"))
 
     def read_identity(self, replies: tuple[Reply, ...]) -> Identity:
         models = super().read_identity(replies[:1]).models
@@ -42,6 +42,7 @@ class LlamaCpp(OpenAIShaped):
             # b0: a build that was not told its number, as xllamacpp's.
             version=build if isinstance(build, str) and not build.startswith("b0-") else None,
             incarnation=_incarnation(props),
+            speculates=_speculates(replies[2]),
         )
 
     def health_call(self) -> Call:
@@ -79,13 +80,40 @@ class LlamaCpp(OpenAIShaped):
     def read_usage(self, usage: Mapping[str, Any], body: Mapping[str, Any]) -> Usage:
         read = super().read_usage(usage, body)
         timings = body.get("timings")
-        if read.cached_tokens is None and isinstance(timings, Mapping):
-            return Usage(read.prompt_tokens, read.completion_tokens, count(timings.get("cache_n")))
-        return read
+        if not isinstance(timings, Mapping):
+            return read
+        cached = read.cached_tokens
+        return Usage(
+            read.prompt_tokens,
+            read.completion_tokens,
+            count(timings.get("cache_n")) if cached is None else cached,
+            _acceptance(timings),
+        )
 
     def count_call(self, document: Mapping[str, Any]) -> Call | None:
         """Renders and counts exactly as a completion would, images too."""
         return Call("POST", "/v1/chat/completions/input_tokens", msgspec.json.encode(document))
+
+
+def _speculates(slots: Reply) -> bool | None:
+    """NOTE: `/props` says "none" of a server that does."""
+    if absent(slots):
+        return None
+    told = [s["speculative"] for s in array(slots, "/slots") if _is_told(s)]
+    return any(told) if told else None
+
+
+def _is_told(slot: Any) -> bool:
+    return isinstance(slot, dict) and isinstance(slot.get("speculative"), bool)
+
+
+def _acceptance(timings: Mapping[str, Any]) -> float | None:
+    """Each step made one token more than it accepted of its draft, if it had one: of an answer for
+    which there was none at all, nothing is said."""
+    made, accepted = count(timings.get("predicted_n")), count(timings.get("draft_n_accepted", 0))
+    if made is None or accepted is None or accepted >= made:
+        return None
+    return made / (made - accepted)
 
 
 def _continue(path: str, document: Mapping[str, Any], text: str) -> FollowUps:

@@ -10,6 +10,7 @@ from hashlib import blake2b
 from typing import Any, Literal
 
 import msgspec
+from msgspec import structs
 
 from sessile.engines.base import (
     OpenAIShaped,
@@ -17,12 +18,13 @@ from sessile.engines.base import (
     continued,
     count,
     document,
+    ratio,
     reachable,
     tokenize_call,
 )
 from sessile.errors import ReplicaRefused
 from sessile.router.adapters import Adapter
-from sessile.router.replica import Call, FeedSource, FollowUps, Identity, Load, Reply
+from sessile.router.replica import Call, FeedSource, FollowUps, Identity, Load, Reply, Usage
 
 
 class SGLang(OpenAIShaped):
@@ -47,6 +49,8 @@ class SGLang(OpenAIShaped):
             incarnation=_incarnation(info),
             host_ratio=_host_ratio(info),
             holds_sessions=info.get("enable_session_radix_cache") is True,
+            speculates=_speculates(info),
+            acceptance_length=_acceptance(info),
             orders=_orders(info),
         )
 
@@ -120,6 +124,18 @@ class SGLang(OpenAIShaped):
             fields["cache_salt"] = salt
         return fields
 
+    def acceptance_fields(self) -> Mapping[str, Any]:
+        """Told of as `sglext`; one that is older than 0.5.23 ignores it."""
+        return {"return_spec_tokens_details": True}
+
+    def read_usage(self, usage: Mapping[str, Any], body: Mapping[str, Any]) -> Usage:
+        read = super().read_usage(usage, body)
+        told = body.get("sglext")
+        details = told.get("spec_tokens_details") if isinstance(told, Mapping) else None
+        if not isinstance(details, Mapping):
+            return read
+        return structs.replace(read, acceptance_length=ratio(details.get("spec_accept_length")))
+
     def adapter_fields(self, name: str) -> Mapping[str, Any]:
         """NOTE: a model's name that has a colon, as `base:adapter`, would win over it."""
         return {"lora_path": name}
@@ -183,6 +199,23 @@ def _host_ratio(info: Mapping[str, Any]) -> float:
     if info.get("enable_hierarchical_cache") is not True or info.get("hicache_size"):
         return 0.0
     return float(ratio) if isinstance(ratio, int | float) else 0.0
+
+
+def _speculates(info: Mapping[str, Any]) -> bool | None:
+    if "speculative_algorithm" not in info:
+        return None
+    return info["speculative_algorithm"] is not None
+
+
+def _acceptance(info: Mapping[str, Any]) -> float | None:
+    """The mean over the data-parallel ranks that have run something."""
+    states = info.get("internal_states")
+    told = [
+        length
+        for state in (states if isinstance(states, list) else ())
+        if isinstance(state, dict) and (length := ratio(state.get("avg_spec_accept_length")))
+    ]
+    return sum(told) / len(told) if told else None
 
 
 def _orders(info: Mapping[str, Any]) -> Literal["low_first", "high_first"] | None:

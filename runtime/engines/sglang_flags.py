@@ -10,6 +10,7 @@ from sessile.errors import SettingsError
 
 MODULE = "sglang.launch_server"
 _PAGE_TOKENS = 16  # one KV event a page: with pages of one token the feed is a flood
+_BREADTH = "--speculative-ngram-max-bfs-breadth"
 _POOL_SHARE = 0.95  # of the free memory, where the number of tokens is what bounds it
 _AUTO_POOL_SHARE = 0.85  # of a GPU, about what SGLang takes for weights and KV memory by itself
 _HOST_RATIO = 2.0  # as measured; more was not tried
@@ -41,10 +42,15 @@ def flags(seat: Seat) -> tuple[list[Flag], list[str]]:
         ours.append(("--device", "cpu"))
     cached = "--disable-radix-cache" not in theirs
     notes: list[str] = []
-    if cached:
+    drafts = speculation.sglang(pool.speculation, model, seat.draft, cpu=not seat.gpus, known=known)
+    if cached and ("--speculative-algorithm", "NGRAM") in drafts and _BREADTH not in theirs:
+        # It drafts trees, which SGLang verifies with pages of one token only.
+        notes.append("SGLang drafts n-grams in pages of one token: its KV events are left out")
+    elif cached:
         events, note = _events(seat)
         ours += [("--page-size", str(_PAGE_TOKENS)), ("--kv-events-config", events)]
         notes += note
+    if cached:
         # What the router models, and the only one by which what waits is used already; by priority,
         # SGLang's choice for some models, what was prewarmed behind all turns would go first.
         ours.append(("--radix-eviction-policy", "lru"))
@@ -59,8 +65,7 @@ def flags(seat: Seat) -> tuple[list[Flag], list[str]]:
         host, note = _host_cache(seat, theirs)
         ours += host
         notes += note
-    ours += speculation.sglang(pool.speculation, model, seat.draft, cpu=not seat.gpus)
-    return ours, notes
+    return ours + drafts, notes
 
 
 def environment(seat: Seat) -> dict[str, str]:

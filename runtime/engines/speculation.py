@@ -5,14 +5,18 @@ here, before an engine has loaded for minutes.
 """
 
 import json
+from collections import Counter
+from collections.abc import Hashable, Sequence
 
-from sessile.engines.flags import Flag
+from sessile.engines.flags import Flag, Flags
 from sessile.engines.model_facts import ModelFacts
 from sessile.errors import SettingsError
 from sessile.pool_settings import SpeculationSettings
 
 _NGRAM_TOKENS = 8
 _DRAFT_TOKENS = 4
+_ADAPTIVE = "--speculative-adaptive"
+_ADAPTIVE_STEPS = 3  # one of those between which every version of it chooses
 _SGLANG = {"eagle3": "EAGLE3", "standalone": "STANDALONE", "draft": "STANDALONE",
            "mtp": "NEXTN", "ngram": "NGRAM"}  # fmt: skip
 _VLLM = {"eagle3": "eagle3", "standalone": "draft_model", "draft": "draft_model", "mtp": "mtp",
@@ -31,6 +35,39 @@ def settle(wanted: SpeculationSettings, model: ModelFacts, draft: ModelFacts | N
     return "mtp" if model.predicts_ahead else "ngram"
 
 
+def spread(
+    wanted: SpeculationSettings, places: Sequence[Hashable], method: str, *, adapts: bool = False
+) -> tuple[list[SpeculationSettings], str | None]:
+    """What each replica of a pool is to do, by its place on the machine, and what is to be told.
+
+    With `auto` every other one speculates, of those that share a place every other one there: so
+    the router can measure both, and send each session where it is faster. One that is alone
+    speculates only if its engine `adapts` by itself: nothing would tell that it is slower.
+    """
+    if wanted.method != "auto" or method == "off" or (adapts and len(places) == 1):
+        return [wanted] * len(places), None
+    off = SpeculationSettings(method="off")
+    apart = len(set(places)) == len(places)
+    seen: Counter[Hashable] = Counter()
+    found = []
+    for number, place in enumerate(places):
+        found.append(wanted if (number if apart else seen[place]) % 2 else off)
+        seen[place] += 1
+    some = len(found) - found.count(off)
+    if some:
+        return found, f"{some} of {len(found)} speculate ({method}); sessions go where it is faster"
+    return found, (
+        'speculation.method "auto" is off for one replica alone, since nothing would tell whether '
+        f'it is slower: start two, or name the method ("{method}")'
+    )
+
+
+def adapts(method: str, known: Flags) -> bool:
+    """Whether SGLang turns this method down by itself, where the batch is large or little is
+    accepted."""
+    return method in ("eagle3", "mtp") and _ADAPTIVE in known
+
+
 def check_draft(model: ModelFacts, draft: ModelFacts) -> None:
     """Raise `SettingsError` where the files show that the draft has another vocabulary."""
     if model.vocabulary is None or draft.vocabulary is None:
@@ -45,9 +82,10 @@ def check_draft(model: ModelFacts, draft: ModelFacts) -> None:
 
 
 def sglang(
-    wanted: SpeculationSettings, model: ModelFacts, draft: ModelFacts | None, *, cpu: bool
-) -> list[Flag]:
-    """SGLang's flags; raises `SettingsError` for what it cannot do."""
+    wanted: SpeculationSettings, model: ModelFacts, draft: ModelFacts | None, *, cpu: bool,
+    known: Flags,
+) -> list[Flag]:  # fmt: skip
+    """SGLang's flags; raises `SettingsError` for what it cannot do. `auto` has it adapt."""
     method = settle(wanted, model, draft)
     if method == "off" or (wanted.method == "auto" and cpu):
         return []
@@ -59,7 +97,10 @@ def sglang(
         if wanted.tokens is not None:  # a tree of drafts, whose size SGLang knows best
             flags.append(("--speculative-num-draft-tokens", str(wanted.tokens)))
         return flags
-    tokens = wanted.tokens or _DRAFT_TOKENS
+    adaptive = wanted.method == "auto" and adapts(method, known)
+    tokens = wanted.tokens or (_ADAPTIVE_STEPS if adaptive else _DRAFT_TOKENS)
+    if adaptive:
+        flags.append((_ADAPTIVE, None))
     if draft is not None:
         flags.append(("--speculative-draft-model-path", draft.source))
     return [
@@ -87,9 +128,12 @@ def vllm(wanted: SpeculationSettings, model: ModelFacts, draft: ModelFacts | Non
 
 
 def llamacpp(method: str, draft: str | None, tokens: int | None) -> list[str]:
-    """The arguments of the embedded replica."""
+    """The arguments of the embedded replica. Its n-grams are found far less often if what followed
+    must be as long as they would have it by themselves (48 tokens)."""
     if method == "off":
         return []
+    if method == "ngram":
+        tokens = tokens or _NGRAM_TOKENS
     line = ["--speculation", _named("llama.cpp", method, _LLAMACPP)]
     if draft is not None:
         line += ["--draft", draft]

@@ -36,6 +36,8 @@ _SEVERAL = (
     "it with --api-server-count 1"
 )
 _PRIORITIES = (0, 32)
+_DRAFTS = "vllm:spec_decode_num_drafts_total"
+_ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
 _NO_ROUTE = b'{"detail":"Not Found"}'
 
 
@@ -51,7 +53,8 @@ class VLLM(OpenAIShaped):
     def read_identity(self, replies: tuple[Reply, ...]) -> Identity:
         models = super().read_identity(replies[:1])
         version = document(replies[1], "/version").get("version")
-        metrics = Samples(replies[2], "/metrics", (_STARTED, _RUNNING, _CONFIG, _SLEEP, _LORA))
+        names = (_STARTED, _RUNNING, _CONFIG, _SLEEP, _LORA, _DRAFTS, _ACCEPTED)
+        metrics = Samples(replies[2], "/metrics", names)
         _refuse_asleep(metrics)
         started = metrics.total(_STARTED) if len(metrics.all(_STARTED)) == 1 else None
         return Identity(
@@ -64,6 +67,8 @@ class VLLM(OpenAIShaped):
             incarnation=None if started is None else f"{started:.2f}",
             orders="low_first" if _takes_priorities(version) else None,
             warning=_SEVERAL if started is None else None,
+            speculates=metrics.total(_DRAFTS) is not None,
+            acceptance_length=_acceptance(metrics),
         )
 
     def health_call(self) -> Call:
@@ -211,6 +216,12 @@ def _capacities(metrics: Samples) -> dict[str | None, int | None]:
             tokens = blocks // len(told) * size
         found[labels.get("engine")] = tokens
     return found
+
+
+def _acceptance(metrics: Samples) -> float | None:
+    """Tokens a step since it started: vLLM tells of its counters alone, not of each answer."""
+    drafts, accepted = metrics.total(_DRAFTS), metrics.total(_ACCEPTED)
+    return 1 + accepted / drafts if drafts and accepted is not None else None
 
 
 def _refuse_asleep(metrics: Samples) -> None:

@@ -77,14 +77,14 @@ class FakeReplica:
     queued none; `context_tokens` is where prompts are refused. A prefill of `tokens_per_s`, None
     for none, is in the cache once it is done. `faults` is a queue
     that several replicas share. A `deaf` one goes on when its client hangs up. Each of its `ranks`
-    has a cache of its own; a request that names none goes to them in turn. `url` is known once it
-    is served.
+    has a cache of its own; a request that names none goes to them in turn. One that `accepts` so
+    many tokens a step tells so to who asks. `url` is known once it is served.
     """
 
     def __init__(
         self, *, model: str = MODEL, context_tokens: int = 1_000_000, always: Fault | None = None,
         tokens_per_s: float | None = None, faults: deque[Fault] | None = None,
-        deaf: bool = False, ranks: int = 1,
+        deaf: bool = False, ranks: int = 1, accepts: float | None = None,
     ) -> None:  # fmt: skip
         self.model = model
         self.context_tokens = context_tokens
@@ -95,6 +95,7 @@ class FakeReplica:
         self.server: uvicorn.Server | None = None
         self.seen: list[Seen] = []
         self.deaf = deaf
+        self.accepts = accepts
         self.misses_aborts = 0
         self._stops: dict[str, asyncio.Event] = {}
         self._next: deque[Fault] = deque() if faults is None else faults
@@ -147,7 +148,9 @@ class FakeReplica:
             await _send(send, 200, {"object": "list", "data": cards})
         elif path == "/server_info":
             info = {"version": "fake", "random_seed": self._name, "dp_size": self.ranks}
-            await _send(send, 200, {**info, "max_loaded_loras": self.adapters.most})
+            algorithm = None if self.accepts is None else "NGRAM"
+            more = {"max_loaded_loras": self.adapters.most, "speculative_algorithm": algorithm}
+            await _send(send, 200, info | more)
         elif path.startswith("/v1/loads"):
             await _send(send, 200, {"loads": [self._load(rank) for rank in range(self.ranks)]})
         elif path == "/tokenize":
@@ -248,6 +251,9 @@ class FakeReplica:
         ]
         choices.append(_choice({"delta": {}} if chat else {"text": ""}, finish))
         chunks = [{**head, "choices": [choice]} for choice in choices]
+        if self.accepts is not None and body.get("return_spec_tokens_details"):
+            details = {"spec_tokens_details": {"spec_accept_length": self.accepts}}
+            chunks.append({**head, "choices": [], "sglext": details})
         if (body.get("stream_options") or {}).get("include_usage"):
             chunks.append({**head, "choices": [], "usage": usage})
         await self._stream(scope, send, seen, fault, chunks)

@@ -5,12 +5,14 @@ import json
 import pytest
 
 from sessile.engines import speculation
+from sessile.engines.flags import Flags
 from sessile.engines.model_facts import ModelFacts
 from sessile.errors import SettingsError
 from sessile.pool_settings import SpeculationSettings
 
 MODEL = ModelFacts(source="/m", name="m", vocabulary=100, tokenizer="a")
 DRAFT = ModelFacts(source="/d", name="d", vocabulary=100, tokenizer="a")
+KNOWN = Flags({"--speculative-adaptive": "--speculative-adaptive"}, {})
 HEAD = ModelFacts(source="/e", name="e", eagle=True)
 
 
@@ -39,7 +41,7 @@ def wanted(method: str, **settings: object) -> SpeculationSettings:
 def test_sglang_has_an_algorithm_for_each(method, draft, tokens, flags):
     """With the draft's tokens, and the certain one, to verify."""
     given = wanted(method, tokens=tokens, draft_model=draft and draft.source)
-    found = speculation.sglang(given, MODEL, draft, cpu=False)
+    found = speculation.sglang(given, MODEL, draft, cpu=False, known=KNOWN)
     assert " ".join(word for flag in found for word in flag if word) == flags
 
 
@@ -66,6 +68,7 @@ def test_vllm_has_a_method_for_each(method, draft, config):
 def test_llama_cpp_has_types_for_most():
     """Under the names of its own enumeration."""
     assert speculation.llamacpp("off", None, None) == []
+    assert speculation.llamacpp("ngram", None, None)[-2:] == ["--draft-tokens", "8"]
     assert speculation.llamacpp("ngram", None, 16) == [
         "--speculation", "ngram_map_k", "--draft-tokens", "16",
     ]  # fmt: skip
@@ -77,11 +80,11 @@ def test_llama_cpp_has_types_for_most():
 def test_a_method_that_an_engine_lacks_is_refused_by_name():
     """With those that it has."""
     with pytest.raises(SettingsError, match="SGLang has no 'suffix'; it has eagle3, standalone"):
-        speculation.sglang(wanted("suffix"), MODEL, None, cpu=False)
+        speculation.sglang(wanted("suffix"), MODEL, None, cpu=False, known=KNOWN)
     with pytest.raises(SettingsError, match=r"llama\.cpp has no 'suffix'"):
         speculation.llamacpp("suffix", None, None)
     with pytest.raises(SettingsError, match="SGLang does not speculate on a CPU"):
-        speculation.sglang(wanted("ngram"), MODEL, None, cpu=True)
+        speculation.sglang(wanted("ngram"), MODEL, None, cpu=True, known=KNOWN)
 
 
 def test_auto_takes_what_is_there():
@@ -92,7 +95,43 @@ def test_auto_takes_what_is_there():
     ahead = ModelFacts(source="/m", name="m", predicts_ahead=True)
     assert speculation.settle(auto, ahead, None) == "mtp"
     assert speculation.settle(auto, MODEL, None) == "ngram"
-    assert speculation.sglang(auto, MODEL, None, cpu=True) == []
+    assert speculation.sglang(auto, MODEL, None, cpu=True, known=KNOWN) == []
+
+
+def test_an_automatic_head_adapts_where_sglang_can():
+    """By as many steps as it knows to choose from; an older one drafts as ever."""
+    auto = wanted("auto", draft_model="/e")
+    words = speculation.sglang(auto, MODEL, HEAD, cpu=False, known=KNOWN)
+    assert ("--speculative-adaptive", None) in words and ("--speculative-num-steps", "3") in words
+    for given, known in ((auto, Flags({}, {})), (wanted("eagle3", draft_model="/e"), KNOWN)):
+        words = speculation.sglang(given, MODEL, HEAD, cpu=False, known=known)
+        assert ("--speculative-adaptive", None) not in words
+
+
+@pytest.mark.parametrize(
+    ("places", "speculating"),
+    [
+        ([(0,), (1,)], [False, True]),
+        ([(0,), (1,), (2,), (3,)], [False, True, False, True]),
+        ([(0,), (1,), (0,), (1,)], [False, False, True, True]),
+        ([(0,), (0,), (0,)], [False, True, False]),
+    ],
+)
+def test_auto_has_every_other_replica_speculate(places, speculating):
+    """On a GPU that several share, every other one there: one of each is to be had everywhere."""
+    tasks, note = speculation.spread(wanted("auto"), places, "ngram")
+    assert [task.method != "off" for task in tasks] == speculating
+    assert note is not None and note.startswith(f"{sum(speculating)} of {len(places)} speculate")
+    tasks, note = speculation.spread(wanted("ngram"), places, "ngram")
+    assert {task.method for task in tasks} == {"ngram"} and note is None
+
+
+def test_one_replica_alone_speculates_only_if_it_adapts_by_itself():
+    """Nothing would tell that it is slower; the remedy is told."""
+    (task,), note = speculation.spread(wanted("auto"), [(0,)], "ngram")
+    assert task.method == "off" and note is not None and "start two, or name the method" in note
+    (task,), note = speculation.spread(wanted("auto"), [(0,)], "eagle3", adapts=True)
+    assert task.method == "auto" and note is None
 
 
 def test_a_draft_of_another_vocabulary_is_refused():

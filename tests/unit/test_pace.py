@@ -1,0 +1,239 @@
+"""Speculation by load and by session: what is learned of paces, and what the scheduler makes of it
+in a small world in virtual time."""
+
+from collections import Counter
+from itertools import count
+
+import pytest
+
+from sessile.router.outlook import Outlook
+from sessile.router.pace import Curve
+from sessile.router.policy import Ask
+from sessile.router.scheduler import Limits, Scheduler
+from sessile.sessions.record import Binding
+
+PREFILL_S = 0.03
+TOKENS = 200
+
+
+def plain(running):
+    """A step of an 8B model on an H100."""
+    return 0.0061 + 0.00004 * running
+
+
+def verify(running):
+    """The same with n-grams to verify: it pays from 1.5 tokens a step, and in a batch from 1.9."""
+    return 0.009 + 0.00025 * running
+
+
+class World:
+    """Two replicas, one of which speculates; `shared` lets them take their steps in turn, as two
+    processes on one GPU do. Sessions run one turn after another, each decoded at its acceptance."""
+
+    def __init__(self, *, shared, tells=True, device=None, counts=True):
+        self.brain = Scheduler(Limits())
+        self.pool = [Outlook("off", "1"), Outlook("on", "1")]
+        self.pool[1].speculates = True
+        for outlook in self.pool:
+            outlook.device = device
+        self.shared = shared
+        self.tells = tells
+        self.counts = counts
+        self.now = 0.0
+        self.reasons = Counter()
+        self.where = Counter()
+        self._ids = count()
+
+    def run(self, accepts, turns, sessions, only=None):
+        """Run so many sessions of each of those acceptances at once, one after another in each
+        place; returns tokens a second of all."""
+        places = [Place(length) for length in accepts]
+        began, made = self.now, 0
+        self.left = sessions * len(places)
+        while [p for p in places if p.turn or p.done] or self.left:
+            for place in places:
+                if place.turn is None and (place.done or self.left):
+                    self.left -= not place.done
+                    self._begin(place, turns, only)
+            self._pass([p for p in places if p.turn is not None])
+            for place in places:
+                if place.turn is not None and place.tokens <= 1e-9:
+                    made += TOKENS
+                    self._end(place, turns)
+        return made / (self.now - began)
+
+    def _begin(self, place, turns, only):
+        if not place.done:
+            place.session, place.bound = f"s{next(self._ids)}", None
+        place.turn = f"t{next(self._ids)}"
+        ask = Ask(
+            session=place.session, turn=place.turn, model="m", bound=place.bound,
+            prompt_tokens=500 + 300 * place.done, output_tokens=TOKENS,
+        )  # fmt: skip
+        if only is None:
+            decision = self.brain.submit(ask, self.pool, self.now)
+        else:
+            decision = self.brain.decide(ask, [only], self.now)
+            self.brain.book(ask, decision, [only], self.now)
+        self.reasons[decision.reason] += 1
+        self.where[place.length, decision.replica] += 1
+        moved = place.bound is None or place.bound.replica != decision.replica
+        place.bound = Binding(decision.replica, "1", 1)
+        place.cached = 0 if moved else ask.prompt_tokens - 300
+        place.prompt = ask.prompt_tokens
+        place.prefill_s = PREFILL_S + (place.prompt - place.cached) / 20_000
+        place.tokens = TOKENS
+        place.first = False
+
+    def _pass(self, running):
+        """Let time go on until the next thing happens. A prefill stops the decoding of the others
+        at its replica, as SGLang's does."""
+        rates = {}
+        for o in self.pool:
+            mine, share = self._work(o, running)
+            for p in mine:
+                decodes = o.speculates and not p.prefill_s
+                rates[p] = share * (p.length if decodes else 1.0)
+        passes_s = min((p.prefill_s or p.tokens) / rate for p, rate in rates.items())
+        self.now += passes_s
+        for p, rate in rates.items():
+            if p.prefill_s:
+                p.prefill_s -= rate * passes_s
+                if p.prefill_s <= 1e-12:
+                    p.prefill_s = 0.0
+                    self.brain.first_token(p.turn, self.now)
+            else:
+                p.tokens -= rate * passes_s
+
+    def _work(self, outlook, running):
+        """What goes on at a replica, and how fast: a prefill in seconds, or steps."""
+        mine = [p for p in running if p.bound.replica == outlook.id]
+        prefill = [p for p in mine if p.prefill_s][:1]
+        step_s = (verify if outlook.speculates else plain)(max(1, len(mine)))
+        others = [p for p in running if p not in mine]
+        share = 1.0
+        if self.shared and others:
+            share = 0.5
+            if not prefill and not any(p.prefill_s for p in others):
+                other_s = (plain if outlook.speculates else verify)(len(others))
+                share = step_s / (step_s + other_s)
+        if prefill:
+            return prefill, share
+        return mine, share / step_s
+
+    def _end(self, place, turns):
+        place.done += 1
+        over = place.done == turns
+        yielded = place.length if self.tells and place.bound.replica == "on" else None
+        self.brain.end(
+            place.turn, self.now, prompt_tokens=place.prompt, cached_tokens=place.cached,
+            output_tokens=TOKENS if self.counts else None, yielded=yielded,
+            pause=None if over else "tool",
+        )  # fmt: skip
+        place.turn = None
+        if over:
+            place.done = 0
+
+
+class Place:
+    """Where one session runs after another."""
+
+    def __init__(self, length):
+        self.length = length
+        self.done = 0
+        self.turn = None
+
+
+def best(shared, accepts, turns, sessions, tells=True):
+    """Tokens a second with speculation for all, and for nobody, on one replica."""
+    found = []
+    for name in (0, 1):
+        world = World(shared=shared, tells=tells)
+        found.append(world.run(accepts, turns, sessions, only=world.pool[name]))
+    return max(found)
+
+
+@pytest.mark.parametrize("tells", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("length", [1.2, 1.6, 2.2, 4.0])
+@pytest.mark.parametrize("batch", [1, 4, 16])
+def test_auto_is_as_fast_as_the_better_of_on_and_off(batch, length, shared, tells):
+    """Within three per cent, once it has been learned, whatever the batch and the text."""
+    world = World(shared=shared, tells=tells, device="0" if shared else None)
+    world.run([length], 6, 3)
+    world.run([length] * batch, 6, 3)
+    found = world.run([length] * batch, 6, 6)
+    wanted = best(shared, [length] * batch, 6, 6, tells)
+    assert found >= 0.97 * wanted, (
+        found / wanted,
+        world.reasons,
+        world.brain._chooser.paces["m"].describe(),
+    )
+
+
+def test_a_curve_keeps_what_is_not_seen_any_longer():
+    """And lies between what it has seen; one turn that was late by chance does not move it far."""
+    curve = Curve()
+    assert curve.at(3) is None
+    for _ in range(20):
+        curve.add(1, 0.010)
+    for _ in range(200):
+        curve.add(16, 0.013)
+    curve.add(16, 5.0)
+    near = curve.at(1)
+    assert near is not None and near.step_s == pytest.approx(0.010) and near.away == 0
+    between = curve.at(8.5)
+    assert between is not None and 0.0115 < between.step_s < 0.0135
+
+
+def test_sessions_that_accept_well_speculate_and_the_others_do_not():
+    """Each has a replica of its own device: both kinds of text end where they are faster, though
+    they come together and begin alike."""
+    world = World(shared=False)
+    world.run([4.0, 1.2] * 2, 6, 8)
+    world.where.clear()
+    world.run([4.0, 1.2] * 2, 6, 8)
+    assert world.where[4.0, "on"] > 0.9 * sum(n for (a, _), n in world.where.items() if a == 4.0)
+    assert world.where[1.2, "off"] > 0.7 * sum(n for (a, _), n in world.where.items() if a == 1.2)
+    assert world.reasons["speculation"]
+
+
+def test_a_change_of_the_text_is_found_by_trials():
+    """Nobody speculates any more where it does not pay; when it would again, a trial tells."""
+    world = World(shared=False)
+    world.run([1.1], 1, 200)
+    assert world.reasons["trial"]
+    world.where.clear()
+    world.run([1.1], 1, 300)
+    assert world.where[1.1, "off"] > 280
+    world.run([8.0], 1, 60)
+    world.where.clear()
+    world.run([8.0], 1, 50)
+    assert world.where[8.0, "on"] == 50
+
+
+def test_where_all_are_alike_nothing_is_weighed():
+    """Neither pace nor trial exists: every decision is as it would be without."""
+    world = World(shared=False)
+    world.pool[0].speculates = True
+    world.run([4.0] * 4, 3, 5)
+    assert not world.brain._chooser.paces
+    assert not {"speculation", "trial"} & set(world.reasons)
+
+
+def test_another_router_learns_from_the_news():
+    """What one has measured, the other knows before it has sent a turn."""
+    world = World(shared=False)
+    world.brain.live.peers = True
+    world.run([1.2] * 2, 3, 10)
+    other = Scheduler(Limits())
+    other.hear(world.brain.live.news, world.pool, world.now, "router one")
+    assert other._chooser.paces["m"].known
+    assert other._chooser.paces["m"].yields.typical() == pytest.approx(1.2)
+
+
+def test_an_engine_that_tells_nothing_is_not_tried_for_ever():
+    """New sessions go where they would have gone, after some tries."""
+    world = World(shared=False, counts=False)
+    world.run([1.0], 1, 60)
+    assert 0 < world.reasons["trial"] <= 16
