@@ -223,7 +223,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     `id` is unique in the pool and says nothing; `url` has no trailing slash and no path.
     `incarnation` is set by a launcher, which knows each start; None leaves it to the probe.
     `folder` is where the replica saves KV memory, which those of the same folder can restore; the
-    router can remove files there.
+    router can remove files there. `pool` is the name of the pool that it belongs to. On `standby`
+    it takes turns only as part of a variant (`router.releases`) that names its pool or version.
     """
 
     id: str
@@ -232,3 +233,5 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     incarnation: str | None = None
     folder: str | None = None
+    pool: str | None = None
+    standby: bool = False
