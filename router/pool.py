@@ -245,7 +245,7 @@ class Pool:
         adapted = [a.name for a in self.adapters if any(self.serving(a.name))]
         return [*served, *(name for name in adapted if name not in served)]
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         """Everything that a session may be bound under: the models, then the variants of releases
         that are no models themselves."""
         models = self.models()

@@ -17,6 +17,7 @@ import msgspec
 
 from sessile.errors import InvalidRequest
 
+_APART_S = 2.0  # more than clocks of routers are apart
 _LINGERS_S = 3600.0  # for so long after a deadline it is still told what a session was moved from
 
 
@@ -49,6 +50,16 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     variants: tuple[Variant, ...]
     was: tuple[Variant, ...] = ()
     deadline_s: float | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """All variants that are in force now or were a moment ago."""
+        return list(dict.fromkeys(v.name for v in (*self.variants, *self.was)))
+
+    def is_calm(self, now: float) -> bool:
+        """Whether nothing changes about now: routers whose clocks differ see the same."""
+        times = [self.since, *(v.until for v in self.variants if v.until is not None)]
+        return all(abs(now - at) > _APART_S for at in times)
 
     def at(self, now: float) -> tuple[Variant, ...]:
         """The variants in force."""

@@ -106,6 +106,7 @@ def _embedded(
                 Launch(
                     id=f"local-{len(launches)}", engine="llamacpp", model=alias,
                     url=f"http://127.0.0.1:{port}", folder=str(folder),
+                    pool=pool.name, standby=pool.standby,
                     command=(
                         sys.executable, "-m", "sessile.engines.embedded",
                         "--port", str(port), *line,

@@ -163,7 +163,8 @@ class MemoryStore:
             (n for n, k in here.items() if self._records.get(k) or self._bindings.get(k)), None
         )
         record = self._records.get(SessionKey(key.tenant, found, key.session)) if found else None
-        stays = found in keeping or (record is not None and record.state == "closed")
+        moves = found in here and found not in keeping
+        stays = not moves or (record is not None and record.state == "closed")
         variant = found if found is not None and stays else proposal
         self._variants.put(key, variant)
         return Assignment(variant, found if variant != found else None, found is None)

@@ -58,7 +58,7 @@ if not found then
     end
   end
 end
-local stays = false
+local stays = found
 if found then
   for n = 3, #ARGV, 2 do
     if ARGV[n] == found then

@@ -153,8 +153,8 @@ class Store(Protocol):
         routers, kept as long as the session is.
 
         It is the one that was said before, else the first of `variants` that the session has a
-        record or a binding under; if that is one of `keeping`, or closed there, it stays. Else it
-        is `proposal` from now on.
+        record or a binding under; if that is one of `keeping`, or closed there, or none of
+        `variants`, it stays. Else it is `proposal` from now on.
         """
 
     # -- the turn lock

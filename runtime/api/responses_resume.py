@@ -132,5 +132,7 @@ async def _release(responses: Responses, job: Job) -> None:
     request = job.request
     with suppress(StoreUnavailable):
         if request.stateful and request.claims.explicit is not None:
-            key = SessionKey(job.tenant, request.model, request.claims.explicit)
+            session = request.claims.explicit
+            model = await responses.flow.key_of(job.tenant, request.model, session)
+            key = SessionKey(job.tenant, model, session)
             await responses.store.release(key, job.accepted.turn)

@@ -41,6 +41,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     env: Mapping[str, str] = {}
     first_on_path: str | None = None
     folder: str | None = None
+    pool: str | None = None
+    standby: bool = False
     tree: bool = False
     stop_s: float = 5.0
 
@@ -49,7 +51,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
         """The replica as the pool is told of it; its incarnation comes with its first start."""
         return ReplicaSpec(
             id=self.id, engine=self.engine, url=self.url, model=self.model,
-            incarnation="starting", folder=self.folder,
+            incarnation="starting", folder=self.folder, pool=self.pool, standby=self.standby,
         )  # fmt: skip
 
     def shown(self) -> str:
@@ -125,7 +127,7 @@ def _launch(seat: Seat, name: str, any_gpu: bool) -> tuple[Launch, list[str]]:
         id=name, engine=pool.engine, url=f"http://127.0.0.1:{seat.port}",
         model=theirs.get("--served-model-name") or seat.model.name,
         command=(*start, *line), env=env, first_on_path=str(Path(installed.python).parent),
-        tree=True, stop_s=_STOP_S,
+        pool=pool.name, standby=pool.standby, tree=True, stop_s=_STOP_S,
     ), notes  # fmt: skip
 
 

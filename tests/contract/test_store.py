@@ -499,13 +499,15 @@ async def test_a_session_that_runs_belongs_to_where_it_runs(store: Store) -> Non
 
 
 async def test_a_session_leaves_a_variant_that_keeps_it_no_longer(store: Store) -> None:
-    """Once, and whoever asks then is told where it is; so does one that nobody had assigned, or
-    whose variant is not known any more."""
+    """Once, and whoever asks then is told where it is; so does one that nobody had assigned. Who
+    does not know its variant does not move it."""
     both = ("old", "new")
     await store.assign(KEY, both, both, "old")
     assert await store.assign(KEY, both, ("new",), "new") == Assignment("new", "old")
     assert await store.assign(KEY, both, both, "old") == Assignment("new")
-    assert await store.assign(KEY, ("third",), ("third",), "third") == Assignment("third", "new")
+    assert await store.assign(KEY, ("third",), ("third",), "third") == Assignment("new")
+    known = ("third", "new")
+    assert await store.assign(KEY, known, ("third",), "third") == Assignment("third", "new")
     running = SessionKey(KEY.tenant, KEY.model, "running")
     await store.claim(SessionKey(KEY.tenant, "old", "running"), "r1", "i1")
     assert await store.assign(running, both, ("new",), "new") == Assignment("new", "old")
