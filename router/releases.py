@@ -123,7 +123,7 @@ def begin(
         )
     if source.name == target.name:
         raise InvalidRequest(f"{served!r} is served by {target.name!r} already", param="to")
-    was = (msgspec.structs.replace(source, weight=100.0, until=None),)
+    was: tuple[Variant, ...] = (msgspec.structs.replace(source, weight=100.0, until=None),)
     if before is not None:
         was = before.variants
     ends = (source.name, target.name)

@@ -139,8 +139,8 @@ class Telemetry:
 
 
 class Times:
-    """A histogram of seconds by replica, or whatever `label` is: what a turn adds to is plain numbers, without the locks
-    that a library for many threads needs."""
+    """A histogram of seconds by replica, or by `label`: what a turn adds to is plain numbers,
+    without the locks that a library for many threads needs."""
 
     def __init__(
         self, name: str, documentation: str, bounds: Sequence[float], label: str = "replica"

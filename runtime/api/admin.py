@@ -29,8 +29,8 @@ class _Body(BaseModel):
 
 
 class NewReplica(_Body):
-    """A replica to take into the pool; `pool` is what a swap knows it by, and one on `standby` takes
-    no session but by a swap."""
+    """A replica to take into the pool. `pool` is what a swap knows it by; one on `standby` takes no
+    session but by a swap."""
 
     engine: EngineKind = "auto"
     url: str
@@ -134,7 +134,7 @@ def native_routes(
         name = new.id or next(name for name in free if name not in pool.servers)
         if new.standby and new.pool is None:
             raise InvalidRequest(
-                "a replica on standby needs a pool, for a swap to name", param="pool"
+                "a replica on standby needs a pool, for a swap to name it", param="pool"
             )
         spec = ReplicaSpec(
             id=name, engine=new.engine, url=new.url.rstrip("/"), pool=new.pool, standby=new.standby
