@@ -80,21 +80,21 @@ class ReleaseList:
     async def swap(
         self, model: str, to: str, percent: float = 100.0, deadline_s: float | None = None
     ) -> Release:
-        """Begin to replace what serves `model`: `percent` of its new sessions go to `to`. Raises
-        `ModelNotFound`, `InvalidRequest`, `StoreUnavailable`, and `NoReplica` where nothing of the
-        target is ready."""
-        served = self._pool.model(model)
-        self._check_alone(served)
+        """Begin to replace what serves `model`, a model or an alias: `percent` of its new sessions
+        go to `to`. Raises `ModelNotFound`, `InvalidRequest`, `StoreUnavailable`, and `NoReplica`
+        where nothing of the target is ready."""
+        self._pool.model(model)
 
         def change(before: Release | None, since: float) -> Release:
-            source = self._source(served, before)
+            source = self._source(model, before)
             target = self._target(to, source)
-            begun = begin(before, served, source, target, id=secrets.token_hex(8),
+            self._check_alone(model, source, target)
+            begun = begin(before, model, source, target, id=secrets.token_hex(8),
                           percent=percent, deadline_s=deadline_s, since=since)  # fmt: skip
             self._check_ready(target)
             return begun
 
-        return await self._change(served, change)
+        return await self._change(model, change)
 
     async def grow(self, model: str, percent: float) -> Release:
         """Give the target another percentage of the new sessions. Raises as `swap` does."""
@@ -155,7 +155,7 @@ class ReleaseList:
         pool = self._pool
         model, at, group = to.rpartition("@")
         if at and to not in pool.models():
-            return self._grouped(to, pool.meant(model), group)
+            return self._grouped(to, pool.aliases.get(model, model), group, source)
         is_group = any(r.is_of(to) for r in pool)
         asked = pool.aliases.get(to, to)
         if asked in pool.models():
@@ -164,7 +164,12 @@ class ReleaseList:
                     f"{to!r} is both a model and a pool; write {asked}@{to} for the pool",
                     param="to",
                 )
-            return Variant(name=asked, model=asked)
+            waiting = {r.spec.pool for r in pool if asked in r.models and r.spec.standby}
+            whole = Variant(name=asked, model=asked)
+            if len(waiting) == 1 and not any(pool.members(whole)):
+                (standby,) = waiting
+                return self._grouped(to, asked, standby or "", source)
+            return whole
         if not is_group:
             groups = sorted({r.spec.pool for r in pool if r.spec.pool})
             raise InvalidRequest(
@@ -174,33 +179,40 @@ class ReleaseList:
             )
         serves = {model: None for r in pool if r.is_of(to) for model in r.models}
         if source.model in serves:
-            return self._grouped(to, source.model, to)
+            return self._grouped(to, source.model, to, source)
         if len(serves) != 1:
             names = ", ".join(serves) or "none yet"
             raise InvalidRequest(
                 f"name the model of {to!r} that is meant, as MODEL@{to}; it serves {names}",
                 param="to",
             )
-        return self._grouped(to, next(iter(serves)), to)
+        return self._grouped(to, next(iter(serves)), to, source)
 
-    def _grouped(self, to: str, model: str, group: str) -> Variant:
+    def _grouped(self, to: str, model: str, group: str, source: Variant) -> Variant:
         variant = Variant(name=f"{model}@{group}", model=model, group=group)
         members = list(self._pool.members(variant))
         if not members:
             raise InvalidRequest(f"no replica of {group!r} serves {model!r}", param="to")
-        if all(r in members or model not in r.models for r in self._pool):
+        rest = [r for r in self._pool.serving(source.name) if r not in members]
+        if source.model == model and source.name != variant.name and not rest:
             raise InvalidRequest(
                 f"{to!r} is all that serves {model!r}: there is nothing to swap", param="to"
             )
         return variant
 
-    def _check_alone(self, served: str) -> None:
-        """A variant means one thing: neither does a swap concern what is a part of another."""
+    def _check_alone(self, served: str, source: Variant, target: Variant) -> None:
+        """A variant is a set of replicas, not a name with a release of its own."""
         for release in self._pool.releases:
-            if release.served != served and served in release.names:
+            other = release.served
+            if other != served and served in release.names:
                 raise InvalidRequest(
-                    f"{served!r} is a variant of {release.served!r}: swap that one", param="model"
+                    f"{served!r} is a variant of {other!r}: swap that one", param="model"
                 )
+            if other != served and other in (source.name, target.name):
+                raise InvalidRequest(
+                    f"{other!r} has a release of its own: swap that one, or to one of "
+                    f"{', '.join(release.names)}", param="to",
+                )  # fmt: skip
 
     def _check_ready(self, variant: Variant) -> None:
         if not any(r.state == "ready" for r in self._pool.members(variant)):

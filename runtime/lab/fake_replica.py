@@ -91,6 +91,7 @@ class FakeReplica:
         self.tokens_per_s = tokens_per_s
         self.always = always or Fault()
         self.healthy = True
+        self.version = "fake"
         self.url = ""
         self.server: uvicorn.Server | None = None
         self.seen: list[Seen] = []
@@ -146,7 +147,7 @@ class FakeReplica:
             cards = [self._card(), *self.adapters.cards(self.model)]
             await _send(send, 200, {"object": "list", "data": cards})
         elif path == "/server_info":
-            info = {"version": "fake", "random_seed": self._name, "dp_size": self.ranks}
+            info = {"version": self.version, "random_seed": self._name, "dp_size": self.ranks}
             await _send(send, 200, {**info, "max_loaded_loras": self.adapters.most})
         elif path.startswith("/v1/loads"):
             await _send(send, 200, {"loads": [self._load(rank) for rank in range(self.ranks)]})
