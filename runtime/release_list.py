@@ -258,6 +258,7 @@ class ReleaseList:
     async def shown(self) -> list[dict[str, Any]]:
         """Each release with the figures of its variants side by side, of all routers; of this one
         alone while the store is away."""
+        await self.once()  # whatever was commanded elsewhere is shown here too
         self._telemetry.flush()
         found = []
         for release in self._pool.releases:
