@@ -94,7 +94,7 @@ class App:
             clock=time,
         )
         self.feeds = Feeds(self.pool, timeout_s=router.probe_timeout_s)
-        self.releases = ReleaseList(self.pool, store, self.telemetry)
+        self.releases = ReleaseList(self.pool, store, self.telemetry, settings.release)
         self.flow = Flow(
             pool=self.pool,
             store=store,

@@ -10,16 +10,17 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from sessile.errors import InvalidRequest, NoReplica, StoreUnavailable
+from sessile.errors import InvalidRequest, NoReplica, SessileError, StoreUnavailable
 from sessile.router.figures import ByVariant, Figures, total
 from sessile.router.pool import Pool
 from sessile.router.releases import Release, Variant, begin, finish, grow, roll_back
 from sessile.sessions.store import Store
+from sessile.settings import ReleaseSettings
 from sessile.telemetry import Telemetry
 
 log = logging.getLogger("sessile.releases")
@@ -34,13 +35,19 @@ _figures = msgspec.msgpack.Decoder(ByVariant).decode
 
 
 class ReleaseList:
-    """One a router, opened and closed by its lifespan; what it hears goes to the pool."""
+    """One a router, opened and closed by its lifespan; what it hears goes to the pool. Those
+    `declared` by the settings are begun once they can be, where there is none of the model."""
 
-    def __init__(self, pool: Pool, store: Store, telemetry: Telemetry) -> None:
+    def __init__(
+        self, pool: Pool, store: Store, telemetry: Telemetry,
+        declared: Sequence[ReleaseSettings] = (),
+    ) -> None:  # fmt: skip
         self._pool = pool
         self._store = store
         self._telemetry = telemetry
+        self._declared = declared
         self._router = secrets.token_hex(6)
+        self._waits: dict[str, str] = {}  # why a declared one has not begun
         self._told: dict[str, bytes] = {}  # our figures, as the store has them
         self._task: asyncio.Task[None] | None = None
 
@@ -60,6 +67,9 @@ class ReleaseList:
         while True:
             await asyncio.sleep(_EVERY_S)
             await self.once()
+            for each in self._declared:
+                if each.model not in self._pool.releases:
+                    await self._begin(each)
 
     async def once(self) -> None:
         """Hear it now, tell what the store has lost, and what was counted here."""
@@ -74,6 +84,14 @@ class ReleaseList:
             await self._tell_figures()
         except StoreUnavailable:
             return
+
+    async def _begin(self, declared: ReleaseSettings) -> None:
+        try:
+            await self.swap(declared.model, declared.to, declared.percent)
+        except SessileError as error:  # its replicas have not come up yet, say
+            if self._waits.get(declared.model) != error.message:
+                self._waits[declared.model] = error.message
+                log.info("release waits model=%s why=%r", declared.model, error.message)
 
     # -- the commands
 

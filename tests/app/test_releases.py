@@ -459,6 +459,22 @@ async def test_what_nothing_serves_is_no_target(make):
     assert (refused.status_code, "so that nothing would serve" in refused.text) == (503, True)
 
 
+async def test_the_settings_may_split_a_model(make):
+    """As an A/B test begins, say; what is commanded later holds, whatever they say."""
+    split = [{"model": "m", "to": "green", "percent": 50}]
+    site = await make(release=split)
+    known = site.routers[0].app.pool.releases
+    await site.routers[0].until(lambda: "m" in known)
+    told = (await site.http.get(RELEASES)).json()["releases"][0]
+    await site.routers[0].until(lambda: in_force(site.routers[0], told))
+    first = await site.of(*NAMES)
+    assert set(first) == {"m", "m@green"}
+    assert await site.of(*NAMES) == first
+    await site.command("/m/roll-back", {})
+    await asyncio.sleep(0.6)  # the settings are looked at twice a second
+    assert known.get("m").state == "rolled_back"
+
+
 async def test_a_closed_session_stays_closed(make):
     """A swap does not open it again."""
     site = await make()
