@@ -117,10 +117,7 @@ def begin(
 ) -> Release:  # fmt: skip
     """Give `percent` of the new sessions to `target`; `source` is what the name means now. Raises
     `InvalidRequest` for a swap onto itself, and while another is under way."""
-    if before is not None and before.state == "under_way":
-        raise InvalidRequest(
-            f"a swap of {served!r} to {before.target!r} is under way: finish it or roll it back"
-        )
+    check_over(before)
     if source.name == target.name:
         raise InvalidRequest(f"{served!r} is served by {target.name!r} already", param="to")
     was: tuple[Variant, ...] = (msgspec.structs.replace(source, weight=100.0, until=None),)
@@ -133,6 +130,15 @@ def begin(
         target=target.name, variants=(source, target, *left), was=was, deadline_s=deadline_s,
     )  # fmt: skip
     return _divide(begun, "under_way", percent, deadline_s, since, was)
+
+
+def check_over(release: Release | None) -> None:
+    """Raise `InvalidRequest` while a swap is under way."""
+    if release is not None and release.state == "under_way":
+        raise InvalidRequest(
+            f"a swap of {release.served!r} to {release.target!r} is under way: finish it or roll "
+            "it back"
+        )
 
 
 def grow(release: Release | None, served: str, percent: float, since: float) -> Release:

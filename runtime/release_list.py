@@ -18,7 +18,15 @@ import msgspec
 from sessile.errors import InvalidRequest, NoReplica, SessileError, StoreUnavailable
 from sessile.router.figures import ByVariant, Figures, total
 from sessile.router.pool import Pool
-from sessile.router.releases import Release, Variant, begin, finish, grow, roll_back
+from sessile.router.releases import (
+    Release,
+    Variant,
+    begin,
+    check_over,
+    finish,
+    grow,
+    roll_back,
+)
 from sessile.sessions.store import Store
 from sessile.settings import ReleaseSettings
 from sessile.telemetry import Telemetry
@@ -104,6 +112,7 @@ class ReleaseList:
         self._pool.model(model)
 
         def change(before: Release | None, since: float) -> Release:
+            check_over(before)
             source = self._source(model, before)
             target = self._target(to, source)
             self._check_alone(model, source, target)

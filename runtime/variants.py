@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
-from sessile.errors import StoreUnavailable
+from sessile.errors import SessionExpired, StoreUnavailable
 from sessile.router.pool import Pool
 from sessile.router.releases import Release, Variant, choose, is_over, keeping
 from sessile.sessions.binding import Standings
@@ -87,7 +87,8 @@ class Variants:
         stays: Sequence[str], proposal: str,
     ) -> Assignment:  # fmt: skip
         """The store's word. A variant that this router does not know is one that it has yet to hear
-        of, or one that was left too long ago to be remembered."""
+        of, or one that was left too long ago to be remembered: there, only a closed session stays.
+        """
         ours = {v.name for v in variants}
         stays = [*stays, *(name for name in release.names if name not in ours)]
         found = await self._store.assign(key, release.names, stays, proposal)
@@ -96,6 +97,8 @@ class Variants:
             if self._pool.releases.variant(found.variant) is None:
                 names = [*release.names, found.variant]
                 found = await self._store.assign(key, names, stays, proposal)
+                if found.variant == names[-1]:
+                    raise SessionExpired(f"session {key.session!r} is closed; open a new one")
         return found
 
     def _holds(self, before: _Known, variants: tuple[Variant, ...]) -> bool:

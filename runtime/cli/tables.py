@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sessile.client.calls import AdapterInfo, Ready, ReleaseInfo, ReplicaInfo, SessionInfo
+from sessile.client.calls import AdapterInfo, Ready, ReleaseInfo, ReplicaInfo, SessionInfo, SideInfo
 
 _COLOURS = {
     "ready": "green", "ok": "green", "open": "green", "starting": "yellow", "draining": "yellow",
@@ -77,7 +77,8 @@ def release_line(release: ReleaseInfo) -> Text:
     )  # fmt: skip
     for side in release.variants:
         if side.moves_in_s is not None and not side.percent:
-            when = f"in {age(side.moves_in_s)}" if side.moves_in_s else "at their next turn"
+            later = side.moves_in_s > release.in_force_in_s
+            when = f"in {age(side.moves_in_s)}" if later else "at their next turn"
             line.append(f"  sessions of {side.variant} move {when}", "yellow")
     if release.in_force_in_s:
         line.append(f"  in force in {release.in_force_in_s:.1f}s", "dim")
@@ -92,22 +93,25 @@ def release_view(release: ReleaseInfo) -> RenderableType:
     """A release, its variants side by side."""
     table = _table(
         ("VARIANT",),
-        ("NEW\nSESSIONS", "READY", "SESSIONS", "SWAPPED\nIN", "TURNS", "ERRORS", "TTFT\nP50",
-         "TTFT\nP90", "TOKENS\n/S", "HIT\nRATE"),
+        ("OF NEW\nSESSIONS", "SESSIONS\n+ MOVED", "TURNS", "ERRORS", "TTFT\nP50/P90", "TOKENS\n/S",
+         "HIT\nRATE"),
     )  # fmt: skip
     for side in release.variants:
+        percent = f"{side.percent:g} %"
         rate = "-" if side.tokens_per_s is None else f"{side.tokens_per_s:.1f}"
-        errors = Text(str(side.errors), "red" if side.errors else "")
         table.add_row(
-            side.variant, f"{side.percent:g} %", str(side.ready), str(side.sessions),
-            str(side.swapped), str(side.turns), errors, _time(side.ttft_p50_s),
-            _time(side.ttft_p90_s), rate, share(side.hit_rate),
+            side.variant, percent if side.ready else Text("none ready", "red"),
+            f"{side.sessions} + {side.swapped}" if side.swapped else str(side.sessions),
+            str(side.turns), Text(str(side.errors), "red" if side.errors else ""), _first(side),
+            rate, share(side.hit_rate),
         )  # fmt: skip
     return Group(release_line(release), table)
 
 
-def _time(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds:.3g}s"
+def _first(side: SideInfo) -> str:
+    if side.ttft_p50_s is None or side.ttft_p90_s is None:
+        return "-"
+    return f"{side.ttft_p50_s:.2f}/{side.ttft_p90_s:.2f}s"
 
 
 def session_table(sessions: list[SessionInfo], now: float) -> Table:

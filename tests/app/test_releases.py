@@ -7,7 +7,14 @@ from contextlib import AsyncExitStack
 import httpx2
 import pytest
 
+from sessile.app import create_app
+from sessile.errors import SessionExpired
 from sessile.lab.fake_replica import FakeReplica
+from sessile.router.releases import Variant, begin
+from sessile.sessions.memory_store import MemoryStore
+from sessile.sessions.record import SessionKey, SessionRecord
+from sessile.sessions.store import StoreLimits
+from sessile.settings import Settings
 
 CHAT, RELEASES = "/v1/chat/completions", "/sessile/v1/releases"
 USER = {"role": "user", "content": "hi"}
@@ -499,3 +506,23 @@ async def test_adapters_follow_their_base_once_a_swap_is_finished(make):
     assert await replica() == "blue-0"
     await site.command("/m/finish", {})
     assert await replica() == "green-0"
+
+
+async def test_a_variant_that_is_forgotten_keeps_only_what_is_closed():
+    """A session that was idle for longer than two swaps took moves on; a closed one stays so."""
+    store = MemoryStore(StoreLimits())
+    app = create_app(Settings(), store=store)
+    release = begin(
+        None, "m", Variant(name="p", model="p"), Variant(name="n", model="n"), id="1",
+        percent=100, deadline_s=None, since=0,
+    )  # fmt: skip
+    app.pool.releases.put(release)
+    gone = SessionKey("default", "m@gone", "closed")
+    await store.create_session(SessionRecord(tenant="default", session="closed", model="m@gone"))
+    for session in ("idle", gone.session):
+        key = SessionKey("default", "m", session)
+        await store.assign(key, ("m@gone",), ("m@gone",), "m@gone")
+    await store.close_session(gone)
+    assert await app.flow.key_of("default", "m", "idle") == "n"
+    with pytest.raises(SessionExpired):
+        await app.flow.key_of("default", "m", "closed")
