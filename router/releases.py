@@ -18,7 +18,7 @@ import msgspec
 from sessile.errors import InvalidRequest
 
 _APART_S = 2.0  # more than clocks of routers are apart
-_LINGERS_S = 3600.0  # for so long after a deadline it is still told what a session was moved from
+_LINGERS_S = 24 * 3600.0  # sessions are remembered so long: a closed one is not to open again
 
 
 class Variant(msgspec.Struct, frozen=True, kw_only=True):
