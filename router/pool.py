@@ -267,8 +267,7 @@ class Pool:
         for replica in self._replicas.values():
             if asked in replica.models:
                 return asked
-        if asked in self._missed:
-            self._missed[asked] += 1
+        if self.miss(asked):
             raise NoReplica(f"no replica of {asked!r} is up; one is asked for", retry_after_s=2.0)
         if not self._replicas:
             raise NoReplica("no replica is in the pool yet; see /ready", retry_after_s=2.0)
@@ -283,6 +282,13 @@ class Pool:
         listed = ", ".join((*self.models(), *self.aliases)) or "none"
         raise ModelNotFound(f"the model {asked!r} is not served here; there are: {listed}",
                             param="model")  # fmt: skip
+
+    def miss(self, model: str) -> bool:
+        """A turn has found no replica of the model; whether one will be started therefore."""
+        if model not in self._missed:
+            return False
+        self._missed[model] += 1
+        return True
 
     def missed(self, model: str) -> int:
         """How many turns of the model have found no replica since this was last asked. From then on

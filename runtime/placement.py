@@ -94,6 +94,7 @@ class Placement:
         """
         request, variant = turn.request, turn.receipt.variant
         if variant is not None and not self._pool.outlooks(variant):
+            self._pool.miss(request.model)
             raise NoReplica(
                 f"no replica of {variant!r} is ready, the variant of {turn.receipt.model!r} that "
                 "the session belongs to; `sessile swap` shows them, and --roll-back or --finish "
@@ -102,6 +103,8 @@ class Placement:
             )
         if request.stateful:
             await self.bindings.lock(turn)
+            if turn.receipt.left is not None:
+                await self.bindings.outlast(turn, turn.receipt.left)
         standing = self._standings.get(turn.key)
         ask = self._asks.of(turn, standing)
         moved = standing.binding if standing is not None and standing.moved else None

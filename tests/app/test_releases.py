@@ -9,7 +9,7 @@ import pytest
 
 from sessile.app import create_app
 from sessile.errors import SessionExpired
-from sessile.lab.fake_replica import FakeReplica
+from sessile.lab.fake_replica import FakeReplica, Fault
 from sessile.router.releases import Variant, begin
 from sessile.sessions.memory_store import MemoryStore
 from sessile.sessions.record import SessionKey, SessionRecord
@@ -218,6 +218,23 @@ async def test_a_response_that_follows_another_stays_with_it(make):
     assert answer.headers["x-sessile-variant"] == "m@green"
 
 
+async def test_a_session_does_not_move_under_a_turn_that_runs(make):
+    """A follow-up that is to go elsewhere waits for it, as it would where it was."""
+    site = await make()
+    made = await site.http.post("/v1/responses", json={"model": "m", "input": "hi"})
+    blue, green = site.fakes["blue"][0], site.fakes["green"][0]
+    blue.fail(Fault(pause_s=3.0))
+    follow = {"model": "m", "previous_response_id": made.json()["id"], "input": "and?"}
+    first = asyncio.create_task(site.http.post("/v1/responses", json=follow))
+    await blue.until(lambda fake: fake.running)
+    await site.swap(deadline_s=0)
+    second = asyncio.create_task(site.http.post("/v1/responses", json=follow))
+    done, _ = await asyncio.wait((first, second), return_when=asyncio.FIRST_COMPLETED)
+    assert (done, green.seen) == ({first}, [])
+    assert (await second).headers["x-sessile-reason"] == "swapped"
+    assert len(green.seen) == 1
+
+
 async def test_a_conversation_without_a_name_is_recognised_and_stays(make):
     """Begun before the swap or after it, it is known by its messages."""
     site = await make()
@@ -252,8 +269,11 @@ async def test_with_no_replica_of_its_variant_left_a_session_is_told(make):
     site = await make()
     await site.swap(percent=99)
     sessions = [s for s in NAMES if (await site.of(s)) == ["m@green"]]
-    site.routers[0].app.pool.drain("green-0")
+    pool = site.routers[0].app.pool
+    pool.drain("green-0")
+    assert pool.missed("m") == 0
     lost = await site.ask(sessions[0])
+    assert pool.missed("m") == 1  # whoever starts replicas on demand is to know
     assert (lost.status_code, lost.json()["error"]["code"]) == (503, "no_replica")
     assert "--roll-back" in lost.json()["error"]["message"]
     assert set(await site.of(*[f"new{n}" for n in range(5)])) == {"m"}
