@@ -17,6 +17,9 @@ import msgspec
 
 from sessile.errors import InvalidRequest
 
+HEARD_S = 1.5
+"""How long after a command it is in force: by then every router has heard of it, which ask twice a
+second."""
 _APART_S = 2.0  # more than clocks of routers are apart
 _LINGERS_S = 24 * 3600.0  # sessions are remembered so long: a closed one is not to open again
 
@@ -113,7 +116,7 @@ def is_over(variants: Sequence[Variant], now: float) -> bool:
 
 def begin(
     before: Release | None, served: str, source: Variant, target: Variant, *, id: str,
-    percent: float, deadline_s: float | None, since: float,
+    percent: float, deadline_s: float | None, now: float,
 ) -> Release:  # fmt: skip
     """Give `percent` of the new sessions to `target`; `source` is what the name means now. Raises
     `InvalidRequest` for a swap onto itself, and while another is under way."""
@@ -122,14 +125,15 @@ def begin(
         raise InvalidRequest(f"{served!r} is served by {target.name!r} already", param="to")
     was: tuple[Variant, ...] = (msgspec.structs.replace(source, weight=100.0, until=None),)
     if before is not None:
-        was = before.variants
+        was = before.at(now)
     ends = (source.name, target.name)
-    left = [v for v in was if v.name not in ends and (v.until is None or v.until > since)]
+    known = was if before is None else before.variants
+    left = [v for v in known if v.name not in ends and (v.until is None or v.until > now)]
     begun = Release(
-        served=served, id=id, state="under_way", since=since, source=source.name,
+        served=served, id=id, state="under_way", since=now + HEARD_S, source=source.name,
         target=target.name, variants=(source, target, *left), was=was, deadline_s=deadline_s,
     )  # fmt: skip
-    return _divide(begun, "under_way", percent, deadline_s, since, was)
+    return _divide(begun, "under_way", percent, deadline_s, now)
 
 
 def check_over(release: Release | None) -> None:
@@ -141,32 +145,32 @@ def check_over(release: Release | None) -> None:
         )
 
 
-def grow(release: Release | None, served: str, percent: float, since: float) -> Release:
+def grow(release: Release | None, served: str, percent: float, now: float) -> Release:
     """Give the target another percentage of the new sessions. Raises `InvalidRequest` where nothing
     is under way."""
     release = _under_way(release, served)
-    return _divide(release, "under_way", percent, release.deadline_s, since, release.variants)
+    return _divide(release, "under_way", percent, release.deadline_s, now)
 
 
-def finish(release: Release | None, served: str, deadline_s: float | None, since: float) -> Release:
+def finish(release: Release | None, served: str, deadline_s: float | None, now: float) -> Release:
     """All new sessions go to the target, and another swap may begin; those of the source stay for
     `deadline_s`, else for as long as the swap was begun with. Raises `InvalidRequest`."""
     release = _under_way(release, served)
     deadline_s = release.deadline_s if deadline_s is None else deadline_s
     source = release.variants[0]
     if source.weight <= 0 and source.until is not None and deadline_s == release.deadline_s:
-        deadline_s = max(0.0, source.until - since)  # it runs already
-    return _divide(release, "finished", 100.0, deadline_s, since, release.variants)
+        deadline_s = max(0.0, source.until - now - HEARD_S)  # it runs already
+    return _divide(release, "finished", 100.0, deadline_s, now)
 
 
-def roll_back(release: Release | None, served: str, deadline_s: float, since: float) -> Release:
+def roll_back(release: Release | None, served: str, deadline_s: float, now: float) -> Release:
     """All new sessions go to the source again, those of the target too after `deadline_s`; of a
     swap that has finished, as well. Raises `InvalidRequest` where there is none."""
     if release is None or release.state == "rolled_back":
         raise InvalidRequest(f"there is no swap of {served!r} to roll back")
-    back = _divide(release, "rolled_back", 0.0, None, since, release.variants)
+    back = _divide(release, "rolled_back", 0.0, None, now)
     source, target, *left = back.variants
-    target = msgspec.structs.replace(target, until=since + deadline_s)
+    target = msgspec.structs.replace(target, until=back.since + deadline_s)
     return msgspec.structs.replace(back, variants=(source, target, *left))
 
 
@@ -178,18 +182,20 @@ def _under_way(release: Release | None, served: str) -> Release:
 
 def _divide(
     release: Release, state: Literal["under_way", "finished", "rolled_back"], percent: float,
-    deadline_s: float | None, since: float, was: tuple[Variant, ...],
+    deadline_s: float | None, now: float,
 ) -> Release:  # fmt: skip
+    """The release with these weights, after what is in force `now`."""
     if not 0 <= percent <= 100:
         raise InvalidRequest(f"percent must be from 0 to 100, not {percent:g}", param="percent")
     if deadline_s is not None and not 0 <= deadline_s < float("inf"):
         raise InvalidRequest("deadline must be 0 seconds or more", param="deadline_s")
     source, target, *left = release.variants
+    since = now + HEARD_S
     until = since + deadline_s if percent >= 100 and deadline_s is not None else None
     source = msgspec.structs.replace(source, weight=100.0 - percent, until=until)
     target = msgspec.structs.replace(target, weight=float(percent), until=None)
     return msgspec.structs.replace(
-        release, state=state, variants=(source, target, *left), since=since, was=was
+        release, state=state, variants=(source, target, *left), since=since, was=release.at(now)
     )
 
 

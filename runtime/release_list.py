@@ -33,9 +33,7 @@ from sessile.telemetry import Telemetry
 
 log = logging.getLogger("sessile.releases")
 
-_EVERY_S = 0.5
-_HEARD_S = 1.5
-"""How long after a change all routers have heard of it; more than a poll and a slow round trip."""
+_EVERY_S = 0.5  # a third of HEARD_S
 
 _encode = msgspec.msgpack.Encoder().encode
 _release = msgspec.msgpack.Decoder(Release).decode
@@ -111,13 +109,13 @@ class ReleaseList:
         where nothing of the target is ready."""
         self._pool.model(model)
 
-        def change(before: Release | None, since: float) -> Release:
+        def change(before: Release | None, now: float) -> Release:
             check_over(before)
             source = self._source(model, before)
             target = self._target(to, source)
             self._check_alone(model, source, target)
             begun = begin(before, model, source, target, id=secrets.token_hex(8),
-                          percent=percent, deadline_s=deadline_s, since=since)  # fmt: skip
+                          percent=percent, deadline_s=deadline_s, now=now)  # fmt: skip
             self._check_ready(target)
             return begun
 
@@ -126,14 +124,14 @@ class ReleaseList:
     async def grow(self, model: str, percent: float) -> Release:
         """Give the target another percentage of the new sessions. Raises as `swap` does."""
         served = self._pool.meant(model)
-        return await self._change(served, lambda r, since: grow(r, served, percent, since))
+        return await self._change(served, lambda r, now: grow(r, served, percent, now))
 
     async def finish(self, model: str, deadline_s: float | None = None) -> Release:
         """End the swap with its target. Raises as `swap` does."""
         served = self._pool.meant(model)
 
-        def change(before: Release | None, since: float) -> Release:
-            done = finish(before, served, deadline_s, since)
+        def change(before: Release | None, now: float) -> Release:
+            done = finish(before, served, deadline_s, now)
             self._check_ready(done.settled)
             return done
 
@@ -143,8 +141,8 @@ class ReleaseList:
         """End the swap with its source. Raises as `swap` does."""
         served = self._pool.meant(model)
 
-        def change(before: Release | None, since: float) -> Release:
-            back = roll_back(before, served, deadline_s, since)
+        def change(before: Release | None, now: float) -> Release:
+            back = roll_back(before, served, deadline_s, now)
             self._check_ready(back.settled)
             return back
 
@@ -155,7 +153,7 @@ class ReleaseList:
     ) -> Release:
         try:
             said = await self._hear()
-            release = change(self._pool.releases.get(served), time.time() + _HEARD_S)
+            release = change(self._pool.releases.get(served), time.time())
             data = _encode(release)
             if await self._store.put_release(served, said.get(served), data) != data:
                 raise InvalidRequest(

@@ -534,7 +534,7 @@ async def test_a_variant_that_is_forgotten_keeps_only_what_is_closed():
     app = create_app(Settings(), store=store)
     release = begin(
         None, "m", Variant(name="p", model="p"), Variant(name="n", model="n"), id="1",
-        percent=100, deadline_s=None, since=0,
+        percent=100, deadline_s=None, now=0,
     )  # fmt: skip
     app.pool.releases.put(release)
     gone = SessionKey("default", "m@gone", "closed")
