@@ -23,6 +23,7 @@ from sessile.router.adapters import Adapter, Adapters
 from sessile.router.ghosts import Ghosts
 from sessile.router.outlook import Outlook
 from sessile.router.policy import Candidate
+from sessile.router.releases import Releases, Variant
 from sessile.router.replica import Engine, Identity, Load, ReplicaSpec, State
 from sessile.router.upstream import Upstream
 
@@ -71,6 +72,13 @@ class Replica:
             return self.identity.models
         return (self.spec.model,) if self.spec.model else ()
 
+    def is_of(self, group: str) -> bool:
+        """Whether it belongs to the pool of that name, or runs that engine and version."""
+        if self.spec.pool == group:
+            return True
+        version = self.identity.version if self.identity is not None else None
+        return version is not None and group == f"{self.engine.kind}-{version}"
+
     @property
     def speculates(self) -> bool | None:
         """Whether it decodes speculatively: by its own word, else by its launcher's."""
@@ -110,6 +118,8 @@ class Replica:
             "rank": self.rank,
             "url": self.spec.url,
             "engine": self.engine.kind,
+            "pool": self.spec.pool,
+            "standby": self.spec.standby,
             "models": list(self.models),
             "adapters": list(self.outlook.shelf.loaded),
             "state": self.state,
@@ -183,6 +193,7 @@ class Pool:
     ) -> None:
         self.aliases = aliases
         self.adapters = adapters or Adapters()
+        self.releases = Releases()
         self._make = make
         self._sessions_at = sessions_at
         self._servers: dict[str, Server] = {}
@@ -259,20 +270,29 @@ class Pool:
         adapted = [a.name for a in self.adapters if any(self.serving(a.name))]
         return [*served, *(name for name in adapted if name not in served)]
 
+    def names(self) -> list[str]:
+        """Everything that a session may be bound under: the models, then the variants of releases
+        that are no models themselves."""
+        models = self.models()
+        return [*models, *(v.name for v in self.releases.variants if v.name not in models)]
+
     def meant(self, asked: str) -> str:
-        """The model that `asked` is an alias of, or itself; served or not."""
-        return self.aliases.get(asked, asked)
+        """The model that `asked` is an alias of, or itself; served or not. A name that has a
+        release stands for itself."""
+        return asked if asked in self.releases else self.aliases.get(asked, asked)
 
     def model(self, asked: str) -> str:
-        """The model that `asked` names, an alias replaced. Raises `ModelNotFound`, or `NoReplica`
-        while it is only that no replica is there, or has come up to say what it serves."""
+        """The model that `asked` names, an alias replaced, or the name of a release. Raises
+        `ModelNotFound`, or `NoReplica` while it is only that no replica is there, or has come up
+        to say what it serves."""
         if self.aliases:
             asked = self.meant(asked)
+        if asked in self.releases:
+            return asked
         for replica in self._replicas.values():
             if asked in replica.models:
                 return asked
-        if asked in self._missed:
-            self._missed[asked] += 1
+        if self.miss(asked):
             raise NoReplica(f"no replica of {asked!r} is up; one is asked for", retry_after_s=2.0)
         if not self._replicas:
             raise NoReplica("no replica is in the pool yet; see /ready", retry_after_s=2.0)
@@ -287,6 +307,13 @@ class Pool:
         listed = ", ".join((*self.models(), *self.aliases)) or "none"
         raise ModelNotFound(f"the model {asked!r} is not served here; there are: {listed}",
                             param="model")  # fmt: skip
+
+    def miss(self, model: str) -> bool:
+        """A turn has found no replica of the model; whether one will be started therefore."""
+        if model not in self._missed:
+            return False
+        self._missed[model] += 1
+        return True
 
     def missed(self, model: str) -> int:
         """How many turns of the model have found no replica since this was last asked. From then on
@@ -310,14 +337,44 @@ class Pool:
         )
 
     def serving(self, model: str) -> Iterator[Replica]:
-        """The replicas that serve the model, in whatever state: those that have loaded it, too, and
-        those that could, if it is an adapter."""
+        """The replicas that serve the model or variant, in whatever state: those that have loaded
+        it, too, and those that could, if it is an adapter."""
+        variant = self.releases.variant(model)
+        if variant is not None and variant.group is not None:
+            yield from self.members(variant)
+            return
         adapter = self.adapters.get(model)
         for r in self._replicas.values():
-            if model in r.models or (adapter is not None and self._can_serve(r, adapter)):
+            if model in r.models:
+                if not self._is_apart(r, model):
+                    yield r
+            elif adapter is not None and self._can_serve(r, adapter):
                 yield r
 
+    def members(self, variant: Variant) -> Iterator[Replica]:
+        """The replicas that would make up the variant, whether there is such a release or not."""
+        for r in self._replicas.values():
+            if variant.model not in r.models:
+                continue
+            group = variant.group
+            if r.is_of(group) if group is not None else not self._is_apart(r, variant.model):
+                yield r
+
+    def _is_apart(self, replica: Replica, model: str) -> bool:
+        """Whether the replica serves the model only as a part of some variant."""
+        groups = self.releases.groups(model)
+        return replica.spec.standby or any(replica.is_of(group) for group in groups)
+
+    def _bears(self, replica: Replica, base: str) -> bool:
+        """Whether adapters of `base` may run there: they follow it once a swap is finished."""
+        release = self.releases.get(base)
+        if release is None or release.settled.group is None:
+            return not self._is_apart(replica, base)
+        return release.settled.model == base and replica.is_of(release.settled.group)
+
     def _can_serve(self, replica: Replica, adapter: Adapter) -> bool:
+        if adapter.base in replica.models and not self._bears(replica, adapter.base):
+            return False
         if adapter.name in replica.outlook.shelf.loaded:
             return True
         if adapter.path is None or adapter.base not in replica.models:
@@ -427,6 +484,11 @@ class Pool:
     def adapters_changed(self) -> None:
         """An adapter was declared or forgotten, loaded or unloaded somewhere, or refused."""
         self._ready.clear()
+
+    def releases_changed(self) -> None:
+        """A release says something else than before."""
+        self._ready.clear()
+        self.on_change()
 
     def used(self, adapter: str, replica_id: str) -> None:
         """Another router's turn ran there with the adapter."""

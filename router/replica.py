@@ -236,6 +236,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     `folder` is where the replica saves KV memory, which those of the same folder can restore; the
     router can remove files there. `speculates` is what a launcher has told it to do, `device` what
     it runs on, which replicas of the same share.
+    `pool` is the name of the pool that it belongs to. On `standby` it takes turns only as part of
+    a variant (`router.releases`) that names its pool or version.
     """
 
     id: str
@@ -246,3 +248,5 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     folder: str | None = None
     speculates: bool | None = None
     device: str | None = None
+    pool: str | None = None
+    standby: bool = False

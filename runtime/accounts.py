@@ -89,9 +89,10 @@ def written(turn: Turn, step: str | None) -> tuple[TurnEnd, TurnRecord]:
         completion_tokens=receipt.completion_tokens,
         parent=turn.request.claims.parent,
         lineage=(step,) if step is not None else (),
+        served=turn.served,
     )
     record = TurnRecord(
-        turn=turn.id, tenant=key.tenant, session=key.session, model=key.model, receipt=receipt
+        turn=turn.id, tenant=key.tenant, session=key.session, model=receipt.model, receipt=receipt
     )
     if script is not None:
         record.parent = script.parent

@@ -8,6 +8,7 @@ from time import time
 from typing import Any
 from urllib.parse import urlsplit
 
+import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -25,12 +26,14 @@ from sessile.api.conversations import conversation_routes
 from sessile.api.event_stream import event_routes
 from sessile.api.messages import Messages
 from sessile.api.models import model_routes
+from sessile.api.releases import release_routes
 from sessile.api.responses import Responses
 from sessile.api.responses_http import responses_routes
 from sessile.api.responses_resume import resume_response
 from sessile.api.runs import run_routes
 from sessile.api.wire import openai_error, retry_headers, wire_of
 from sessile.discovery.follow import Discovery
+from sessile.discovery.of_pool import OfPool
 from sessile.discovery.sources import source
 from sessile.engines.base import engine
 from sessile.engines.detect import named
@@ -38,6 +41,7 @@ from sessile.errors import InvalidRequest, SessileError, SettingsError
 from sessile.flow import Flow
 from sessile.ray.report import Reporter
 from sessile.ray.source import Reports
+from sessile.release_list import ReleaseList
 from sessile.router.adapters import Adapter, Adapters
 from sessile.router.discovery import Source
 from sessile.router.kv_feed import Feeds
@@ -90,6 +94,7 @@ class App:
             clock=time,
         )
         self.feeds = Feeds(self.pool, timeout_s=router.probe_timeout_s)
+        self.releases = ReleaseList(self.pool, store, self.telemetry, settings.release)
         self.flow = Flow(
             pool=self.pool,
             store=store,
@@ -98,6 +103,7 @@ class App:
             sessions=settings.sessions,
             telemetry=self.telemetry,
             salt=self.auth.salt,
+            hear=self.releases.once,
         )
         reporter = Reporter(self.pool, self.flow, self.telemetry)
         self.discovery = Discovery(self.pool, (*_sources(settings, reporter), *sources))
@@ -148,6 +154,8 @@ class App:
             stack.push_async_callback(self._close_upstreams)
             stack.push_async_callback(self.probes.aclose)
             stack.push_async_callback(self.feeds.aclose)
+            await self.releases.open()
+            stack.push_async_callback(self.releases.aclose)
             self.flow.open()
             stack.push_async_callback(self.flow.aclose)
             self.adapters.open()
@@ -183,6 +191,7 @@ class App:
         api.include_router(health_routes(self.pool, self.store, self.telemetry, self.discovery))
         api.include_router(model_routes(self.pool, self.auth))
         api.include_router(adapter_routes(self.adapters, self.pool, self.auth))
+        api.include_router(release_routes(self.releases, self.auth))
         api.include_router(responses_routes(self.responses, self.auth, self.settings))
         api.include_router(event_routes(self.responses.turns, self.auth))
         api.include_router(run_routes(self.responses, self.auth, self.settings))
@@ -233,34 +242,39 @@ def make_store(settings: Settings) -> Store:
 
 def _specs(settings: Settings) -> list[ReplicaSpec]:
     """The replicas that run already, named by engine and number."""
-    found: list[tuple[str, str, str | None, str]] = []
+    found: list[ReplicaSpec] = []
     for text in settings.replica:
         kind, url = named(text)
         if not url:
             raise SettingsError(
                 f"replica: {text!r} is neither a URL nor ENGINE=URL, as in sglang=http://gpu1:30000"
             )
-        found.append((kind, url, None, f"{kind}-{len(found)}"))
+        found.append(ReplicaSpec(id=f"{kind}-{len(found)}", engine=kind, url=url))
     for pool in settings.pool:
         for place, url in enumerate(pool.urls):
             name = f"{pool.name}-{place}" if pool.name else f"{pool.engine}-{len(found)}"
-            found.append((pool.engine, url, pool.model, name))
+            found.append(
+                ReplicaSpec(
+                    id=name, engine=pool.engine, url=url, model=pool.model, pool=pool.name,
+                    standby=pool.standby,
+                )
+            )  # fmt: skip
     specs = []
-    for kind, url, model, name in found:
-        if urlsplit(url).scheme not in ("http", "https"):
-            raise SettingsError(f"replica: {url!r} is not a URL, as in http://gpu1:30000")
+    for spec in found:
+        if urlsplit(spec.url).scheme not in ("http", "https"):
+            raise SettingsError(f"replica: {spec.url!r} is not a URL, as in http://gpu1:30000")
         try:
-            engine(kind)
+            engine(spec.engine)
         except InvalidRequest as error:
             raise SettingsError(f"replica: {error.message}") from error
-        url = url.rstrip("/").removesuffix("/v1")
-        specs.append(ReplicaSpec(id=name, engine=kind, url=url, model=model))
+        url = spec.url.rstrip("/").removesuffix("/v1")
+        specs.append(msgspec.structs.replace(spec, url=url))
     return specs
 
 
 def _sources(settings: Settings, reports: Reports) -> list[Source]:
     """Where the replicas of the settings are found that they do not list."""
-    found = []
+    found: list[Source] = []
     for text in settings.discover:
         kind, where = named(text)
         if not where:
@@ -269,7 +283,10 @@ def _sources(settings: Settings, reports: Reports) -> list[Source]:
                 "sglang=dns://engines:30000"
             )
         found.append(source(where, kind, None, reports))
-    found += [source(p.discover, p.engine, p.model, reports) for p in settings.pool if p.discover]
+    for pool in settings.pool:
+        if pool.discover:
+            listed = source(pool.discover, pool.engine, pool.model, reports)
+            found.append(OfPool(listed, pool.name, pool.standby))
     return found
 
 

@@ -29,16 +29,27 @@ class Bindings:
 
     async def lock(self, turn: Turn) -> None:
         """Take the session's turn lock, waiting for the turn that holds it."""
-        began = time.monotonic()
+        turn.fence = await self._acquire(turn, turn.key)
+
+    async def outlast(self, turn: Turn, left: str) -> None:
+        """Wait for the turn that runs under the variant that the session has left."""
+        key = SessionKey(turn.key.tenant, left, turn.session)
+        if await self._acquire(turn, key) is not None:
+            with suppress(StoreUnavailable):
+                await self._store.release(key, turn.id)
+
+    async def _acquire(self, turn: Turn, key: SessionKey) -> int | None:
+        """The lock's number; None while the store is away."""
+        began = time.monotonic() - (turn.receipt.queue_s or 0.0)
         pause_s = 0.01
         while True:
             try:
-                turn.fence = await self._store.acquire(turn.key, turn.id, self._settings.lock_ttl_s)
+                fence = await self._store.acquire(key, turn.id, self._settings.lock_ttl_s)
             except StoreUnavailable:
-                return  # better two turns at once than none
+                return None  # better two turns at once than none
             turn.receipt.queue_s = time.monotonic() - began
-            if turn.fence is not None:
-                return
+            if fence is not None:
+                return fence
             if turn.receipt.queue_s > self._settings.lock_wait_s:
                 raise SessionBusy(
                     f"another turn of session {turn.session!r} is running", retry_after_s=1.0

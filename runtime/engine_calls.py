@@ -56,7 +56,9 @@ class EngineCalls:
         replica = self._pool.find(standing.binding.replica) if standing is not None else None
         if replica is None or replica.state != "ready":
             return
-        call = replica.engine.hold_call(key.model, seconds)
+        variant = self._pool.releases.variant(key.model)
+        model = key.model if variant is None else variant.model
+        call = replica.engine.hold_call(model, seconds)
         if call is not None:
             self._spawn(_quietly(replica.upstream.call(call, _HOLD_TIMEOUT_S)))
 

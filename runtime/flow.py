@@ -13,6 +13,8 @@ from random import Random
 from types import TracebackType
 from typing import Any
 
+import msgspec
+
 from sessile.accounts import settle, written
 from sessile.adapters import Loader
 from sessile.engine_calls import EngineCalls
@@ -35,6 +37,7 @@ from sessile.settings import RouterSettings, SessionSettings
 from sessile.telemetry import Telemetry
 from sessile.turn import Turn, TurnRequest, outcome_of
 from sessile.upstream_body import UpstreamBody
+from sessile.variants import Variants
 
 log = logging.getLogger("sessile.flow")
 
@@ -54,6 +57,7 @@ class Flow:
         sessions: SessionSettings,
         telemetry: Telemetry,
         salt: Callable[[str], str | None],
+        hear: Callable[[], Awaitable[None]],
     ) -> None:
         self._random = Random()  # seeded by the system; ids need be unique, not secret
         self._policy = make_policy(router.policy, self._random)
@@ -63,6 +67,7 @@ class Flow:
         )  # fmt: skip
         self._pool = pool
         self._store = store
+        self._variants = Variants(pool, store, standings, sessions.confirm_s, hear)
         self._wait_s = sessions.lock_wait_s
         self._keep_after_s = sessions.binding_ttl_s / 3
         self._telemetry = telemetry
@@ -104,7 +109,7 @@ class Flow:
     def lease(self, tenant: str, session: str, seconds: float) -> bool:
         """Hold a pausing session's KV memory for so long, 0 lets go of it; False: none is held."""
         held = self._placement.lease(tenant, session, seconds)
-        for model in self._pool.models():
+        for model in self._pool.names():
             self._calls.hold(SessionKey(tenant, model, session), seconds)
         self._calls.release(self._placement.released())
         return held
@@ -137,14 +142,21 @@ class Flow:
         earlier try."""
         request = service.request
         model = self._pool.model(request.model)
-        request.serve_by(model)
-        session = request.claims.explicit or await self._placement.session_of(request, model)
-        turn = self._begin(request, SessionKey(request.tenant, model, session))
+        if model in self._pool.releases:
+            turn = await self._begin_variant(request, model)
+        else:
+            request.serve_by(model)
+            session = request.claims.explicit
+            if session is None:
+                session, _ = await self._placement.session_of(request, model)
+            turn = self._begin(request, SessionKey(request.tenant, model, session))
         if request.idempotency_key and await begin_once(self._store, turn, self._wait_s):
             return turn
         self._mover.returned(turn.key)
         try:
             decision = await self._placement.place(turn)
+            if turn.receipt.left is not None:
+                decision = msgspec.structs.replace(decision, reason="swapped")
             self._running.add(turn)
             await self._open(turn, decision)
         except BaseException as error:  # cancelled too: a turn that has begun ends
@@ -190,6 +202,38 @@ class Flow:
             started_at=time.time(),
         )
         return Turn(request, key, receipt)
+
+    async def _begin_variant(self, request: TurnRequest, served: str) -> Turn:
+        """The turn of a session of `served`, which has a release: under the variant that the
+        session belongs to, and is moved to for this turn if it has had to leave another."""
+        tenant, claims = request.tenant, request.claims
+        home = self._pool.aliases.get(served, served)  # as before there was a release
+        session, known = claims.explicit, True
+        if session is None:
+            session, known = await self._placement.session_of(request, home)
+        key = SessionKey(tenant, served, session)
+        found = await self._variants.of(key, claims.parent, known=known)
+        variant = self._pool.releases.variant(found.variant)
+        assert variant is not None
+        self._telemetry.assigned(served, found)
+        if found.left is not None:
+            old = SessionKey(tenant, found.left, session)
+            self._mover.forget(old)
+            self._placement.forget(old)
+        request.serve_by(variant.model)
+        turn = self._begin(request, SessionKey(tenant, variant.name, session))
+        turn.served = home
+        turn.receipt.model = served
+        turn.receipt.variant, turn.receipt.left = variant.name, found.left
+        return turn
+
+    async def key_of(self, tenant: str, model: str, session: str, parent: str | None = None) -> str:
+        """What a session of `model`, as a client names it, is kept under: the model, or of one that
+        has a release the session's variant. Raises as `Pool.model` does."""
+        served = self._pool.model(model)
+        if served not in self._pool.releases:
+            return served
+        return (await self._variants.of(SessionKey(tenant, served, session), parent)).variant
 
     async def _open(self, turn: Turn, decision: Decision) -> None:
         """Send the turn and wait for the first bytes of its answer. A replica that fails before

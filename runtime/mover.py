@@ -105,15 +105,18 @@ class Mover:
 
     def close_session(self, tenant: str, session: str) -> None:
         """The session is over."""
-        for model in self._pool.models():
-            key = SessionKey(tenant, model, session)
-            self._drop(key)
-            self._stop(key)
+        for model in self._pool.names():
+            self.forget(SessionKey(tenant, model, session))
 
     def left(self, replica_id: str) -> int:
         """Sessions that pause at the replica, or whose memory is being carried from any."""
         kept = sum(len(there) for (home, _), there in self._at.items() if home == replica_id)
         return kept + len(self._carrying)
+
+    def forget(self, key: SessionKey) -> None:
+        """The session goes on under another key."""
+        self._drop(key)
+        self._stop(key)
 
     def look(self) -> None:
         """A replica has come or gone, or drains."""

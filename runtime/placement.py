@@ -16,9 +16,7 @@ from sessile.admission import Admission
 from sessile.asks import Asks
 from sessile.bindings import Bindings
 from sessile.decider import Decider
-from sessile.errors import (
-    StoreUnavailable,
-)
+from sessile.errors import NoReplica, StoreUnavailable
 from sessile.router.decide import Decision
 from sessile.router.policy import Ask, Policy
 from sessile.router.pool import Pool
@@ -63,24 +61,25 @@ class Placement:
 
     # -- 1: the session
 
-    async def session_of(self, request: TurnRequest, model: str) -> str:
-        """The id of a session that was not named: continued by its lineage, or new."""
+    async def session_of(self, request: TurnRequest, model: str) -> tuple[str, bool]:
+        """The id of a session that was not named, and whether it is known: continued by its
+        lineage, or new."""
         claims = request.claims
         if claims.lineage is not None and claims.lineage.known:
             for step in claims.lineage.known:
                 if found := self._lineages.get((request.tenant, model, step)):
-                    return found
+                    return found, True
             try:
                 known = claims.lineage.known
                 if found := await self._store.find_lineage(request.tenant, model, known):
-                    return found
+                    return found, True
             except StoreUnavailable:
                 pass  # a conversation that only another router has seen begins anew here
-        return f"ses_{self._random.getrandbits(96):024x}"
+        return f"ses_{self._random.getrandbits(96):024x}", False
 
     def remember_lineage(self, turn: Turn, step: str) -> None:
         """A later request whose messages lead to `step` continues the turn's session."""
-        self._lineages[(turn.key.tenant, turn.key.model, step)] = turn.session
+        self._lineages[(turn.key.tenant, turn.served or turn.key.model, step)] = turn.session
         if len(self._lineages) > _MOST_LINEAGES:
             self._lineages.popitem(last=False)
 
@@ -93,9 +92,19 @@ class Placement:
         it takes until a replica's memory fits the turn. Raises `NoReplica`, `NotSupported`,
         `SessionBusy`, `SessionExpired` or `Overloaded`.
         """
-        request = turn.request
+        request, variant = turn.request, turn.receipt.variant
+        if variant is not None and not self._pool.outlooks(variant):
+            self._pool.miss(request.model)
+            raise NoReplica(
+                f"no replica of {variant!r} is ready, the variant of {turn.receipt.model!r} that "
+                "the session belongs to; `sessile swap` shows them, and --roll-back or --finish "
+                "moves its sessions to the other",
+                retry_after_s=2.0,
+            )
         if request.stateful:
             await self.bindings.lock(turn)
+            if turn.receipt.left is not None:
+                await self.bindings.outlast(turn, turn.receipt.left)
         standing = self._standings.get(turn.key)
         ask = self._asks.of(turn, standing)
         moved = standing.binding if standing is not None and standing.moved else None
@@ -204,15 +213,20 @@ class Placement:
 
     def close_session(self, tenant: str, session: str) -> None:
         """Nothing is remembered or held for the session any more, under any model."""
-        for model in self._pool.models():
+        for model in self._pool.names():
             self.scheduler.close(SessionKey(tenant, model, session).text)
         self._standings.drop_session(tenant, session)
         self._admission.admit()
 
+    def forget(self, key: SessionKey) -> None:
+        """The session goes on under another key: nothing is held for it under this one."""
+        self.scheduler.close(key.text)
+        self._standings.drop(key)
+
     def lease(self, tenant: str, session: str, seconds: float) -> bool:
         """Hold the session's memory for so long, under whichever model it pauses."""
         now = time.monotonic()
-        keys = [SessionKey(tenant, model, session).text for model in self._pool.models()]
+        keys = [SessionKey(tenant, model, session).text for model in self._pool.names()]
         held = [self.scheduler.live.lease(key, now, seconds) for key in keys]
         self._admission.admit()
         return any(held)

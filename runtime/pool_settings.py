@@ -15,6 +15,8 @@ EngineKind = Literal[
 LAUNCHED = ("llamacpp", "sglang", "vllm")
 Method = Literal["off", "auto", "eagle3", "standalone", "draft", "mtp", "ngram", "suffix"]
 
+POOL_NAME = r"^[A-Za-z0-9._-]{1,40}$"
+
 _NEEDS_DRAFT = ("eagle3", "standalone", "draft")
 _NOT_EMBEDDED = ("gpus", "tensor_parallel", "data_parallel", "memory", "python", "args", "env")
 _ONLY_STARTED = (*_NOT_EMBEDDED, "speculation")
@@ -62,8 +64,11 @@ class PoolSettings(Slice):
     )
     name: str | None = Field(
         None,
-        pattern=r"^[A-Za-z0-9._-]{1,40}$",
-        description="Begins the ids of the replicas given by URL; else the engine's name.",
+        pattern=POOL_NAME,
+        description="What a swap knows it by; begins the ids of the replicas given by URL.",
+    )
+    standby: bool = Field(
+        False, description="Its replicas take no session but by a swap to this pool."
     )
     urls: tuple[str, ...] = Field((), description="Replicas that run already.")
     discover: str | None = Field(
@@ -128,6 +133,8 @@ class PoolSettings(Slice):
                 f"the pool has no replica: engine {self.engine!r} needs model (a folder or a "
                 "name) to start some, or urls or discover"
             )
+        if self.standby and self.name is None:
+            raise ValueError("a pool on standby needs a name, for a swap to name it")
         return self
 
     @property

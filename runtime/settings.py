@@ -189,6 +189,23 @@ class AdapterSettings(Slice):
     path: str = Field(min_length=1, description="Where the engines find it.")
 
 
+class ReleaseSettings(Slice):
+    """A swap or an A/B split that a router begins by itself where there is none of the model yet;
+    what was commanded since then holds."""
+
+    model: str = Field(min_length=1, description="What clients ask for: a model or an alias.")
+    to: str = Field(
+        min_length=1, description="A model, a pool or ENGINE-VERSION; MODEL@POOL for both."
+    )
+    percent: float = Field(100.0, ge=0, le=100, description="Of the new sessions.")
+
+
+def _one_each(releases: tuple[ReleaseSettings, ...]) -> tuple[ReleaseSettings, ...]:
+    if len({release.model for release in releases}) != len(releases):
+        raise ValueError("two releases are of the same model")
+    return releases
+
+
 def _unique_names(adapters: tuple[AdapterSettings, ...]) -> tuple[AdapterSettings, ...]:
     if len({adapter.name for adapter in adapters}) != len(adapters):
         raise ValueError("two adapters have the same name")
@@ -243,6 +260,7 @@ class Settings(BaseSettings):
     log: LogSettings = LogSettings()
     pool: Annotated[tuple[PoolSettings, ...], AfterValidator(_apart)] = ()
     adapter: Annotated[tuple[AdapterSettings, ...], AfterValidator(_unique_names)] = ()
+    release: Annotated[tuple[ReleaseSettings, ...], AfterValidator(_one_each)] = ()
     replica: Annotated[tuple[str, ...], AfterValidator(_unique)] = Field(
         (), description="Replicas by URL or ENGINE=URL, beside those of the pools."
     )

@@ -23,9 +23,10 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from sessile.discovery.follow import Discovery
+from sessile.router.figures import ByVariant, Figures
 from sessile.router.pool import Pool
 from sessile.sessions.record import Receipt
-from sessile.sessions.store import Store
+from sessile.sessions.store import Assignment, Store
 
 log = logging.getLogger("sessile.turn")
 
@@ -62,6 +63,12 @@ class Telemetry:
         self.turns: Counter[tuple[str, str]] = Counter()
         self.moves: Counter[tuple[str, str]] = Counter()
         self.continued: Counter[str] = Counter()
+        self.variants: defaultdict[str, ByVariant] = defaultdict(dict)
+        """By served name that has a release, as long as that is one and the same."""
+        self.variant_ttft_s = Times(
+            "sessile_variant_ttft_seconds", "Time to the first byte, of names that have a release",
+            _TTFT_S, "variant",
+        )  # fmt: skip
         self._ended: list[Receipt] = []
 
     def watch(
@@ -73,6 +80,13 @@ class Telemetry:
     def decided(self, policy: str, reason: str) -> None:
         """A turn was sent, or sent again, to a replica."""
         self.decisions[policy, reason] += 1
+
+    def assigned(self, served: str, found: Assignment) -> None:
+        """A session of a name that has a release was found its variant."""
+        if found.new or found.left is not None:
+            figures = self.variants[served].setdefault(found.variant, Figures())
+            figures.sessions += found.new
+            figures.swapped += found.left is not None
 
     def finished(self, receipt: Receipt) -> None:
         """A turn has ended, one way or another: it is to be counted, and told of in one line. Those
@@ -95,6 +109,10 @@ class Telemetry:
         if replica is not None and receipt.ttft_s is not None:
             self.ttft_s.observe(replica, receipt.ttft_s)
             self._first.append((time.monotonic(), replica, receipt.ttft_s))
+        if receipt.variant is not None:
+            self.variants[receipt.model].setdefault(receipt.variant, Figures()).count(receipt)
+            if receipt.ttft_s is not None:
+                self.variant_ttft_s.observe(receipt.variant, receipt.ttft_s)
         if replica is not None and receipt.tpot_s is not None:
             self.tpot_s.observe(replica, receipt.tpot_s)
         if replica is not None and receipt.acceptance_length is not None:
@@ -128,11 +146,14 @@ class Telemetry:
 
 
 class Times:
-    """A histogram by replica, of seconds mostly: what a turn adds to is plain numbers, without the
-    locks that a library for many threads needs."""
+    """A histogram by replica, or by `label`, mostly of seconds: what a turn adds to is plain
+    numbers, without the locks that a library for many threads needs."""
 
-    def __init__(self, name: str, documentation: str, bounds: Sequence[float]) -> None:
+    def __init__(
+        self, name: str, documentation: str, bounds: Sequence[float], label: str = "replica"
+    ) -> None:
         self._name = name
+        self._label = label
         self._documentation = documentation
         self._bounds = bounds
         self._counts: dict[str, list[int]] = {}
@@ -148,7 +169,7 @@ class Times:
 
     def collect(self) -> Metric:
         """The metric as Prometheus counts: each bucket holds those below it too."""
-        metric = HistogramMetricFamily(self._name, self._documentation, labels=["replica"])
+        metric = HistogramMetricFamily(self._name, self._documentation, labels=[self._label])
         bounds = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
         for replica, counts in self._counts.items():
             buckets = list(zip(bounds, accumulate(counts), strict=True))
@@ -208,8 +229,34 @@ class _State(Collector):
             self._telemetry.queue_s.collect(),
             self._telemetry.ttft_error.collect(),
             self._telemetry.acceptance.collect(),
+            self._telemetry.variant_ttft_s.collect(),
+            *self._of_the_variants(),
             self._of_the_queue(),
         ]
+
+    def _of_the_variants(self) -> list[Metric]:
+        by = ["model", "variant"]
+        weights = GaugeMetricFamily(
+            "sessile_variant_weight", "Percentage of the new sessions that it takes", labels=by
+        )
+        now = time.time()
+        for release in self._pool.releases:
+            for variant in release.at(now):
+                weights.add_metric([release.served, variant.name], variant.weight)
+        counts = [
+            ("sessions", "New sessions of a variant"),
+            ("swapped", "Sessions that were moved to it from another"),
+            ("turns", "Turns of a variant"),
+            ("errors", "Turns of it that failed"),
+        ]
+        families: list[Metric] = [weights]
+        for what, words in counts:
+            family = CounterMetricFamily(f"sessile_variant_{what}", words, labels=by)
+            for served, variants in self._telemetry.variants.items():
+                for name, figures in variants.items():
+                    family.add_metric([served, name], getattr(figures, what))
+            families.append(family)
+        return families
 
     def _of_the_queue(self) -> Metric:
         queued = GaugeMetricFamily("sessile_queued_turns", "Turns that wait for KV memory now")

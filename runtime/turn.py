@@ -78,6 +78,7 @@ class Turn:
     status = 200
     content_type = b"application/json"
     transcript: Transcript | None = None
+    served: str | None = None  # what its lineage is found under, where its key has a variant
     whole = False
     decision: Decision | None = None
     ask: Ask | None = None
@@ -350,6 +351,8 @@ class Turn:
         if self.decision is not None:
             found.append((b"x-sessile-replica", self.decision.replica.encode()))
             found.append((b"x-sessile-reason", self.decision.reason.encode()))
+        if self.receipt.variant is not None:
+            found.append((b"x-sessile-variant", self.receipt.variant.encode()))
         return found
 
     def _keep(self, chunk: bytes) -> None:

@@ -112,6 +112,7 @@ def _embedded(
                     id=f"local-{len(launches)}", engine="llamacpp", model=alias,
                     url=f"http://127.0.0.1:{port}", folder=str(folder),
                     speculation=mine if mine != "off" else None,
+                    pool=pool.name, standby=pool.standby,
                     command=(
                         sys.executable, "-m", "sessile.engines.embedded", "--port", str(port),
                         *line, *speculation.llamacpp(mine, draft, task.tokens),

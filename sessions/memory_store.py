@@ -5,7 +5,7 @@ Simple on purpose: it is what the contract means, and what `redis_store` is test
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Generic, TypeVar
 
 import msgspec
@@ -17,6 +17,7 @@ from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnReco
 from sessile.sessions.store import (
     NEWS_AT_ONCE,
     NEWS_LIVE,
+    Assignment,
     Claim,
     StoredResult,
     StoreLimits,
@@ -94,6 +95,11 @@ class MemoryStore:
         self._news: _Expiring[int, tuple[str, bytes]] = _Expiring(limits.ttl_s, clock, most_entries)
         self._last_news = 0
         self._adapters: _Expiring[str, bytes] = _Expiring(limits.ttl_s, clock, most_entries)
+        self._variants: _Expiring[SessionKey, str] = _Expiring(limits.ttl_s, clock, most_entries)
+        self._releases: _Expiring[str, bytes] = _Expiring(limits.ttl_s, clock, most_entries)
+        self._figures: _Expiring[tuple[str, str], bytes] = _Expiring(
+            limits.ttl_s, clock, most_entries
+        )
         self._once: _Expiring[tuple[str, str], StoredResult | str] = _Expiring(
             limits.idempotency_ttl_s, clock, most_entries
         )
@@ -148,6 +154,21 @@ class MemoryStore:
         self._bindings.put(key, moved)
         return moved
 
+    async def assign(
+        self, key: SessionKey, variants: Sequence[str], keeping: Collection[str], proposal: str
+    ) -> Assignment:
+        said = self._variants.get(key)
+        here = {name: SessionKey(key.tenant, name, key.session) for name in variants}
+        found = said or next(
+            (n for n, k in here.items() if self._records.get(k) or self._bindings.get(k)), None
+        )
+        record = self._records.get(SessionKey(key.tenant, found, key.session)) if found else None
+        moves = found in here and found not in keeping
+        stays = not moves or (record is not None and record.state == "closed")
+        variant = found if found is not None and stays else proposal
+        self._variants.put(key, variant)
+        return Assignment(variant, found if variant != found else None, found is None)
+
     async def acquire(self, key: SessionKey, turn: str, ttl_s: float) -> int | None:
         if self._locks.get(key) not in (None, turn):
             return None
@@ -173,7 +194,7 @@ class MemoryStore:
         key = end.key
         self._turns.put((key.tenant, end.turn), turn)
         for step in end.lineage:
-            self._lineage.put((key.tenant, key.model, step), key.session)
+            self._lineage.put((key.tenant, end.served or key.model, step), key.session)
         if end.fence is not None and self._fences.get(key) not in (None, end.fence):
             return False
         record = self._records.get(key) or SessionRecord(
@@ -262,6 +283,25 @@ class MemoryStore:
         for name, data in told.items():
             self._adapters.put(name, data)
         return told
+
+    async def put_release(self, served: str, seen: bytes | None, data: bytes) -> bytes:
+        said = self._releases.get(served)
+        if said is not None and said != seen:
+            return said
+        self._releases.put(served, data)
+        return data
+
+    async def releases(self) -> dict[str, bytes]:
+        said = dict(self._releases.items())
+        for served, data in said.items():
+            self._releases.put(served, data)
+        return said
+
+    async def put_figures(self, release: str, router: str, data: bytes) -> None:
+        self._figures.put((release, router), data)
+
+    async def figures(self, release: str) -> dict[str, bytes]:
+        return {router: data for (of, router), data in self._figures.items() if of == release}
 
     async def find_lineage(self, tenant: str, model: str, keys: Sequence[str]) -> str | None:
         for step in keys:

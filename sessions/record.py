@@ -78,12 +78,16 @@ class Receipt(msgspec.Struct, kw_only=True, gc=False):
     foresaw. `continued` is how often the answer went on at another replica after its own was lost,
     `replicas` then all that made it, in order; what is reported of the cache is the last one's.
     `acceptance_length` is tokens a decoding step, where the replica speculates and tells.
+    Where `model` has a release, `variant` is the one that served the turn, and `left` the one that
+    its session was moved from for this turn.
     """
 
     turn: str
     session: str | None
     model: str
     policy: str
+    variant: str | None = None
+    left: str | None = None
     replica: str | None = None
     incarnation: str | None = None
     reason: str | None = None

@@ -7,7 +7,7 @@ Every key has an expiry, and is built by `Keys`.
 import asyncio
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
 from hashlib import blake2b
@@ -25,6 +25,7 @@ from sessile.sessions.redis_log import RedisLog
 from sessile.sessions.store import (
     NEWS_AT_ONCE,
     NEWS_LIVE,
+    Assignment,
     Claim,
     StoredResult,
     StoreLimits,
@@ -42,6 +43,7 @@ _RECENT_EVERY_S = 0.05  # how often the list of recent sessions is told of the t
 _CLAIM = Script(scripts.CLAIM)
 _REFRESH = Script(scripts.REFRESH)
 _REBIND = Script(scripts.REBIND)
+_ASSIGN = Script(scripts.ASSIGN)
 _ACQUIRE = Script(scripts.ACQUIRE)
 _RELEASE = Script(scripts.RELEASE)
 _CREATE = Script(scripts.CREATE)
@@ -49,8 +51,10 @@ _CLOSE = Script(scripts.CLOSE)
 _END = Script(scripts.END)
 _RECENT = Script(scripts.RECENT)
 _EXCHANGE = Script(scripts.EXCHANGE)
+_PUT_RELEASE = Script(scripts.PUT_RELEASE)
 _SCRIPTS = (
-    _CLAIM, _REFRESH, _REBIND, _ACQUIRE, _RELEASE, _CREATE, _CLOSE, _END, _RECENT, _EXCHANGE,
+    _CLAIM, _REFRESH, _REBIND, _ASSIGN, _ACQUIRE, _RELEASE, _CREATE, _CLOSE, _END, _RECENT,
+    _EXCHANGE, _PUT_RELEASE,
     *CONVERSATION_SCRIPTS,
     *LOG_SCRIPTS,
 )  # fmt: skip
@@ -72,6 +76,7 @@ class Keys:
         self.binding = f"sessile:bind:{end}"
         self.lock = f"sessile:lock:{end}"
         self.fence = f"sessile:fence:{end}"
+        self.variant = f"sessile:variant:{end}"
 
     @staticmethod
     def turn(tenant: str, turn: str) -> str:
@@ -92,6 +97,14 @@ class Keys:
     @staticmethod
     def adapters() -> str:
         return "sessile:adapters"
+
+    @staticmethod
+    def releases() -> str:
+        return "sessile:releases"
+
+    @staticmethod
+    def figures(release: str) -> str:
+        return f"sessile:figures:{_digest(release)}"
 
     @staticmethod
     def conversation(tenant: str, conversation: str) -> tuple[str, str, str]:
@@ -197,6 +210,26 @@ class RedisStore:
             )
         )  # fmt: skip
 
+    # -- the variant
+
+    async def assign(
+        self, key: SessionKey, variants: Sequence[str], keeping: Collection[str], proposal: str
+    ) -> Assignment:
+        named = list(dict.fromkeys(variants))
+        here = [Keys(key.tenant, key.session, name) for name in named]
+        variant, left, new = await self._link.run(
+            _ASSIGN.command(
+                (
+                    Keys(key.tenant, key.session, key.model).variant,
+                    *(part for keys in here for part in (keys.record, keys.binding)),
+                ),
+                self._ttl_ms,
+                proposal,
+                *(part for name in named for part in (name, int(name in keeping))),
+            )
+        )
+        return Assignment(variant.decode(), left.decode() or None, new == 1)
+
     # -- the turn lock
 
     async def acquire(self, key: SessionKey, turn: str, ttl_s: float) -> int | None:
@@ -247,7 +280,7 @@ class RedisStore:
             self._put(record),
         ]
         commands += [
-            ("SET", Keys.lineage(key.tenant, key.model, step), key.session, "PX",
+            ("SET", Keys.lineage(key.tenant, end.served or key.model, step), key.session, "PX",
              self._binding_ttl_ms)
             for step in end.lineage
         ]  # fmt: skip
@@ -356,7 +389,26 @@ class RedisStore:
         )
 
     async def adapters(self) -> dict[str, bytes]:
-        key = Keys.adapters()
+        return await self._hash(Keys.adapters())
+
+    async def put_release(self, served: str, seen: bytes | None, data: bytes) -> bytes:
+        said: bytes = await self._link.run(
+            _PUT_RELEASE.command((Keys.releases(),), served, seen or b"", data, self._ttl_ms)
+        )
+        return said
+
+    async def releases(self) -> dict[str, bytes]:
+        return await self._hash(Keys.releases())
+
+    async def put_figures(self, release: str, router: str, data: bytes) -> None:
+        key = Keys.figures(release)
+        await self._link.run_all([("HSET", key, router, data), ("PEXPIRE", key, self._ttl_ms)])
+
+    async def figures(self, release: str) -> dict[str, bytes]:
+        return await self._hash(Keys.figures(release))
+
+    async def _hash(self, key: str) -> dict[str, bytes]:
+        """What is kept in it, and its expiry renewed."""
         told, _ = await self._link.run_all([("HGETALL", key), ("PEXPIRE", key, self._ttl_ms)])
         pairs = told.items() if isinstance(told, dict) else _pairs(told)  # RESP2 gives a list
         return {name.decode(): data for name, data in pairs}

@@ -44,6 +44,47 @@ redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
 return ARGV[2]
 """
 
+ASSIGN = """
+-- KEYS variant, and for each known variant: record binding
+-- ARGV ttl_ms proposal, and for each known variant: name keeps
+-- The variant that the session belongs to: {variant, the one it left or '', whether it is new}
+local found = redis.call('GET', KEYS[1])
+local new = 0
+if not found then
+  for n = 2, #KEYS, 2 do
+    if redis.call('EXISTS', KEYS[n], KEYS[n + 1]) > 0 then
+      found = ARGV[n + 1]
+      break
+    end
+  end
+end
+local stays = found
+if found then
+  for n = 3, #ARGV, 2 do
+    if ARGV[n] == found then
+      stays = ARGV[n + 1] == '1' or redis.call('HGET', KEYS[n - 1], 'state') == 'closed'
+    end
+  end
+else
+  new = 1
+end
+local variant = stays and found or ARGV[2]
+redis.call('SET', KEYS[1], variant, 'PX', ARGV[1])
+return {variant, found and found ~= variant and found or '', new}
+"""
+
+PUT_RELEASE = """
+-- KEYS releases   ARGV served seen said ttl_ms
+-- Compare and set one field; what it holds afterwards.
+local said = redis.call('HGET', KEYS[1], ARGV[1])
+if not said or said == ARGV[2] then
+  said = ARGV[3]
+  redis.call('HSET', KEYS[1], ARGV[1], said)
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+return said
+"""
+
 ACQUIRE = """
 -- KEYS lock fence   ARGV turn lock_ttl_ms fence_ttl_ms
 -- The fencing number, or nil while another turn holds the lock.

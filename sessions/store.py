@@ -6,7 +6,7 @@ never hangs: the caller goes on without. Commands issued in the same tick of the
 round trip, so `asyncio.gather(store.claim(...), store.acquire(...))` costs one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -44,12 +44,21 @@ class Claim(msgspec.Struct, frozen=True):
     context_tokens: int
 
 
+class Assignment(msgspec.Struct, frozen=True):
+    """To which variant of a served name a session belongs. `left` is the one that it was moved from
+    by this very call, `new` says that nothing was known of it before."""
+
+    variant: str
+    left: str | None = None
+    new: bool = False
+
+
 class TurnEnd(msgspec.Struct, frozen=True, kw_only=True):
     """What a finished turn changes in its session's record; written in one step.
 
     `fence` is the turn lock's number, None for a turn that took no lock. `lineage` are the keys
-    (see `sessions.prefix`) under which a later request finds this session without naming it.
-    Token counts are None where the engine did not say.
+    (see `sessions.prefix`) under which a later request finds this session without naming it, asking
+    for `served` (None: the key's model). Token counts are None where the engine did not say.
     """
 
     key: SessionKey
@@ -62,6 +71,7 @@ class TurnEnd(msgspec.Struct, frozen=True, kw_only=True):
     completion_tokens: int | None = None
     parent: str | None = None
     lineage: Sequence[str] = ()
+    served: str | None = None
 
 
 class StoredResult(msgspec.Struct, frozen=True):
@@ -132,6 +142,19 @@ class Store(Protocol):
         """Move the session to `replica` at `seen.epoch + 1` if `seen` is still in force or gone.
 
         Returns the binding in force afterwards: another's where the comparison failed.
+        """
+
+    # -- which variant of a served name a session belongs to
+
+    async def assign(
+        self, key: SessionKey, variants: Sequence[str], keeping: Collection[str], proposal: str
+    ) -> Assignment:
+        """The variant of the session `key`, whose model is the served name; one word for all
+        routers, kept as long as the session is.
+
+        It is the one that was said before, else the first of `variants` that the session has a
+        record or a binding under; if that is one of `keeping`, or closed there, or none of
+        `variants`, it stays. Else it is `proposal` from now on.
         """
 
     # -- the turn lock
@@ -210,6 +233,19 @@ class Store(Protocol):
 
     async def adapters(self) -> dict[str, bytes]:
         """What was said of each, last; it lives as long as sessions do since anybody asked."""
+
+    async def put_release(self, served: str, seen: bytes | None, data: bytes) -> bytes:
+        """Say what a served name means, if `seen` is what was said last (None: nothing), and tell
+        what is said now: another's words where that was not so."""
+
+    async def releases(self) -> dict[str, bytes]:
+        """What was said of each served name, last; kept as adapters are."""
+
+    async def put_figures(self, release: str, router: str, data: bytes) -> None:
+        """Keep what this router has counted of a release; its own last counts are replaced."""
+
+    async def figures(self, release: str) -> dict[str, bytes]:
+        """What routers have counted of it, those too that are gone."""
 
     # -- idempotency
 

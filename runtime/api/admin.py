@@ -13,7 +13,7 @@ from sessile.api.auth import Authenticator
 from sessile.discovery.follow import Discovery
 from sessile.errors import InvalidRequest, SessionNotFound, TurnNotFound
 from sessile.flow import Flow
-from sessile.pool_settings import EngineKind
+from sessile.pool_settings import POOL_NAME, EngineKind
 from sessile.router.policy import POLICIES
 from sessile.router.pool import Pool, Replica
 from sessile.router.replica import ReplicaSpec
@@ -29,10 +29,13 @@ class _Body(BaseModel):
 
 
 class NewReplica(_Body):
-    """A replica to take into the pool."""
+    """A replica to take into the pool. `pool` is what a swap knows it by; one on `standby` takes no
+    session but by a swap."""
 
     engine: EngineKind = "auto"
     url: str
+    pool: str | None = Field(None, pattern=POOL_NAME)
+    standby: bool = False
     id: str | None = Field(None, min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
 
 
@@ -129,7 +132,13 @@ def native_routes(
     async def add_replica(new: NewReplica, _: Tenant) -> dict[str, Any]:
         free = (f"{new.engine}-{n}" for n in range(len(pool.servers) + 1))
         name = new.id or next(name for name in free if name not in pool.servers)
-        spec = ReplicaSpec(id=name, engine=new.engine, url=new.url.rstrip("/"))
+        if new.standby and new.pool is None:
+            raise InvalidRequest(
+                "a replica on standby needs a pool, for a swap to name it", param="pool"
+            )
+        spec = ReplicaSpec(
+            id=name, engine=new.engine, url=new.url.rstrip("/"), pool=new.pool, standby=new.standby
+        )
         return pool.add(spec).describe(0)
 
     @routes.post("/replicas/{replica}/drain")
@@ -182,8 +191,9 @@ def native_routes(
     async def open_session(new: NewSession, caller: Tenant) -> dict[str, Any]:
         if new.id is not None:
             checked_id(new.id, "id")
-        model = pool.model(new.model) if new.model is not None else _first_model(pool)
+        model = new.model if new.model is not None else _first_model(pool)
         record = _child(caller, model, new.id, None)
+        record.model = await flow.key_of(caller, model, record.session, new.parent)
         record.metadata = new.metadata
         if new.parent is not None:
             parent = await _find(store, caller, new.parent)

@@ -35,8 +35,9 @@ async def find_compared(
         return None
     told = record.response
     effort = (told.get("reasoning") or {}).get("effort")
+    model = record.receipt.variant if record.receipt is not None else None
     return Compared(
-        Prompt(record.model, prompt, told.get("tools") or (), effort),
+        Prompt(model or record.model, prompt, told.get("tools") or (), effort),
         whole[len(prompt) :],
         record.receipt,
     )

@@ -31,8 +31,11 @@ async def count_tokens(pool: Pool, flow: Flow, request: TurnRequest) -> int:
 
 async def _ask_tokenizer(pool: Pool, request: TurnRequest) -> int | None:
     """The least loaded replica's count; None if it has none to give, for whatever reason."""
-    request.serve_by(pool.model(request.model))
-    document, model = request.document, request.model
+    model = pool.model(request.model)
+    upstream = model
+    if (release := pool.releases.get(model)) is not None:  # whose session it is, nobody has said
+        model, upstream = release.settled.name, release.settled.model
+    document = {**request.document, "model": upstream}
     if (adapter := pool.adapters.get(model)) is not None:
         # It renders prompts as its base does, and need not be loaded for that.
         document, model = {**document, "model": adapter.base}, adapter.base

@@ -19,7 +19,9 @@ def model_routes(pool: Pool, auth: Authenticator) -> APIRouter:
     ) -> dict[str, Any]:
         auth.tenant(authorization, api_key=x_api_key)
         served = pool.models()
-        names = [*served, *(a for a, m in pool.aliases.items() if m in served and a not in served)]
+        others = [a for a, m in pool.aliases.items() if m in served]
+        others += [release.served for release in pool.releases]
+        names = dict.fromkeys([*served, *others])
         return {"object": "list", "data": [_model(pool, name) for name in names]}
 
     @routes.get("/models/{name:path}")
@@ -38,6 +40,8 @@ def model_routes(pool: Pool, auth: Authenticator) -> APIRouter:
 def _model(pool: Pool, name: str) -> dict[str, Any]:
     """`root` is the model that serves a request for `name`: another one for an alias."""
     root = pool.meant(name)
+    if (release := pool.releases.get(root)) is not None:
+        root = release.settled.name
     serving = list(pool.serving(root))
     contexts = [
         r.identity.context_tokens for r in serving if r.identity and r.identity.context_tokens

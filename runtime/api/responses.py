@@ -65,6 +65,7 @@ class Responses:
         resume: "Callable[[Responses, Orphan], Any]", clock: Callable[[], float] = time,
     ) -> None:  # fmt: skip
         self._settings = settings
+        self.flow = flow
         self._transcripts = Transcripts(store)
         self.contexts = Contexts(store, self._transcripts, settings.sessions, pool.meant)
         self._maker = Maker(flow, pool, store, self._transcripts, self.contexts, clock)

@@ -28,7 +28,6 @@ from sessile.durable import Orphan
 from sessile.errors import (
     RouterLost,
     SessileError,
-    StoreUnavailable,
     StreamBroken,
     TurnCancelled,
 )
@@ -130,7 +129,9 @@ def _end_as_stored(job: Job, told: SoFar, response: dict[str, object]) -> None:
 async def _release(responses: Responses, job: Job) -> None:
     """Let go of the session's lock that the first router held for the turn."""
     request = job.request
-    with suppress(StoreUnavailable):
+    with suppress(SessileError):  # the lock ends by itself
         if request.stateful and request.claims.explicit is not None:
-            key = SessionKey(job.tenant, request.model, request.claims.explicit)
+            session = request.claims.explicit
+            model = await responses.flow.key_of(job.tenant, request.model, session)
+            key = SessionKey(job.tenant, model, session)
             await responses.store.release(key, job.accepted.turn)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sessile.cli import admin, bench, deploy, simulate, up
+from sessile.cli import admin, bench, deploy, simulate, swap, up
 from sessile.errors import SessileError, SettingsError
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ def _options(
 
 up.register(app)
 admin.register(app)
+swap.register(app)
 deploy.register(app)
 bench.register(app)
 simulate.register(app)

@@ -36,46 +36,49 @@ Key = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
-_PANEL = "Watch and manage"
+PANEL = "Watch and manage"
 _POLL_S = 0.5
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the `sessile` command line."""
     app.command(
-        rich_help_panel=_PANEL,
-        epilog=_examples("status", "status --once", "status --json | jq .ready"),
+        rich_help_panel=PANEL,
+        epilog=examples("status", "status --once", "status --json | jq .ready"),
     )(status)
-    app.command(rich_help_panel=_PANEL, epilog=_examples("drain local-0", "drain local-0 --wait"))(
+    app.command(rich_help_panel=PANEL, epilog=examples("drain local-0", "drain local-0 --wait"))(
         drain
     )
     app.command(
-        rich_help_panel=_PANEL,
-        epilog=_examples("sessions", "sessions ses_5f3a", "sessions ses_5f3a --close"),
+        rich_help_panel=PANEL,
+        epilog=examples("sessions", "sessions ses_5f3a", "sessions ses_5f3a --close"),
     )(sessions)
     group = typer.Typer(
         invoke_without_command=True,
-        epilog=_examples("replicas", "replicas add sglang=http://gpu1:30000"),
+        epilog=examples("replicas", "replicas add sglang=http://gpu1:30000"),
     )
     group.callback()(replicas)
-    group.command("list", epilog=_examples("replicas list --json"))(list_replicas)
+    group.command("list", epilog=examples("replicas list --json"))(list_replicas)
     group.command(
         "add",
-        epilog=_examples("replicas add sglang=http://gpu1:30000 vllm=http://gpu2:8000 --id gpu1"),
+        epilog=examples(
+            "replicas add sglang=http://gpu1:30000 --id gpu1",
+            "replicas add sglang=http://gpu2:30000 --pool green --standby",
+        ),
     )(add_replicas)
-    group.command("remove", epilog=_examples("replicas remove sglang-0"))(remove_replica)
-    group.command("resume", epilog=_examples("replicas resume sglang-0"))(resume_replica)
-    app.add_typer(group, name="replicas", rich_help_panel=_PANEL)
+    group.command("remove", epilog=examples("replicas remove sglang-0"))(remove_replica)
+    group.command("resume", epilog=examples("replicas resume sglang-0"))(resume_replica)
+    app.add_typer(group, name="replicas", rich_help_panel=PANEL)
     group = typer.Typer(
         invoke_without_command=True,
-        epilog=_examples("adapters", "adapters add sql --base llama-8b --path /adapters/sql"),
+        epilog=examples("adapters", "adapters add sql --base llama-8b --path /adapters/sql"),
     )
     group.callback()(adapters)
-    group.command("add", epilog=_examples("adapters add sql --base llama-8b --path /adapters/sql"))(
+    group.command("add", epilog=examples("adapters add sql --base llama-8b --path /adapters/sql"))(
         add_adapter
     )
-    group.command("remove", epilog=_examples("adapters remove sql"))(remove_adapter)
-    app.add_typer(group, name="adapters", rich_help_panel=_PANEL)
+    group.command("remove", epilog=examples("adapters remove sql"))(remove_adapter)
+    app.add_typer(group, name="adapters", rich_help_panel=PANEL)
 
 
 def status(
@@ -91,13 +94,14 @@ def status(
     then 1 unless the router takes turns.
     """
     console = Console()
-    with _router(url, api_key) as http:
+    with connected(url, api_key) as http:
         if json or once or not console.is_terminal:
             ready, found = http.call(calls.ready()), http.call(calls.list_replicas())
+            releases = http.call(calls.list_releases()).releases
             if json:
-                _print_json({"ready": ready, "replicas": found.replicas})
+                print_json({"ready": ready, "replicas": found.replicas, "releases": releases})
             else:
-                console.print(status_view(http.url, ready, found.replicas))
+                console.print(status_view(http.url, ready, found.replicas, releases))
             if ready.status not in ("ready", "degraded"):
                 raise typer.Exit(1)
             return
@@ -117,10 +121,10 @@ def replicas(
 
 def list_replicas(json: Json = False, url: Url = None, api_key: Key = None) -> None:
     """List the replicas of the pool."""
-    with _router(url, api_key) as http:
+    with connected(url, api_key) as http:
         found = http.call(calls.list_replicas()).replicas
     if json:
-        _print_json(found)
+        print_json(found)
     else:
         Console().print(replica_table(found) if found else "no replica")
 
@@ -128,11 +132,17 @@ def list_replicas(json: Json = False, url: Url = None, api_key: Key = None) -> N
 def add_replicas(
     specs: Annotated[list[str], typer.Argument(metavar="[ENGINE=]URL...")],
     id: Annotated[str | None, typer.Option("--id", help="A name; else ENGINE-N.")] = None,
+    pool: Annotated[
+        str | None, typer.Option("--pool", metavar="NAME", help="What a swap knows them by.")
+    ] = None,
+    standby: Annotated[
+        bool, typer.Option("--standby", help="They take no session but by a swap to the pool.")
+    ] = False,
     url: Url = None,
     api_key: Key = None,
 ) -> None:
     """Take replicas that run already into the pool; they serve once a probe says so."""
-    with _router(url, api_key) as http:
+    with connected(url, api_key) as http:
         if id is not None and len(specs) > 1:
             raise InvalidRequest("--id names one replica; add them one by one")
         for spec in specs:
@@ -141,7 +151,7 @@ def add_replicas(
                 raise InvalidRequest(
                     f"{spec!r} is neither a URL nor ENGINE=URL, as in sglang=http://gpu1:30000"
                 )
-            added = http.call(calls.add_replica(engine, address, id))
+            added = http.call(calls.add_replica(engine, address, id, pool, standby))
             typer.echo(f"{added.id} added ({added.state})")
 
 
@@ -149,7 +159,7 @@ def remove_replica(
     id: Annotated[str, typer.Argument(metavar="ID")], url: Url = None, api_key: Key = None
 ) -> None:
     """Take a replica out of the pool now; `sessile drain ID --wait` first lets its turns finish."""
-    with _router(url, api_key) as http:
+    with connected(url, api_key) as http:
         http.call(calls.remove_replica(id))
         typer.echo(f"{id} removed")
 
@@ -158,7 +168,7 @@ def resume_replica(
     id: Annotated[str, typer.Argument(metavar="ID")], url: Url = None, api_key: Key = None
 ) -> None:
     """Let a drained replica take sessions again."""
-    with _router(url, api_key) as http:
+    with connected(url, api_key) as http:
         typer.echo(f"{id} {http.call(calls.resume_replica(id)).state}")
 
 
@@ -168,10 +178,10 @@ def adapters(
     """List the LoRA adapters; add or remove one."""
     if context.invoked_subcommand is not None:
         return
-    with _router(url, api_key) as http:
+    with connected(url, api_key) as http:
         found = http.call(calls.list_adapters()).adapters
     if json:
-        _print_json(found)
+        print_json(found)
         return
     Console().print(adapter_table(found) if found else "no adapter")
     for adapter in found:
@@ -187,7 +197,7 @@ def add_adapter(
     api_key: Key = None,
 ) -> None:
     """Serve an adapter under its name; it is loaded when a turn asks for it."""
-    with _router(url, api_key) as http:
+    with connected(url, api_key) as http:
         added = http.call(calls.add_adapter(name, base, path))
         typer.echo(f"{added.name} added, an adapter of {added.base}")
 
@@ -196,7 +206,7 @@ def remove_adapter(
     name: Annotated[str, typer.Argument(metavar="NAME")], url: Url = None, api_key: Key = None
 ) -> None:
     """Serve an adapter no more, and unload it."""
-    with _router(url, api_key) as http:
+    with connected(url, api_key) as http:
         http.call(calls.remove_adapter(name))
         typer.echo(f"{name} removed")
 
@@ -209,7 +219,7 @@ def drain(
 ) -> None:
     """Give a replica no new session; `sessile replicas resume ID` takes it back."""
     console = Console()
-    with _router(url, api_key) as http:
+    with connected(url, api_key) as http:
         replica = http.call(calls.drain_replica(id))
         if wait:
             with console.status(_left(id, replica.in_flight)) as shown:
@@ -230,7 +240,7 @@ def sessions(
     api_key: Key = None,
 ) -> None:
     """List the sessions, the last used first; or show, or close, one of them."""
-    with _router(url, api_key) as http:
+    with connected(url, api_key) as http:
         if id is None:
             if close:
                 raise InvalidRequest("--close needs the id of a session")
@@ -239,13 +249,13 @@ def sessions(
             call = calls.close_session(id) if close else calls.show_session(id)
             found = [http.call(call)]
     if json:
-        _print_json(found if id is None else found[0])
+        print_json(found if id is None else found[0])
     else:
         Console().print(session_table(found, time.time()) if found else "no session yet")
 
 
 @contextmanager
-def _router(url: str | None, api_key: str | None) -> Iterator[Http]:
+def connected(url: str | None, api_key: str | None) -> Iterator[Http]:
     """The router's HTTP side; an error is one sentence on stderr, and exit code 1 (2: settings)."""
     try:
         http = Http(read_address(url, api_key))
@@ -264,8 +274,9 @@ def _look(http: Http) -> RenderableType:
     """One frame of the live view; a router that is away for a while is shown as that."""
     try:
         return status_view(
-            http.url, http.call(calls.ready()), http.call(calls.list_replicas()).replicas
-        )
+            http.url, http.call(calls.ready()), http.call(calls.list_replicas()).replicas,
+            http.call(calls.list_releases()).releases,
+        )  # fmt: skip
     except RouterUnreachable as error:
         return Text(error.message, "red")
 
@@ -282,10 +293,11 @@ def _left(id: str, in_flight: int) -> str:
     return f"draining {id}: {in_flight} turns in flight"
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """What the router said, for programs."""
     typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
-def _examples(*commands: str) -> str:
+def examples(*commands: str) -> str:
     """The end of a command's help: lines to copy."""
     return "Examples:\n\n" + "\n\n".join(f"  sessile {command}" for command in commands)

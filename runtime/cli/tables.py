@@ -1,19 +1,24 @@
 """How the command line shows replicas and sessions: rich tables of what the router said. Pure."""
 
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sessile.client.calls import AdapterInfo, Ready, ReplicaInfo, SessionInfo
+from sessile.client.calls import AdapterInfo, Ready, ReleaseInfo, ReplicaInfo, SessionInfo, SideInfo
 
 _COLOURS = {
     "ready": "green", "ok": "green", "open": "green", "starting": "yellow", "draining": "yellow",
-    "degraded": "yellow", "down": "red", "closed": "dim",
+    "degraded": "yellow", "under way": "yellow", "finished": "green", "down": "red",
+    "closed": "dim",
 }  # fmt: skip
 
 
-def status_view(url: str, ready: Ready, replicas: list[ReplicaInfo]) -> RenderableType:
-    """The router in one line, and its replicas."""
+def status_view(
+    url: str, ready: Ready, replicas: list[ReplicaInfo], releases: Sequence[ReleaseInfo] = ()
+) -> RenderableType:
+    """The router in one line, each swap that is not over yet in another, and its replicas."""
     up, total = ready.replicas.get("ready", 0), ready.replicas.get("total", len(replicas))
     head = Text.assemble(
         ("router ", "bold"), f"{url}  ", coloured(ready.status), "  store ", coloured(ready.store),
@@ -21,7 +26,8 @@ def status_view(url: str, ready: Ready, replicas: list[ReplicaInfo]) -> Renderab
     )  # fmt: skip
     if not replicas:
         return Group(head, Text("no replica yet: `sessile replicas add URL`", "yellow"))
-    return Group(head, _load_table(replicas))
+    swaps = [release_line(each) for each in releases if _goes_on(each)]
+    return Group(head, *swaps, _load_table(replicas))
 
 
 def _load_table(replicas: list[ReplicaInfo]) -> Table:
@@ -61,6 +67,51 @@ def adapter_table(adapters: list[AdapterInfo]) -> Table:
             adapter.path or "-",
         )  # fmt: skip
     return table
+
+
+def release_line(release: ReleaseInfo) -> Text:
+    """What the name means, in one line."""
+    line = Text.assemble(
+        ("swap ", "bold"), f"{release.model}  ", coloured(release.state.replace("_", " ")),
+        "  " + ", ".join(f"{v.variant} {v.percent:g} %" for v in release.variants),
+    )  # fmt: skip
+    for side in release.variants:
+        if side.moves_in_s is not None and not side.percent:
+            later = side.moves_in_s > release.in_force_in_s
+            when = f"in {age(side.moves_in_s)}" if later else "at their next turn"
+            line.append(f"  sessions of {side.variant} move {when}", "yellow")
+    if release.in_force_in_s:
+        line.append(f"  in force in {release.in_force_in_s:.1f}s", "dim")
+    return line
+
+
+def _goes_on(release: ReleaseInfo) -> bool:
+    return release.state == "under_way" or any(v.moves_in_s for v in release.variants)
+
+
+def release_view(release: ReleaseInfo) -> RenderableType:
+    """A release, its variants side by side."""
+    table = _table(
+        ("VARIANT",),
+        ("OF NEW\nSESSIONS", "SESSIONS\n+ MOVED", "TURNS", "ERRORS", "TTFT\nP50/P90", "TOKENS\n/S",
+         "HIT\nRATE"),
+    )  # fmt: skip
+    for side in release.variants:
+        percent = f"{side.percent:g} %"
+        rate = "-" if side.tokens_per_s is None else f"{side.tokens_per_s:.1f}"
+        table.add_row(
+            side.variant, percent if side.ready else Text("none ready", "red"),
+            f"{side.sessions} + {side.swapped}" if side.swapped else str(side.sessions),
+            str(side.turns), Text(str(side.errors), "red" if side.errors else ""), _first(side),
+            rate, share(side.hit_rate),
+        )  # fmt: skip
+    return Group(release_line(release), table)
+
+
+def _first(side: SideInfo) -> str:
+    if side.ttft_p50_s is None or side.ttft_p90_s is None:
+        return "-"
+    return f"{side.ttft_p50_s:.2f}/{side.ttft_p90_s:.2f}s"
 
 
 def session_table(sessions: list[SessionInfo], now: float) -> Table:

@@ -121,6 +121,43 @@ class AdapterInfos(msgspec.Struct):
     adapters: list[AdapterInfo]
 
 
+class SideInfo(msgspec.Struct, kw_only=True):
+    """A variant of a release as the router shows it; times in seconds, None: not known yet."""
+
+    variant: str
+    percent: float
+    moves_in_s: float | None = None
+    ready: int = 0
+    replicas: list[str] = []
+    sessions: int = 0
+    swapped: int = 0
+    turns: int = 0
+    errors: int = 0
+    refused: int = 0
+    ttft_p50_s: float | None = None
+    ttft_p90_s: float | None = None
+    tokens_per_s: float | None = None
+    completion_tokens: int = 0
+    hit_rate: float | None = None
+
+
+class ReleaseInfo(msgspec.Struct, kw_only=True):
+    """What a model's name means, with the figures of its variants."""
+
+    model: str
+    state: str
+    source: str
+    target: str
+    in_force_in_s: float = 0.0
+    deadline_s: float | None = None
+    routers: int = 1
+    variants: list[SideInfo] = []
+
+
+class ReleaseList(msgspec.Struct):
+    releases: list[ReleaseInfo]
+
+
 class Lease(msgspec.Struct):
     """Whether a session's KV memory is held now; it is not while a turn runs, or long after one."""
 
@@ -245,8 +282,10 @@ def list_replicas() -> Call[ReplicaList]:
     return Call("GET", f"{_V1}/replicas", ReplicaList)
 
 
-def add_replica(engine: str, url: str, id: str | None = None) -> Call[ReplicaInfo]:
-    body = {"engine": engine, "url": url} | ({"id": id} if id else {})
+def add_replica(
+    engine: str, url: str, id: str | None = None, pool: str | None = None, standby: bool = False
+) -> Call[ReplicaInfo]:
+    body = {"engine": engine, "url": url, "id": id, "pool": pool, "standby": standby}
     return Call("POST", f"{_V1}/replicas", ReplicaInfo, body)
 
 
@@ -260,6 +299,30 @@ def resume_replica(id: str) -> Call[ReplicaInfo]:
 
 def remove_replica(id: str) -> Call[Any]:
     return Call("DELETE", f"{_V1}/replicas/{_part(id)}", object)
+
+
+def list_releases() -> Call[ReleaseList]:
+    return Call("GET", f"{_V1}/releases", ReleaseList)
+
+
+def begin_swap(model: str, to: str, percent: float, deadline_s: float | None) -> Call[ReleaseInfo]:
+    body = {"model": model, "to": to, "percent": percent, "deadline_s": deadline_s}
+    return Call("POST", f"{_V1}/releases", ReleaseInfo, body)
+
+
+def grow_swap(model: str, percent: float) -> Call[ReleaseInfo]:
+    path = f"{_V1}/releases/{_part(model)}/share"
+    return Call("POST", path, ReleaseInfo, {"percent": percent})
+
+
+def finish_swap(model: str, deadline_s: float | None) -> Call[ReleaseInfo]:
+    path = f"{_V1}/releases/{_part(model)}/finish"
+    return Call("POST", path, ReleaseInfo, {"deadline_s": deadline_s})
+
+
+def roll_back_swap(model: str, deadline_s: float | None) -> Call[ReleaseInfo]:
+    path = f"{_V1}/releases/{_part(model)}/roll-back"
+    return Call("POST", path, ReleaseInfo, {"deadline_s": deadline_s})
 
 
 def list_adapters() -> Call[AdapterInfos]:

@@ -42,6 +42,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     env: Mapping[str, str] = {}
     first_on_path: str | None = None
     folder: str | None = None
+    pool: str | None = None
+    standby: bool = False
     tree: bool = False
     speculation: str | None = None
     device: str | None = None
@@ -54,6 +56,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
             id=self.id, engine=self.engine, url=self.url, model=self.model,
             incarnation="starting", folder=self.folder,
             speculates=self.speculation is not None, device=self.device,
+            pool=self.pool, standby=self.standby,
         )  # fmt: skip
 
     def shown(self) -> str:
@@ -148,6 +151,7 @@ def _launch(seat: Seat, name: str, any_gpu: bool) -> tuple[Launch, list[str]]:
         command=(*start, *line), env=env, first_on_path=str(Path(installed.python).parent),
         tree=True, stop_s=_STOP_S, speculation=_speculation(line),
         device=",".join(map(str, seat.gpus)) or None,
+        pool=pool.name, standby=pool.standby,
     ), notes  # fmt: skip
 
 

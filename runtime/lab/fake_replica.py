@@ -91,6 +91,7 @@ class FakeReplica:
         self.tokens_per_s = tokens_per_s
         self.always = always or Fault()
         self.healthy = True
+        self.version = "fake"
         self.url = ""
         self.server: uvicorn.Server | None = None
         self.seen: list[Seen] = []
@@ -147,7 +148,7 @@ class FakeReplica:
             cards = [self._card(), *self.adapters.cards(self.model)]
             await _send(send, 200, {"object": "list", "data": cards})
         elif path == "/server_info":
-            info = {"version": "fake", "random_seed": self._name, "dp_size": self.ranks}
+            info = {"version": self.version, "random_seed": self._name, "dp_size": self.ranks}
             algorithm = None if self.accepts is None else "NGRAM"
             more = {"max_loaded_loras": self.adapters.most, "speculative_algorithm": algorithm}
             await _send(send, 200, info | more)

@@ -77,3 +77,14 @@ def test_a_pool_by_url_without_an_engine_has_whichever_answers(toml):
         "[[pool]]\nreplicas = 1\n"
     )
     assert [pool.engine for pool in load(file).pool] == ["auto", "vllm", "llamacpp"]
+
+
+def test_a_model_has_one_release_at_most(tmp_path):
+    """Two could not both hold; a standby pool that no swap could name is refused as well."""
+    path = tmp_path / "sessile.toml"
+    path.write_text('[[release]]\nmodel = "m"\nto = "a"\n[[release]]\nmodel = "m"\nto = "b"\n')
+    with pytest.raises(SettingsError, match="two releases are of the same model"):
+        load(path)
+    path.write_text('[[pool]]\nurls = ["http://h:1"]\nstandby = true\n')
+    with pytest.raises(SettingsError, match="a pool on standby needs a name"):
+        load(path)
