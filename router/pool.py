@@ -20,6 +20,7 @@ from sessile.errors import (
     ReplicaNotFound,
 )
 from sessile.router.adapters import Adapter, Adapters
+from sessile.router.doubts import Doubts
 from sessile.router.ghosts import Ghosts
 from sessile.router.outlook import Outlook
 from sessile.router.policy import Candidate
@@ -49,6 +50,7 @@ class Replica:
         self.load: Load | None = None
         self.outlook = Outlook(spec.id, spec.incarnation or "")
         self.ghosts = Ghosts()
+        self.doubts = Doubts()
         self.in_flight = 0
         self.foreign_streams = 0  # of other routers, as they tell
         self.turns = 0
@@ -386,6 +388,7 @@ class Pool:
         if replica.incarnation != replica.outlook.incarnation:
             replica.outlook.reset(replica.incarnation or "")
             replica.ghosts.reset()
+            replica.doubts.reset()
         self._shelve(replica, identity)
         self._ready.clear()
         if was is not None and before is not None and was != replica.incarnation:
@@ -393,7 +396,10 @@ class Pool:
                         replica.incarnation)  # fmt: skip
             self.on_change()
         if replica.state in ("starting", "down"):
-            replica.state, replica.why = "ready", None
+            replica.why = replica.doubts.refused
+            if replica.why is not None:
+                return
+            replica.state = "ready"
             log.info("replica came up replica=%s url=%s models=%s incarnation=%s", replica.id,
                      replica.spec.url, ",".join(identity.models), replica.incarnation)  # fmt: skip
             self.on_change()
@@ -443,6 +449,7 @@ class Pool:
             replica.state, replica.why = "starting", None
             replica.outlook.reset(incarnation)
             replica.ghosts.reset()
+            replica.doubts.reset()
             self._ready.clear()
 
     def drain(self, name: str, why: str = "asked to drain") -> list[Replica]:

@@ -124,6 +124,12 @@ class Upstream:
             self._sweeper = None
         await asyncio.sleep(0)  # the transports tell their protocols in the next tick
 
+    def give_up(self, why: str) -> None:
+        """Wait for nothing any more that is under way: each answer ends with `ReplicaTimeout`."""
+        for connection in list(self._open):
+            connection._fail(ReplicaTimeout(f"{self.url}: {why}"))
+            connection.abort()
+
     def _request(self, method: str, path: str, body: bytes, headers: Headers) -> bytes:
         extra = b"".join([b"%b: %b\r\n" % header for header in headers])
         return (

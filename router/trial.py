@@ -1,0 +1,120 @@
+"""Tries a replica that is doubted with a turn of one token, and takes it out if that fails.
+
+Only the doubted are tried: a trial costs the engine a request, and perhaps a slot's cache. One that
+was taken out is tried again until it answers; the probe then takes it in.
+"""
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from sessile.errors import ReplicaError
+from sessile.router.doubts import patience_s, serves
+from sessile.router.pool import Pool, Replica
+from sessile.router.replica import Call
+
+log = logging.getLogger("sessile.probe")
+
+_LOOK_S = 0.5
+_AGAIN_S = 5.0
+_MOST_CHARACTERS = 200
+
+
+class Trials:
+    """One a router, made by `app`; `silent_s` is how long a replica may say nothing while a turn
+    waits there, and how long a trial may take."""
+
+    def __init__(self, pool: Pool, silent_s: float) -> None:
+        self._pool = pool
+        self._silent_s = silent_s
+        self._looking: asyncio.Task[None] | None = None
+        self._trying: dict[Replica, asyncio.Task[None]] = {}
+
+    def open(self) -> None:
+        """Begin to look."""
+        self._looking = asyncio.create_task(self._run(), name="doubt replicas")
+
+    async def aclose(self) -> None:
+        """End the looking and every trial."""
+        tasks = [*self._trying.values(), *([self._looking] if self._looking else ())]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            for replica in self._pool:
+                if replica not in self._trying and self._is_due(replica):
+                    trial = asyncio.create_task(self._try(replica), name=f"try {replica.id}")
+                    self._trying[replica] = trial
+                    trial.add_done_callback(lambda _, tried=replica: self._trying.pop(tried))
+            await asyncio.sleep(_LOOK_S)
+
+    def _is_due(self, replica: Replica) -> bool:
+        if replica.doubts.refused is not None:
+            return replica.identity is not None
+        if replica.state not in ("ready", "draining"):
+            return False
+        return replica.doubts.doubted(time.monotonic(), self._silent_s)
+
+    async def _try(self, replica: Replica) -> None:
+        doubts, incarnation = replica.doubts, replica.incarnation
+        was_out = doubts.refused is not None
+        began = time.monotonic()
+        why = await self._ask(replica, patience_s(doubts.last, self._silent_s))
+        now = time.monotonic()
+        if replica.incarnation != incarnation or self._pool.find(replica.id) is not replica:
+            return
+        if why is None or doubts.heard_at > began:
+            doubts.settled(now)
+            if was_out:
+                log.info("replica serves again replica=%s", replica.id)
+            return
+        doubts.refused = f"it says that it is healthy, but serves nothing: {why}"
+        self._pool.mark_down(replica.id, doubts.refused)
+        if self._has_others(replica):
+            replica.upstream.give_up(doubts.refused)
+        await asyncio.sleep(_AGAIN_S)
+
+    async def _ask(self, replica: Replica, within_s: float) -> str | None:
+        """Why it does not serve; None if it does."""
+        assert replica.identity is not None
+        asked = replica.doubts.last
+        path = asked.path if asked is not None else "/v1/chat/completions"
+        model = asked.model if asked is not None else replica.identity.models[0]
+        body = msgspec.json.encode({"model": model, **_least(path)})
+        try:
+            reply = await replica.upstream.call(Call("POST", path, body), within_s)
+        except ReplicaError as error:
+            return error.message
+        if serves(reply.status):
+            return None
+        return f"a turn of one token was answered {reply.status}{_words(reply.body)}"
+
+    def _has_others(self, replica: Replica) -> bool:
+        """Whether the turns that wait there could go elsewhere."""
+        return any(self._pool.outlooks(model) for model in replica.models)
+
+
+def _words(body: bytes) -> str:
+    """The engine's own message, in OpenAI's shape or SGLang's; nothing where there is none."""
+    with suppress(msgspec.DecodeError, UnicodeDecodeError):
+        told = msgspec.json.decode(body)
+        error = told.get("error", told) if isinstance(told, dict) else None
+        message = error.get("message") if isinstance(error, dict) else error
+        if isinstance(message, str) and message:
+            return f" ({message[:_MOST_CHARACTERS]})"
+    return ""
+
+
+def _least(path: str) -> dict[str, Any]:
+    """The least that can be asked by that path."""
+    if path == "/v1/embeddings":
+        return {"input": "hi"}
+    if path == "/v1/completions":
+        return {"prompt": "hi", "max_tokens": 1}
+    return {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
