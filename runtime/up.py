@@ -48,16 +48,19 @@ async def up(
         )
         app = create_app(settings, store=make_store(settings), specs=supervisor.specs)
         await stack.enter_async_context(supervisor)
+        stack.callback(tell, f"stopping {_counted(len(launches))}")  # it may take a while
         for (model, engine), count in Counter((e.model, e.engine) for e in launches).items():
-            tell(
-                f"starting {count} {'replica' if count == 1 else 'replicas'} of {model} ({engine})"
-            )
+            tell(f"starting {_counted(count)} of {model} ({engine})")
 
         async def ready(url: str) -> None:
             await _until_ready(app, supervisor, tell)
             await on_ready(app, url)
 
         await serve(app, settings, listener=listener, on_ready=ready)
+
+
+def _counted(replicas: int) -> str:
+    return "1 replica" if replicas == 1 else f"{replicas} replicas"
 
 
 async def _until_ready(app: App, supervisor: Supervisor, tell: Callable[[str], None]) -> None:

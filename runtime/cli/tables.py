@@ -24,7 +24,7 @@ def status_view(url: str, ready: Ready, replicas: list[ReplicaInfo]) -> Renderab
     return Group(head, _load_table(replicas))
 
 
-def _load_table(replicas: list[ReplicaInfo]) -> Table:
+def _load_table(replicas: list[ReplicaInfo]) -> RenderableType:
     """One row a replica, as it is now; what an engine does not report is a dash."""
     table = _table(
         ("REPLICA", "MODEL", "STATE"),
@@ -32,23 +32,23 @@ def _load_table(replicas: list[ReplicaInfo]) -> Table:
     )
     for replica in replicas:
         table.add_row(
-            replica.id, ", ".join(replica.models) or "-", _state(replica), _queue(replica),
-            _used(replica), str(replica.in_flight), str(replica.sessions), str(replica.turns),
-            share(replica.hit_rate),
+            replica.id, ", ".join(replica.models) or "-", coloured(replica.state),
+            _queue(replica), _used(replica), str(replica.in_flight), str(replica.sessions),
+            str(replica.turns), share(replica.hit_rate),
         )  # fmt: skip
-    return table
+    return Group(table, *_remarks(replicas))
 
 
-def replica_table(replicas: list[ReplicaInfo]) -> Table:
+def replica_table(replicas: list[ReplicaInfo]) -> RenderableType:
     """One row a replica: what it is and where."""
     table = _table(("REPLICA", "ENGINE", "MODEL", "STATE", "URL"), ("CONTEXT",))
     for replica in replicas:
         context = "-" if replica.context_tokens is None else str(replica.context_tokens)
         table.add_row(
-            replica.id, replica.engine, ", ".join(replica.models) or "-", _state(replica),
-            replica.url, context,
+            replica.id, replica.engine, ", ".join(replica.models) or "-",
+            coloured(replica.state), replica.url, context,
         )  # fmt: skip
-    return table
+    return Group(table, *_remarks(replicas))
 
 
 def adapter_table(adapters: list[AdapterInfo]) -> Table:
@@ -104,13 +104,14 @@ def age(seconds: float) -> str:
     return f"{max(0.0, seconds):.0f}s"
 
 
-def _state(replica: ReplicaInfo) -> Text:
-    state = coloured(replica.state)
-    if replica.why and replica.state != "ready":
-        state.append(f"\n{replica.why}", "dim")
-    elif replica.warning:
-        state.append(f"\n{replica.warning}", "yellow")
-    return state
+def _remarks(replicas: list[ReplicaInfo]) -> list[Text]:
+    """Why replicas are not ready, or serve not as sessions need it: a sentence each, below."""
+    found = []
+    for replica in replicas:
+        down = replica.why if replica.state != "ready" else None
+        if told := down or replica.warning:
+            found.append(Text(f"{replica.id}: {told}", "" if down else "yellow"))
+    return found
 
 
 def _queue(replica: ReplicaInfo) -> str:

@@ -128,7 +128,8 @@ def test_replicas_start_say_what_they_do_heal_and_leave_nothing(site: Site):
         logs = list((site.folder / "cache" / "logs").rglob("local-0.log"))
         assert logs and logs[0].read_text().count("Load weight begin") == 2
         up.send_signal(signal.SIGINT)
-        assert up.wait(30) == 0
+        assert "stopping 2 replicas" in up.communicate(timeout=30)[1]
+        assert up.returncode == 0
         assert not site.processes()
     finally:
         up.kill()
