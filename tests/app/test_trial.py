@@ -9,29 +9,26 @@ import httpx2
 import pytest
 
 from sessile.lab.fake_replica import Fault, serve_fake
+from sessile.router.replica import ReplicaSpec
 
 CHAT = "/v1/chat/completions"
-QUICK = {"silent_timeout_s": 0.5, "probe_interval_s": 0.05}
 
 
 @pytest.fixture
-async def http() -> AsyncIterator[httpx2.AsyncClient]:
-    async with httpx2.AsyncClient(timeout=30, trust_env=False) as client:
-        yield client
-
-
-@pytest.fixture
-async def fakes() -> AsyncIterator[list[Any]]:
-    """Two replicas, at work as SGLang is."""
+async def site(start) -> AsyncIterator[Any]:
+    """A router that is quick to doubt, before two replicas that speak as SGLang; `bad` is the one
+    that is to go wrong."""
     async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(serve_fake(model="m")) for _ in range(2)]
-
-
-@pytest.fixture
-async def router(start, fakes):
-    """A router that is quick to doubt, and the fakes by their ids."""
-    router = await start(engines=fakes, kind="sglang", router=QUICK)
-    return router
+        router = await start(router={"silent_timeout_s": 0.5, "probe_interval_s": 0.05})
+        await router.app.pool.remove("one")
+        for name in ("good", "bad"):
+            fake = await stack.enter_async_context(serve_fake(model="m"))
+            setattr(router, name, fake)
+            router.app.pool.add(ReplicaSpec(id=name, engine="sglang", url=fake.url))
+        await router.until(lambda: len(router.app.pool.candidates("m")) == 2)
+        yield router
+        await router.until(lambda: not router.good.running + router.bad.running)
+        assert all(replica.in_flight == 0 for replica in router.app.pool)
 
 
 def ask(session: str, **fields: Any) -> dict[str, Any]:
@@ -39,35 +36,92 @@ def ask(session: str, **fields: Any) -> dict[str, Any]:
     return {"json": body, "headers": {"x-session-id": session}}
 
 
-def state(router: Any, name: str) -> str:
-    found: str = router.app.pool.get(name).state
+async def shown(site: Any, http: httpx2.AsyncClient, name: str) -> dict[str, Any]:
+    """The replica as `sessile status` gets it."""
+    listed = (await http.get(f"{site.url}/sessile/v1/replicas")).json()["replicas"]
+    found: dict[str, Any] = next(each for each in listed if each["id"] == name)
     return found
 
 
-@pytest.mark.parametrize("stream", [True, False])
+def down(site: Any, name: str = "bad") -> bool:
+    return bool(site.app.pool.get(name).state == "down")
+
+
+FAULTS = (Fault(status=500), Fault(status=503), Fault(drop_after=0), Fault(hang=True))
+
+
 @pytest.mark.parametrize(
-    "fault", [Fault(status=500), Fault(status=503), Fault(drop_after=0), Fault(hang=True),
-              Fault(error_after=0)],
-)  # fmt: skip
-async def test_it_costs_no_session_its_turn(router, http, fault, stream):
-    """Whatever becomes of its turns, another answers them; it is taken out, with a reason for who
-    looks; and once it serves again, it is taken in."""
-    bad = router.engines["one"]
-    bad.always = fault
-    asked = [
-        http.post(router.url + CHAT, **ask(f"s{n}", stream=stream, max_tokens=4)) for n in range(8)
+    ("fault", "stream"), [(fault, stream) for fault in FAULTS for stream in (True, False)]
+)
+async def test_it_costs_no_session_its_turn(site, http, fault, stream):
+    """Another answers its turns; it is taken out, with a reason for who looks, and is sent nothing
+    but trials until it serves again."""
+    site.bad.always = fault
+    turns = [
+        http.post(site.url + CHAT, **ask(f"s{n}", stream=stream, max_tokens=4)) for n in range(8)
     ]
-    replies = await asyncio.gather(*asked)
-    assert [reply.status_code for reply in replies] == [200] * 8
-    assert all("echo" in reply.text and "[" not in reply.headers["x-sessile-turn"] for reply in replies)
-    await router.until(lambda: state(router, "one") == "down")
-    listed = (await http.get(f"{router.url}/sessile/v1/replicas")).json()["replicas"]
-    why = next(each["why"] for each in listed if each["id"] == "one")
-    assert why.startswith("it says that it is healthy, but serves nothing")
-    seen = len(bad.seen)
+    for reply in await asyncio.gather(*turns):
+        assert reply.status_code == 200
+        assert "echo" in reply.text and "stream_broken" not in reply.text
+    if not down(site):  # one that failed its first turn only is not doubted yet
+        await http.post(site.url + CHAT, **ask("one more", stream=stream))
+    await site.until(lambda: down(site))
+    why = (await shown(site, http, "bad"))["why"]
+    assert why.startswith("it says that it is healthy, but serves nothing: ")
+    seen = len(site.bad.seen)
     for n in range(8):
-        again = await http.post(router.url + CHAT, **ask(f"t{n}"))
-        assert again.headers["x-sessile-replica"] == "two"
-    assert all(each.body["max_tokens"] == 1 for each in bad.seen[seen:])
-    bad.always = Fault()
-    await router.until(lambda: state(router, "one") == "ready")
+        again = await http.post(site.url + CHAT, **ask(f"s{n}"))
+        assert again.headers["x-sessile-replica"] == "good"
+    assert all(each.body["max_tokens"] == 1 for each in site.bad.seen[seen:])
+    site.bad.always = Fault()
+    await site.until(lambda: not down(site))
+
+
+async def test_a_replica_that_refuses_what_is_wrong_stays(site, http):
+    """The fault is the client's, however often."""
+    site.bad.always = site.good.always = Fault(status=400)
+    for n in range(8):
+        reply = await http.post(site.url + CHAT, **ask(f"s{n}"))
+        assert reply.status_code == 400
+    site.bad.always = site.good.always = Fault()
+    assert (await http.post(site.url + CHAT, **ask("s0"))).status_code == 200
+    assert not any(each.body.get("max_tokens") == 1 for each in site.bad.seen + site.good.seen)
+
+
+async def test_a_replica_whose_queue_is_full_stays(site, http):
+    """It refuses turns, and the trial, while it serves those that it has."""
+    site.bad.fail(Fault(pause_s=1.0))
+    site.bad.always = Fault(status=503)
+    await site.app.pool.remove("good")
+    running = asyncio.create_task(http.post(site.url + CHAT, **ask("s")))
+    await site.until(lambda: site.bad.running == 1)
+    for n in range(4):
+        refused = await http.post(site.url + CHAT, **ask(f"s{n}"))
+        assert refused.status_code in (502, 503)
+    await site.until(lambda: any(each.body.get("max_tokens") == 1 for each in site.bad.seen))
+    assert (await running).status_code == 200
+    assert not down(site)
+
+
+async def test_one_turn_that_breaks_its_engines_takes_none_out(site, http):
+    """They answer the trial."""
+    site.bad.always = site.good.always = Fault(status=500)
+    reply = await http.post(site.url + CHAT, **ask("s"))
+    site.bad.always = site.good.always = Fault()
+    assert reply.status_code == 500 and "The engine broke" in reply.text
+    assert (await http.post(site.url + CHAT, **ask("s"))).status_code == 200
+    assert not down(site, "bad") and not down(site, "good")
+
+
+async def test_where_nobody_else_serves_a_turn_waits_on(site, http):
+    """And new ones are told at once that nobody is ready."""
+    await site.app.pool.remove("good")
+    site.bad.fail(Fault(pause_s=2.0))
+    site.bad.always = Fault(hang=True)
+    turn = asyncio.create_task(http.post(site.url + CHAT, **ask("s")))
+    await site.until(lambda: down(site))
+    refused = await http.post(site.url + CHAT, **ask("t"))
+    assert refused.status_code == 503 and refused.headers["retry-after"]
+    assert (await turn).status_code == 200
+    site.bad.always = Fault()
+    await site.until(lambda: not down(site))
