@@ -134,6 +134,7 @@ class Server:
         self.spec = spec
         self.engine = replica.engine
         self.replicas = [replica]
+        self.refuses = False  # it answers the probe, and not as its engine does
 
     @property
     def state(self) -> State:

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -9,6 +10,7 @@ from contextlib import AsyncExitStack
 from sessile.app import App, create_app, make_store
 from sessile.engines.embedded_store import embedded_store
 from sessile.engines.launch import Launch
+from sessile.engines.refusals import Refusals
 from sessile.engines.supervisor import Listener, Supervisor
 from sessile.models import cache_dir
 from sessile.server import serve
@@ -68,11 +70,16 @@ async def _until_ready(app: App, supervisor: Supervisor, tell: Callable[[str], N
     cannot start."""
     waiting = {child.name: child for child in supervisor.children}
     told: dict[str, str | None] = {}
+    refusals = Refusals()
     while waiting:
         for name, server in app.pool.servers.items():
             if name in waiting and server.state == "ready":
                 del waiting[name]
                 supervisor.served(name)
+            if name in waiting:
+                why = server.replicas[0].why if server.refuses else None
+                if line := refusals.look(name, server.spec.engine, why, time.monotonic()):
+                    tell(line)
         for name, child in waiting.items():
             if child.stage != told.get(name):
                 told[name] = child.stage

@@ -19,9 +19,14 @@ def status_view(url: str, ready: Ready, replicas: list[ReplicaInfo]) -> Renderab
         ("router ", "bold"), f"{url}  ", coloured(ready.status), "  store ", coloured(ready.store),
         f"  replicas {up}/{total}",
     )  # fmt: skip
+    away = [
+        Text(f"source {name}: {why}", "yellow")
+        for name, why in ready.discovery.items() if why != "ok"
+    ]  # fmt: skip
     if not replicas:
-        return Group(head, Text("no replica yet: `sessile replicas add URL`", "yellow"))
-    return Group(head, _load_table(replicas))
+        hint = "" if ready.discovery else ": `sessile replicas add URL`"
+        return Group(head, Text(f"no replica yet{hint}", "yellow"), *away)
+    return Group(head, _load_table(replicas), *away)
 
 
 def _load_table(replicas: list[ReplicaInfo]) -> RenderableType:

@@ -169,6 +169,20 @@ def test_an_engine_that_cannot_start_is_one_sentence(site: Site, lines, way, sai
     assert not site.processes()
 
 
+def test_an_engine_that_answers_as_no_known_version_does_is_told(site: Site):
+    """While others would only be waited for."""
+    up = site.up("-c", site.settings(way="strange"))
+    try:
+        assert up.stderr is not None
+        said = next(line for line in up.stderr if "it answers" in line)
+        assert said == "local-0: it answers, but its /server_info answered 404\n"
+        up.send_signal(signal.SIGINT)
+        assert up.wait(30) == 0 and not site.processes()
+    finally:
+        up.kill()
+        up.communicate()
+
+
 def test_a_port_that_is_taken_is_said_before_a_model_is_loaded(site: Site):
     """By the port, with the remedy."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
