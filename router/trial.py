@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from sessile.errors import ReplicaError
+from sessile.errors import ReplicaError, ReplicaTimeout
 from sessile.router.doubts import patience_s, serves
 from sessile.router.pool import Pool, Replica
 from sessile.router.replica import Call
@@ -20,8 +20,17 @@ from sessile.router.replica import Call
 log = logging.getLogger("sessile.probe")
 
 _LOOK_S = 0.5
-_AGAIN_S = 5.0
+_AGAIN = 1 / 6  # of the patience with silence, between two trials of one that is out
 _MOST_CHARACTERS = 200
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """How a trial failed. `silent`: no answer came, so that who waits there waits in vain. `busy`:
+    it was refused as by an engine whose queue is full, which it may be while other turns run."""
+
+    why: str
+    silent: bool = False
+    busy: bool = False
 
 
 class Trials:
@@ -47,11 +56,12 @@ class Trials:
 
     async def _run(self) -> None:
         while True:
+            self._trying = {r: task for r, task in self._trying.items() if not task.done()}
             for replica in self._pool:
                 if replica not in self._trying and self._is_due(replica):
-                    trial = asyncio.create_task(self._try(replica), name=f"try {replica.id}")
-                    self._trying[replica] = trial
-                    trial.add_done_callback(lambda _, tried=replica: self._trying.pop(tried))
+                    self._trying[replica] = asyncio.create_task(
+                        self._try(replica), name=f"try {replica.id}"
+                    )
             await asyncio.sleep(_LOOK_S)
 
     def _is_due(self, replica: Replica) -> bool:
@@ -65,23 +75,24 @@ class Trials:
         doubts, incarnation = replica.doubts, replica.incarnation
         was_out = doubts.refused is not None
         began = time.monotonic()
-        why = await self._ask(replica, patience_s(doubts.last, self._silent_s))
+        found = await self._ask(replica, patience_s(doubts.last, self._silent_s))
         now = time.monotonic()
         if replica.incarnation != incarnation or self._pool.find(replica.id) is not replica:
             return
-        if why is None or doubts.heard_at > began:
+        if found is None or doubts.heard_at > began:
             doubts.settled(now)
             if was_out:
                 log.info("replica serves again replica=%s", replica.id)
             return
-        doubts.refused = f"it says that it is healthy, but serves nothing: {why}"
-        self._pool.mark_down(replica.id, doubts.refused)
-        if self._has_others(replica):
-            replica.upstream.give_up(doubts.refused)
-        await asyncio.sleep(_AGAIN_S)
+        if not (found.busy and replica.in_flight):
+            doubts.refused = f"it says that it is healthy, but serves nothing: {found.why}"
+            self._pool.mark_down(replica.id, doubts.refused)
+            if found.silent and self._has_others(replica):
+                replica.upstream.give_up(doubts.refused)
+        await asyncio.sleep(_AGAIN * self._silent_s)
 
-    async def _ask(self, replica: Replica, within_s: float) -> str | None:
-        """Why it does not serve; None if it does."""
+    async def _ask(self, replica: Replica, within_s: float) -> "Fault | None":
+        """What is wrong with it; None if it serves."""
         assert replica.identity is not None
         asked = replica.doubts.last
         path = asked.path if asked is not None else "/v1/chat/completions"
@@ -90,10 +101,11 @@ class Trials:
         try:
             reply = await replica.upstream.call(Call("POST", path, body), within_s)
         except ReplicaError as error:
-            return error.message
+            return Fault(error.message, silent=isinstance(error, ReplicaTimeout))
         if serves(reply.status):
             return None
-        return f"a turn of one token was answered {reply.status}{_words(reply.body)}"
+        why = f"a turn of one token was answered {reply.status}{_words(reply.body)}"
+        return Fault(why, busy=reply.status in (429, 503))
 
     def _has_others(self, replica: Replica) -> bool:
         """Whether the turns that wait there could go elsewhere."""
