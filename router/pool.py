@@ -398,12 +398,20 @@ class Pool:
             self.on_change()
         if replica.state in ("starting", "down"):
             replica.why = replica.doubts.refused
-            if replica.why is not None:
-                return
-            replica.state = "ready"
-            log.info("replica came up replica=%s url=%s models=%s incarnation=%s", replica.id,
-                     replica.spec.url, ",".join(identity.models), replica.incarnation)  # fmt: skip
-            self.on_change()
+            if replica.why is None:
+                self._up(replica, identity)
+
+    def serves(self, replica: Replica) -> None:
+        """A trial was answered by a replica that had been taken out for serving nothing."""
+        if replica.state == "down" and replica.identity is not None:
+            self._up(replica, replica.identity)
+
+    def _up(self, replica: Replica, identity: Identity) -> None:
+        replica.state, replica.why = "ready", None
+        self._ready.clear()
+        log.info("replica came up replica=%s url=%s models=%s incarnation=%s", replica.id,
+                 replica.spec.url, ",".join(identity.models), replica.incarnation)  # fmt: skip
+        self.on_change()
 
     def adapters_changed(self) -> None:
         """An adapter was declared or forgotten, loaded or unloaded somewhere, or refused."""
@@ -425,12 +433,13 @@ class Pool:
         shelf.fixed = frozenset(n for n in names if (a := adapters.get(n)) and a.path is None)
 
     def mark_down(self, name: str, why: str) -> None:
-        """The server does not answer, or its process ended."""
-        server = self._servers.get(name)
-        if server is None:
+        """The server does not answer, or its process ended; or one rank of it serves nothing."""
+        try:
+            named = self._named(name)
+        except ReplicaNotFound:
             return
         self._ready.clear()
-        for replica in server.replicas:
+        for replica in named:
             replica.why = why
             if replica.state in ("ready", "draining"):
                 replica.state = "down"

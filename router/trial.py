@@ -1,7 +1,7 @@
 """Tries a replica that is doubted with a turn of one token, and takes it out if that fails.
 
 Only the doubted are tried: a trial costs the engine a request, and perhaps a slot's cache. One that
-was taken out is tried again until it answers; the probe then takes it in.
+was taken out is tried again until it answers.
 """
 
 import asyncio
@@ -82,7 +82,7 @@ class Trials:
         if found is None or doubts.heard_at > began:
             doubts.settled(now)
             if was_out:
-                log.info("replica serves again replica=%s", replica.id)
+                self._pool.serves(replica)
             return
         if not (found.busy and replica.in_flight):
             doubts.refused = f"it says that it is healthy, but serves nothing: {found.why}"
@@ -99,7 +99,8 @@ class Trials:
         model = asked.model if asked is not None else replica.identity.models[0]
         body = msgspec.json.encode({"model": model, **_least(path)})
         try:
-            reply = await replica.upstream.call(Call("POST", path, body), within_s)
+            call, headers = Call("POST", path, body), replica.engine.headers(None)
+            reply = await replica.upstream.call(call, within_s, headers)
         except ReplicaError as error:
             return Fault(error.message, silent=isinstance(error, ReplicaTimeout))
         if serves(reply.status):

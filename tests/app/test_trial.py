@@ -77,6 +77,22 @@ async def test_it_costs_no_session_its_turn(site, http, fault, stream):
     await site.until(lambda: not down(site))
 
 
+async def test_of_a_server_of_ranks_only_the_one_that_serves_nothing_is_taken_out(start, http):
+    """It is tried by its rank, and taken in when that serves."""
+    async with serve_fake(model="m", ranks=2) as fake:
+        router = await start(router={"silent_timeout_s": 0.5, "probe_interval_s": 0.05})
+        await router.app.pool.remove("one")
+        router.app.pool.add(ReplicaSpec(id="r", engine="sglang", url=fake.url))
+        await router.until_pool(**{"r@0": "ready", "r@1": "ready"})
+        fake.always = Fault(status=500, at_rank=0)
+        while router.states["r@0"] == "ready":
+            turns = [http.post(router.url + CHAT, **ask(f"s{n}")) for n in range(4)]
+            assert [reply.status_code for reply in await asyncio.gather(*turns)] == [200] * 4
+        assert router.states == {"r@0": "down", "r@1": "ready"}
+        fake.always = Fault()
+        await router.until_pool(**{"r@0": "ready", "r@1": "ready"})
+
+
 async def test_a_replica_that_refuses_what_is_wrong_stays(site, http):
     """The fault is the client's, however often."""
     site.bad.always = site.good.always = Fault(status=400)
