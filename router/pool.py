@@ -20,6 +20,7 @@ from sessile.errors import (
     ReplicaNotFound,
 )
 from sessile.router.adapters import Adapter, Adapters
+from sessile.router.doubts import Doubts
 from sessile.router.ghosts import Ghosts
 from sessile.router.outlook import Outlook
 from sessile.router.policy import Candidate
@@ -53,6 +54,7 @@ class Replica:
         self.outlook = Outlook(spec.id, spec.incarnation or "")
         self.outlook.device = spec.device
         self.ghosts = Ghosts()
+        self.doubts = Doubts()
         self.in_flight = 0
         self.foreign_streams = 0  # of other routers, as they tell
         self.turns = 0
@@ -167,6 +169,7 @@ class Server:
         self.spec = spec
         self.engine = replica.engine
         self.replicas = [replica]
+        self.refuses = False  # it answers the probe, and not as its engine does
 
     @property
     def state(self) -> State:
@@ -468,6 +471,7 @@ class Pool:
         if replica.incarnation != replica.outlook.incarnation:
             replica.outlook.reset(replica.incarnation or "")
             replica.ghosts.reset()
+            replica.doubts.reset()
         replica.outlook.speculates = bool(replica.speculates)
         self._shelve(replica, identity)
         self._ready.clear()
@@ -476,10 +480,21 @@ class Pool:
                         replica.incarnation)  # fmt: skip
             self.on_change()
         if replica.state in ("starting", "down"):
-            replica.state, replica.why = "ready", None
-            log.info("replica came up replica=%s url=%s models=%s incarnation=%s", replica.id,
-                     replica.spec.url, ",".join(identity.models), replica.incarnation)  # fmt: skip
-            self.on_change()
+            replica.why = replica.doubts.refused
+            if replica.why is None:
+                self._up(replica, identity)
+
+    def serves(self, replica: Replica) -> None:
+        """A trial was answered by a replica that had been taken out for serving nothing."""
+        if replica.state == "down" and replica.identity is not None:
+            self._up(replica, replica.identity)
+
+    def _up(self, replica: Replica, identity: Identity) -> None:
+        replica.state, replica.why = "ready", None
+        self._ready.clear()
+        log.info("replica came up replica=%s url=%s models=%s incarnation=%s", replica.id,
+                 replica.spec.url, ",".join(identity.models), replica.incarnation)  # fmt: skip
+        self.on_change()
 
     def adapters_changed(self) -> None:
         """An adapter was declared or forgotten, loaded or unloaded somewhere, or refused."""
@@ -506,12 +521,13 @@ class Pool:
         shelf.fixed = frozenset(n for n in names if (a := adapters.get(n)) and a.path is None)
 
     def mark_down(self, name: str, why: str) -> None:
-        """The server does not answer, or its process ended."""
-        server = self._servers.get(name)
-        if server is None:
+        """The server does not answer, or its process ended; or one rank of it serves nothing."""
+        try:
+            named = self._named(name)
+        except ReplicaNotFound:
             return
         self._ready.clear()
-        for replica in server.replicas:
+        for replica in named:
             replica.why = why
             if replica.state in ("ready", "draining"):
                 replica.state = "down"
@@ -531,6 +547,7 @@ class Pool:
             replica.state, replica.why = "starting", None
             replica.outlook.reset(incarnation)
             replica.ghosts.reset()
+            replica.doubts.reset()
             self._ready.clear()
 
     def drain(self, name: str, why: str = "asked to drain") -> list[Replica]:

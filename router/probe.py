@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
-from sessile.errors import ReplicaError, ReplicaTimeout, ReplicaUnreachable
+from sessile.errors import ReplicaError, ReplicaRefused, ReplicaTimeout, ReplicaUnreachable
 from sessile.router.pool import Pool, Replica, Server
 from sessile.router.replica import Call, Load, Reply
 
@@ -66,6 +66,7 @@ class Probe:
                     await self._identify()
             self._looks += 1
             self._missed = 0
+            server.refuses = False
         except ReplicaError as error:
             self._missed += 1
             self._looks = 0
@@ -73,6 +74,7 @@ class Probe:
                 self._pool.mark_down(name, error.message)
             for replica in server.replicas:
                 replica.why = error.message
+            server.refuses = isinstance(error, ReplicaRefused)
 
     async def _detect(self) -> None:
         """Find out which engine answers, where nobody has said. Asked anew each time it comes up:

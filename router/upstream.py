@@ -98,11 +98,11 @@ class Upstream:
             response.close()
             raise
 
-    async def call(self, call: Call, timeout_s: float) -> Reply:
+    async def call(self, call: Call, timeout_s: float, headers: Headers = ()) -> Reply:
         """One whole exchange, for probes and aborts: the body is read to its end."""
         try:
             async with asyncio.timeout(timeout_s):
-                async with await self.open(call.method, call.path, call.body) as response:
+                async with await self.open(call.method, call.path, call.body, headers) as response:
                     return Reply(response.status, b"".join([chunk async for chunk in response]))
         except TimeoutError as error:
             raise ReplicaTimeout(f"{self.url}{call.path} took over {timeout_s:g} s") from error
@@ -123,6 +123,12 @@ class Upstream:
             self._sweeper.cancel()
             self._sweeper = None
         await asyncio.sleep(0)  # the transports tell their protocols in the next tick
+
+    def give_up(self, why: str) -> None:
+        """Wait for nothing any more that is under way: each answer ends with `ReplicaTimeout`."""
+        for connection in list(self._open):
+            connection._fail(ReplicaTimeout(f"{self.url}: {why}"))
+            connection.abort()
 
     def _request(self, method: str, path: str, body: bytes, headers: Headers) -> bytes:
         extra = b"".join([b"%b: %b\r\n" % header for header in headers])

@@ -48,6 +48,7 @@ from sessile.router.kv_feed import Feeds
 from sessile.router.pool import Pool, Replica
 from sessile.router.probe import Probes
 from sessile.router.replica import ReplicaSpec
+from sessile.router.trial import Trials
 from sessile.router.upstream import Timeouts, Upstream
 from sessile.sessions.binding import Standings
 from sessile.sessions.memory_store import MemoryStore
@@ -93,6 +94,7 @@ class App:
             timeout_s=router.probe_timeout_s,
             clock=time,
         )
+        self.trials = Trials(self.pool, router.silent_timeout_s)
         self.feeds = Feeds(self.pool, timeout_s=router.probe_timeout_s)
         self.releases = ReleaseList(self.pool, store, self.telemetry, settings.release)
         self.flow = Flow(
@@ -133,7 +135,13 @@ class App:
                 expose_headers=["*"],
             )
         for spec in (*_specs(settings), *specs):
-            self.pool.add(spec)
+            try:
+                self.pool.add(spec)
+            except InvalidRequest as error:
+                raise SettingsError(
+                    f"replica {spec.id} at {spec.url} cannot be told from another: "
+                    f"{error.message}; name its pool otherwise, or list it once"
+                ) from error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._entry(scope, receive, send)
@@ -156,6 +164,7 @@ class App:
             stack.push_async_callback(self.feeds.aclose)
             await self.releases.open()
             stack.push_async_callback(self.releases.aclose)
+            stack.push_async_callback(self.trials.aclose)
             self.flow.open()
             stack.push_async_callback(self.flow.aclose)
             self.adapters.open()
@@ -164,6 +173,7 @@ class App:
             stack.push_async_callback(self.responses.aclose)
             self.pool.on_change = self._sync
             self._sync()
+            self.trials.open()
             self.discovery.open()
             stack.push_async_callback(self.discovery.aclose)
             yield

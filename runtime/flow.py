@@ -42,6 +42,7 @@ from sessile.variants import Variants
 log = logging.getLogger("sessile.flow")
 
 _NOT_NOW = (502, 503, 504)  # an engine that says so has done nothing yet: another may serve
+_BROKEN = (500, *_NOT_NOW)  # nor has its client been told anything: another is asked, if there is
 
 
 class Flow:
@@ -237,9 +238,11 @@ class Flow:
 
     async def _open(self, turn: Turn, decision: Decision) -> None:
         """Send the turn and wait for the first bytes of its answer. A replica that fails before
-        them is replaced by another, once."""
+        them is replaced by another, once. An engine's own error is the client's to read where
+        nobody else could answer, or the other one says so too."""
+        others = len(self._pool.outlooks(turn.key.model)) > 1
         try:
-            await self._send(turn, decision)
+            await self._send(turn, decision, _BROKEN if others else _NOT_NOW)
         except ReplicaError as error:
             log.warning(
                 "replica failed before the first token session=%s turn=%s replica=%s why=%r",
@@ -248,9 +251,9 @@ class Flow:
             another = await self._placement.place_again(turn, decision.replica)
             if another is None:
                 raise
-            await self._send(turn, another)
+            await self._send(turn, another, _NOT_NOW)
 
-    async def _send(self, turn: Turn, decision: Decision) -> None:
+    async def _send(self, turn: Turn, decision: Decision, refused: tuple[int, ...]) -> None:
         request, receipt = turn.request, turn.receipt
         replica = self._pool.find(decision.replica)
         if replica is None:
@@ -280,9 +283,10 @@ class Flow:
         body = self._body.of(turn, replica, document)
         replica.in_flight += 1
         turn.runs = True
+        replica.doubts.sent(turn.id, turn.waits(path))
         try:
             headers = replica.engine.headers(turn.attribution)
-            begin = partial(replica.upstream.begin, path, body, _NOT_NOW.__contains__, headers)
+            begin = partial(replica.upstream.begin, path, body, refused.__contains__, headers)
             response, first = await begin()
             if turn.holds is not None and await self.loader.is_lost(turn, response.status):
                 response.close()
@@ -292,8 +296,11 @@ class Flow:
             turn.runs = False
             if isinstance(error, ReplicaError):
                 replica.failures += 1
+                replica.doubts.failed(turn.id, time.monotonic())
+            replica.doubts.left(turn.id)
             self._calls.abort(replica, turn)
             raise
+        replica.doubts.answered(turn.id, response.status, time.monotonic())
         keep = request.claims.lineage is not None or request.idempotency_key is not None
         turn.opened(replica, response, first, keep, self._rescue)
         if turn.reads_stream:
@@ -327,6 +334,8 @@ class Flow:
         if replica is not None:
             if turn.runs:
                 replica.in_flight -= 1
+            if receipt.outcome == "ok":
+                replica.doubts.well_at = time.monotonic()
             if cut and not isinstance(error, TurnTaken):
                 # Of one that another router has taken, the engine may run both under one id.
                 self._calls.abort(replica, turn)

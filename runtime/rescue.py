@@ -62,6 +62,7 @@ class Rescue:
         lost = turn.replica
         assert lost is not None
         self._leave(turn, lost)
+        lost.doubts.failed(turn.id, time.monotonic())
         told = turn.told()
         plan = decide(turn.request.path, turn.request.document, told, sent=not turn.folds)
         log.warning(
@@ -195,13 +196,18 @@ class Rescue:
         body = self._body(turn, replica, document)
         replica.in_flight += 1
         turn.runs = True
+        replica.doubts.sent(turn.id, turn.waits(path))
         try:
             response, first = await replica.upstream.begin(
                 path, body, lambda status: status != 200, replica.engine.headers(turn.attribution)
             )
-        except BaseException:  # cancelled too: it is not under way there any more
+        except BaseException as error:  # cancelled too: it is not under way there any more
+            if isinstance(error, ReplicaError):
+                replica.doubts.failed(turn.id, time.monotonic())
+            replica.doubts.left(turn.id)
             self._leave(turn, replica)
             raise
+        replica.doubts.answered(turn.id, response.status, time.monotonic())
         turn.sewn(seam)
         turn.goes_on(replica, response, first)
         self._placement.first_token(turn)

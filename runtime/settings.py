@@ -146,6 +146,12 @@ class RouterSettings(Slice):
         600.0, gt=0, description="From the request to the first byte of the answer."
     )
     idle_timeout_s: float = Field(120.0, gt=0, description="Between two bytes of an answer.")
+    silent_timeout_s: float = Field(
+        30.0,
+        gt=0,
+        description="A healthy replica that answers none of its turns for so long is tried with "
+        "one of a token, for as long, and taken out if that fails.",
+    )
 
 
 class WebSocketSettings(Slice):

@@ -13,6 +13,7 @@ from sessile.errors import ReplicaError, ReplicaRefused, StreamBroken
 from sessile.fold import fold
 from sessile.relay import UsageRelay, events
 from sessile.router.decide import Decision
+from sessile.router.doubts import Waiting
 from sessile.router.policy import Ask
 from sessile.router.pool import Replica
 from sessile.router.upstream import UpstreamResponse
@@ -149,6 +150,12 @@ class Turn:
         """Whether the answer is server-sent events."""
         return self.content_type.startswith(b"text/event-stream")
 
+    def waits(self, path: str) -> Waiting:
+        """The turn as one that is sent now."""
+        base = self.ask.base if self.ask is not None else None
+        foreseen_s = self.decision.predicted_ttft_s if self.decision is not None else None
+        return Waiting(path, base or self.key.model, time.monotonic(), foreseen_s or 0.0)
+
     def opened(
         self, replica: Replica, response: UpstreamResponse, first: bytes, keep: bool,
         rescue: "Rescue | None" = None,
@@ -269,6 +276,8 @@ class Turn:
             assert self._response is not None
             chunk = await self._response.read()
             self.last_at = time.monotonic()
+            if self._rescue is not None and self.replica is not None:
+                self.replica.doubts.well_at = self.last_at
         if self._seam is not None:
             chunk = self._seam.feed(chunk)
         if self._kept is not None:

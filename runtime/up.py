@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -9,6 +10,7 @@ from contextlib import AsyncExitStack
 from sessile.app import App, create_app, make_store
 from sessile.engines.embedded_store import embedded_store
 from sessile.engines.launch import Launch
+from sessile.engines.refusals import Refusals
 from sessile.engines.supervisor import Listener, Supervisor
 from sessile.models import cache_dir
 from sessile.server import serve
@@ -48,10 +50,9 @@ async def up(
         )
         app = create_app(settings, store=make_store(settings), specs=supervisor.specs)
         await stack.enter_async_context(supervisor)
+        stack.callback(tell, f"stopping {_counted(len(launches))}")  # it may take a while
         for (model, engine), count in Counter((e.model, e.engine) for e in launches).items():
-            tell(
-                f"starting {count} {'replica' if count == 1 else 'replicas'} of {model} ({engine})"
-            )
+            tell(f"starting {_counted(count)} of {model} ({engine})")
 
         async def ready(url: str) -> None:
             await _until_ready(app, supervisor, tell)
@@ -60,16 +61,25 @@ async def up(
         await serve(app, settings, listener=listener, on_ready=ready)
 
 
+def _counted(replicas: int) -> str:
+    return "1 replica" if replicas == 1 else f"{replicas} replicas"
+
+
 async def _until_ready(app: App, supervisor: Supervisor, tell: Callable[[str], None]) -> None:
     """Wait for every replica started here, and tell what they do; raises `SettingsError` if one
     cannot start."""
     waiting = {child.name: child for child in supervisor.children}
     told: dict[str, str | None] = {}
+    refusals = Refusals()
     while waiting:
         for name, server in app.pool.servers.items():
             if name in waiting and server.state == "ready":
                 del waiting[name]
                 supervisor.served(name)
+            if name in waiting:
+                why = server.replicas[0].why if server.refuses else None
+                if line := refusals.look(name, server.spec.engine, why, time.monotonic()):
+                    tell(line)
         for name, child in waiting.items():
             if child.stage != told.get(name):
                 told[name] = child.stage

@@ -24,13 +24,18 @@ def status_view(
         ("router ", "bold"), f"{url}  ", coloured(ready.status), "  store ", coloured(ready.store),
         f"  replicas {up}/{total}",
     )  # fmt: skip
+    away = [
+        Text(f"source {name}: {why}", "yellow")
+        for name, why in ready.discovery.items() if why != "ok"
+    ]  # fmt: skip
     if not replicas:
-        return Group(head, Text("no replica yet: `sessile replicas add URL`", "yellow"))
+        hint = "" if ready.discovery else ": `sessile replicas add URL`"
+        return Group(head, Text(f"no replica yet{hint}", "yellow"), *away)
     swaps = [release_line(each) for each in releases if _goes_on(each)]
-    return Group(head, *swaps, _load_table(replicas))
+    return Group(head, *swaps, _load_table(replicas), *away)
 
 
-def _load_table(replicas: list[ReplicaInfo]) -> Table:
+def _load_table(replicas: list[ReplicaInfo]) -> RenderableType:
     """One row a replica, as it is now; what an engine does not report is a dash."""
     table = _table(
         ("REPLICA", "MODEL", "STATE"),
@@ -38,23 +43,23 @@ def _load_table(replicas: list[ReplicaInfo]) -> Table:
     )
     for replica in replicas:
         table.add_row(
-            replica.id, ", ".join(replica.models) or "-", _state(replica), _queue(replica),
+            replica.id, ", ".join(replica.models) or "-", coloured(replica.state), _queue(replica),
             _used(replica), str(replica.in_flight), str(replica.sessions), str(replica.turns),
             share(replica.hit_rate), _yield(replica),
         )  # fmt: skip
-    return table
+    return Group(table, *_remarks(replicas))
 
 
-def replica_table(replicas: list[ReplicaInfo]) -> Table:
+def replica_table(replicas: list[ReplicaInfo]) -> RenderableType:
     """One row a replica: what it is and where."""
     table = _table(("REPLICA", "ENGINE", "MODEL", "STATE", "URL"), ("CONTEXT",))
     for replica in replicas:
         context = "-" if replica.context_tokens is None else str(replica.context_tokens)
         table.add_row(
-            replica.id, replica.engine, ", ".join(replica.models) or "-", _state(replica),
-            replica.url, context,
+            replica.id, replica.engine, ", ".join(replica.models) or "-",
+            coloured(replica.state), replica.url, context,
         )  # fmt: skip
-    return table
+    return Group(table, *_remarks(replicas))
 
 
 def adapter_table(adapters: list[AdapterInfo]) -> Table:
@@ -155,13 +160,14 @@ def age(seconds: float) -> str:
     return f"{max(0.0, seconds):.0f}s"
 
 
-def _state(replica: ReplicaInfo) -> Text:
-    state = coloured(replica.state)
-    if replica.why and replica.state != "ready":
-        state.append(f"\n{replica.why}", "dim")
-    elif replica.warning:
-        state.append(f"\n{replica.warning}", "yellow")
-    return state
+def _remarks(replicas: list[ReplicaInfo]) -> list[Text]:
+    """Why replicas are not ready, or serve not as sessions need it: a sentence each, below."""
+    found = []
+    for replica in replicas:
+        down = replica.why if replica.state != "ready" else None
+        if told := down or replica.warning:
+            found.append(Text(f"{replica.id}: {told}", "" if down else "yellow"))
+    return found
 
 
 def _queue(replica: ReplicaInfo) -> str:

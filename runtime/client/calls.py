@@ -171,11 +171,13 @@ class ReplicaList(msgspec.Struct):
 
 
 class Ready(msgspec.Struct):
-    """`/ready`: `status` is ready, degraded, starting or down."""
+    """`/ready`: `status` is ready, degraded, starting or down; `discovery` says of each source that
+    it is `ok`, or why it cannot be read."""
 
     status: str
     store: str = "ok"
     replicas: dict[str, int] = {}
+    discovery: dict[str, str] = {}
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,10 @@ def _launch(seat: Seat, name: str, any_gpu: bool) -> tuple[Launch, list[str]]:
         label = f"{_NAMES[pool.engine]} {installed.version}"
         notes.append(f"{label} lacks {', '.join(lacking)}: left out")
     theirs = given(pool.args, installed.flags)
+    if strange := [flag for flag in theirs if flag not in installed.flags]:
+        # An engine takes a minute to say so; but it may know more than it lists.
+        label = f"{_NAMES[pool.engine]} {installed.version}"
+        notes.append(f"pool.args: {label} does not list {', '.join(strange)}")
     start = [installed.python, "-m", engine.MODULE]
     if pool.engine == "vllm":
         start += ["serve", seat.model.source]

@@ -4,7 +4,9 @@ Pure, and for people to read: nothing is decided by it.
 """
 
 import re
+import signal
 from collections.abc import Sequence
+from contextlib import suppress
 
 _STAGES = (
     (re.compile(r"^\S+ \S+ server_args=|non-default args:"), "starting its processes"),
@@ -12,7 +14,8 @@ _STAGES = (
     (re.compile(r"load weight begin|starting to load model|loading (safetensors|pt)", re.I),
      "loading weights"),
     (re.compile(r"checkpoint shards:\s+(\d+)%", re.I), "loading weights"),
-    (re.compile(r"torch\.?compile|compiling a graph|dynamo bytecode", re.I), "compiling"),
+    (re.compile(r"(?<!disabling )torch\.?compile|compiling a graph|dynamo bytecode", re.I),
+     "compiling"),
     (re.compile(r"kv cache is allocated|memory pool end|gpu kv cache size|cpu kv cache size", re.I),
      "KV memory allocated"),
     (re.compile(r"allocating .* host memory", re.I), "allocating the host cache"),
@@ -32,6 +35,7 @@ _EMPTY_TALK = re.compile(
 _STAMP = re.compile(
     r"^(\(\w+[^)]*\) )?(\[[^\]]*\] |(ERROR|WARNING|INFO) [\d-]+ [\d:.]+ (\[[^\]]*\] )?)?"
 )
+_MINOR = re.compile(r"^(\(\w+[^)]*\) )?(\[[^\]]*\] )?(WARNING|INFO|DEBUG)\b")
 _REMEDIES = (
     (re.compile(r"out of memory|no available memory|not enough memory|larger than the available",
                 re.I),
@@ -39,6 +43,9 @@ _REMEDIES = (
     (re.compile(r"already in use", re.I), "leave --port out of pool.args, or take another"),
     (re.compile(r"unrecognized arguments|invalid choice|expected one argument|ambiguous option"),
      "correct pool.args"),
+    (re.compile(r"killed by SIGKILL"),
+     "the kernel does so when the host's memory is used up: fewer replicas, a shorter "
+     "context_tokens"),
 )  # fmt: skip
 _MOST_CHARACTERS = 300
 
@@ -53,11 +60,22 @@ def stage(line: str) -> str | None:
 
 
 def last_words(lines: Sequence[str], most: int = 3) -> str:
-    """The lines that tell why an engine ended: its last errors, else its last lines."""
-    clean = [_STAMP.sub("", line).strip() for line in lines]
-    clean = [line for line in clean if line and not _EMPTY_TALK.search(line)]
-    telling = list(dict.fromkeys(line for line in clean if _TELLING.search(line)))
-    return " | ".join(line[:_MOST_CHARACTERS] for line in (telling or clean)[-most:])
+    """The lines that tell why an engine ended: its last errors, else its last lines. A warning that
+    speaks of errors is none."""
+    kept = [line for line in lines if not _EMPTY_TALK.search(line)]
+    errors = [line for line in kept if _TELLING.search(line) and not _MINOR.search(line)]
+    clean = [_STAMP.sub("", line).strip() for line in errors or kept]
+    told = list(dict.fromkeys(line[:_MOST_CHARACTERS] for line in clean if line))
+    return " | ".join(told[-most:])
+
+
+def ending(code: int) -> str:
+    """How a process ended, by its exit status."""
+    if code >= 0:
+        return f"ended with {code}"
+    with suppress(ValueError):
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"was killed by signal {-code}"
 
 
 def remedy(words: str) -> str | None:

@@ -20,7 +20,7 @@ import msgspec
 from sessile.engines.guard import guarded
 from sessile.engines.launch import Launch
 from sessile.engines.process_log import ProcessLog
-from sessile.engines.progress import last_words, remedy, stage
+from sessile.engines.progress import ending, last_words, remedy, stage
 from sessile.errors import SettingsError
 
 log = logging.getLogger("sessile.supervisor")
@@ -89,7 +89,7 @@ class Supervised:
                 began = time.monotonic()
                 code = await self._once()
                 lived_s = time.monotonic() - began
-                why = f"its process ended with {code} after {lived_s:.1f} s"
+                why = f"its process {ending(code)} after {lived_s:.1f} s"
                 if words := last_words(self.last_lines):
                     why += f": {words}"
                 self.ended = why

@@ -48,7 +48,7 @@ class Fault(msgspec.Struct, kw_only=True, frozen=True):
     after so many events, 0 before the first byte. `garbage_after` sends bytes there that are no
     event stream, and goes on. `error_after` ends the stream there with the error of an
     engine whose core has died. `pause_s` is waited before each event, or before a whole answer,
-    `linger_s` behind the last event, before the stream ends.
+    `linger_s` behind the last event, before the stream ends. With `at_rank`, only there.
     """
 
     status: int | None = None
@@ -58,6 +58,7 @@ class Fault(msgspec.Struct, kw_only=True, frozen=True):
     error_after: int | None = None
     pause_s: float = 0.0
     linger_s: float = 0.0
+    at_rank: int | None = None
 
 
 class Seen(msgspec.Struct):
@@ -186,6 +187,8 @@ class FakeReplica:
     async def _serve(self, scope: Scope, receive: Receive, send: Send, seen: Seen) -> None:
         """Answer until the end or until the client is gone, whichever is first."""
         fault = self._next.popleft() if self._next else self.always
+        if fault.at_rank not in (None, seen.rank):
+            fault = Fault()
         answering = asyncio.ensure_future(self._answer(scope, send, seen, fault))
         stopped = self._stops[seen.body.get("rid", "")] = asyncio.Event()
         leaving = asyncio.ensure_future(stopped.wait() if self.deaf else _gone(receive))

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
+import httpx2
 import msgspec
 import pytest
 import uvicorn
@@ -142,6 +143,23 @@ class Router:
         """Wait for something that must come true; the test's own time-out says that it did not."""
         await _until(true)
 
+    @property
+    def states(self) -> dict[str, str]:
+        """Each replica's state, by id."""
+        return {replica.id: replica.state for replica in self.app.pool}
+
+    async def until_pool(self, **states: str) -> None:
+        """Wait until the pool is just so."""
+        await _until(lambda: self.states == states)
+
+    async def turn(self, http: httpx2.AsyncClient, session: str, **fields: Any) -> httpx2.Response:
+        """One turn of a session, whatever is answered."""
+        messages = [{"role": "user", "content": session}]
+        return await http.post(
+            f"{self.url}/v1/chat/completions", json={"model": "m", "messages": messages, **fields},
+            headers={"x-session-id": session},
+        )  # fmt: skip
+
 
 Start = Callable[..., Awaitable[Router]]
 
@@ -209,6 +227,13 @@ async def serve() -> AsyncIterator[Callable[..., Awaitable[tuple[Any, str]]]]:
 async def router(start: Start) -> Router:
     """A router with the default settings."""
     return await start()
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[httpx2.AsyncClient]:
+    """A client without a router of its own; tests give whole URLs."""
+    async with httpx2.AsyncClient(timeout=30, trust_env=False) as client:
+        yield client
 
 
 @asynccontextmanager

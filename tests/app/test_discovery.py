@@ -5,7 +5,6 @@ import asyncio
 import os
 from urllib.parse import urlsplit
 
-import httpx2
 import pytest
 
 from sessile.lab.fake_kubernetes import FakeKubernetes
@@ -14,28 +13,11 @@ CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture
-async def http():
-    """A client; tests give whole URLs."""
-    async with httpx2.AsyncClient(timeout=30, trust_env=False) as client:
-        yield client
-
-
-@pytest.fixture
 async def cluster(start, serve):
     """A router that finds its replicas by a Kubernetes API, and that API."""
     api, url = await serve(FakeKubernetes())
     where = f"openai=kubernetes://default?selector=app=engine&port=http&api={url}"
     return await start(0, discover=(where,)), api
-
-
-def states(router):
-    """Each replica's state, by id."""
-    return {replica.id: replica.state for replica in router.app.pool}
-
-
-async def until(router, **wanted):
-    """Wait until the pool is just so."""
-    await router.until(lambda: states(router) == wanted)
 
 
 async def failing(router, http):
@@ -52,10 +34,9 @@ async def until_failing(router, http, said):
         await asyncio.sleep(0.02)
 
 
-async def turn(router, http, session, **body):
-    """One turn of a session."""
-    body = {"model": "m", "messages": [{"role": "user", "content": session}], **body}
-    reply = await http.post(router.url + CHAT, json=body, headers={"x-session-id": session})
+async def turn(router, http, session, **fields):
+    """One turn of a session; where it was served."""
+    reply = await router.turn(http, session, **fields)
     assert reply.status_code == 200, reply.text
     return reply.headers["x-sessile-replica"]
 
@@ -71,23 +52,23 @@ async def test_a_pod_that_terminates_drains_and_no_turn_of_its_sessions_fails(cl
     router, api = cluster
     (one, first), (_, second) = await serve(), await serve()
     api.run("one", port(first))
-    await until(router, one="ready")
+    await router.until_pool(one="ready")
     assert await turn(router, http, "s") == "one"
     api.run("two", port(second))
-    await until(router, one="ready", two="ready")
+    await router.until_pool(one="ready", two="ready")
     held = asyncio.Event()
     one.plays("slow", held)
     running = asyncio.create_task(turn(router, http, "s", stream=True))
     await router.until(lambda: one.running == 1)
     api.terminate("one")
-    await until(router, one="draining", two="ready")
+    await router.until_pool(one="draining", two="ready")
     assert await turn(router, http, "s") == "two"
     held.set()
     assert await running == "one"
     await router.until(lambda: not router.app.pool.get("one").in_flight)
-    assert states(router) == {"one": "draining", "two": "ready"}
+    assert router.states == {"one": "draining", "two": "ready"}
     api.remove("one")
-    await until(router, two="ready")
+    await router.until_pool(two="ready")
     assert await failing(router, http) is None
 
 
@@ -99,15 +80,15 @@ async def test_a_pod_takes_turns_while_it_is_ready(cluster, serve, http):
     api.run("other", port(third), app="web")
     api.run("one", port(first), ready=False)
     api.run("two", port(second))
-    await until(router, two="ready")
+    await router.until_pool(two="ready")
     api.run("one", port(first))
-    await until(router, one="ready", two="ready")
+    await router.until_pool(one="ready", two="ready")
     api.run("one", port(first), ready=False)
-    await until(router, one="draining", two="ready")
+    await router.until_pool(one="draining", two="ready")
     told = (await http.get(f"{router.url}/sessile/v1/replicas")).json()["replicas"]
     assert any("lists it no more, or as leaving" in str(each["why"]) for each in told)
     api.run("one", port(first))
-    await until(router, one="ready", two="ready")
+    await router.until_pool(one="ready", two="ready")
 
 
 async def test_a_watch_that_is_too_old_begins_anew_with_a_list(cluster, serve):
@@ -115,12 +96,12 @@ async def test_a_watch_that_is_too_old_begins_anew_with_a_list(cluster, serve):
     router, api = cluster
     (_, first), (_, second) = await serve(), await serve()
     api.run("one", port(first))
-    await until(router, one="ready")
+    await router.until_pool(one="ready")
     lists = api.calls["list"]
     api.remove("one")
     api.run("two", port(second))
     api.forget()
-    await until(router, two="ready")
+    await router.until_pool(two="ready")
     assert api.calls["list"] == lists + 1
 
 
@@ -129,7 +110,7 @@ async def test_an_api_that_goes_away_takes_no_replica_with_it(cluster, serve, ht
     router, api = cluster
     (_, first), (_, second) = await serve(), await serve()
     api.run("one", port(first))
-    await until(router, one="ready")
+    await router.until_pool(one="ready")
     api.away = True
     await until_failing(router, http, "is away")
     assert await turn(router, http, "s") == "one"
@@ -137,9 +118,9 @@ async def test_an_api_that_goes_away_takes_no_replica_with_it(cluster, serve, ht
     assert "sessile_source_available{" in scraped and "} 0.0" in scraped
     api.remove("one")
     api.run("two", port(second))
-    assert states(router) == {"one": "ready"}
+    assert router.states == {"one": "ready"}
     api.away = False
-    await until(router, two="ready")
+    await router.until_pool(two="ready")
     assert await failing(router, http) is None
 
 
@@ -171,20 +152,20 @@ async def test_a_file_is_followed_and_a_broken_one_changes_nothing(start, serve,
     router = await start(0, pool=({"engine": "openai", "discover": f"file://{path}"},))
     await until_failing(router, http, "cannot read")
     write(path, one)
-    await until(router, one="ready")
+    await router.until_pool(one="ready")
     write(path, one, two)
-    await until(router, one="ready", two="ready")
+    await router.until_pool(one="ready", two="ready")
     write(path, one, 'url = "gpu7"')
     await until_failing(router, http, "'gpu7' is not a URL")
     path.unlink()
     await until_failing(router, http, "cannot read")
     write(path, one, one)
     await until_failing(router, http, "two replicas have the id 'one'")
-    assert states(router) == {"one": "ready", "two": "ready"}
+    assert router.states == {"one": "ready", "two": "ready"}
     write(path, one + "\nleaving = true", two)
-    await until(router, one="draining", two="ready")
+    await router.until_pool(one="draining", two="ready")
     write(path, two)
-    await until(router, two="ready")
+    await router.until_pool(two="ready")
     assert await failing(router, http) is None
 
 
@@ -196,11 +177,11 @@ async def test_what_a_person_does_stands_beside_what_a_source_lists(start, serve
     path = tmp_path / "replicas.toml"
     write(path, one, two)
     router = await start(0, replica=(f"openai={first}",), discover=(f"file://{path}",))
-    await until(router, **{"openai-0": "ready", "two": "ready"})
+    await router.until_pool(**{"openai-0": "ready", "two": "ready"})
     await http.post(f"{router.url}/sessile/v1/replicas/two/drain")
     write(path, two, one)
     await asyncio.sleep(1)
-    assert states(router) == {"openai-0": "ready", "two": "draining"}
+    assert router.states == {"openai-0": "ready", "two": "draining"}
 
 
 async def test_an_alias_is_served_by_the_model_that_it_names(start, http):

@@ -4,7 +4,6 @@ this router has under way is told. The roll is the real one, served without Ray.
 import asyncio
 import time
 
-import httpx2
 import msgspec
 import pytest
 
@@ -54,32 +53,11 @@ class ServedRoll:
 
 
 @pytest.fixture
-async def http():
-    async with httpx2.AsyncClient(timeout=30, trust_env=False) as client:
-        yield client
-
-
-@pytest.fixture
 async def found(start, serve):
     """A router, and the roll by which it finds its replicas."""
     roll, url = await serve(ServedRoll())
     source = f"openai=ray://{url.partition('://')[2]}/llm"
     return await start(0, discover=(source,)), roll
-
-
-def states(router):
-    return {replica.id: replica.state for replica in router.app.pool}
-
-
-async def until(router, **wanted):
-    await router.until(lambda: states(router) == wanted)
-
-
-async def turn(router, http, session, **body):
-    body = {"model": "m", "messages": [{"role": "user", "content": session}], **body}
-    return await http.post(
-        f"{router.url}/v1/chat/completions", json=body, headers={"x-session-id": session}
-    )
 
 
 async def test_a_replica_may_go_once_the_router_has_nothing_there(found, serve, http):
@@ -88,37 +66,37 @@ async def test_a_replica_may_go_once_the_router_has_nothing_there(found, serve, 
     router, roll = found
     (one, first), (_, second) = await serve(), await serve()
     roll.run("one", first)
-    await until(router, one="ready")
+    await router.until_pool(one="ready")
     held = asyncio.Event()
     one.plays("slow", held)
-    running = asyncio.create_task(turn(router, http, "s", stream=True))
+    running = asyncio.create_task(router.turn(http, "s", stream=True))
     await router.until(lambda: one.running == 1)
     roll.run("two", second)
     roll.leave("one")
-    await until(router, one="draining", two="ready")
+    await router.until_pool(one="draining", two="ready")
     await router.until(lambda: "one" in roll.reports[-1].holds)
     assert roll.reports[-1].holds["one"].in_flight == 1
     assert not roll.is_drained("one")
     held.set()
     assert (await running).headers["x-sessile-replica"] == "one"
     await router.until(lambda: roll.is_drained("one"))
-    assert states(router) == {"one": "draining", "two": "ready"}
+    assert router.states == {"one": "draining", "two": "ready"}
     roll.end("one")
-    await until(router, two="ready")
+    await router.until_pool(two="ready")
 
 
 async def test_turns_that_find_no_replica_are_told_of(found, serve, http):
     """They are answered 503 with a time to come back, and the roll hears how many they were."""
     router, roll = found
     await router.until(lambda: len(roll.reports) > 1)
-    reply = await turn(router, http, "s")
+    reply = await router.turn(http, "s")
     assert reply.status_code == 503
     assert reply.headers["retry-after"]
     await router.until(lambda: sum(report.missed for report in roll.reports) == 1)
     _, url = await serve()
     roll.run("one", url)
-    await until(router, one="ready")
-    assert (await turn(router, http, "s")).status_code == 200
+    await router.until_pool(one="ready")
+    assert (await router.turn(http, "s")).status_code == 200
 
 
 async def test_first_tokens_are_told_of(found, serve, http):
@@ -126,8 +104,8 @@ async def test_first_tokens_are_told_of(found, serve, http):
     router, roll = found
     _, url = await serve()
     roll.run("one", url)
-    await until(router, one="ready")
-    assert (await turn(router, http, "s", stream=True)).status_code == 200
+    await router.until_pool(one="ready")
+    assert (await router.turn(http, "s", stream=True)).status_code == 200
     await router.until(lambda: roll.reports[-1].turns == 1)
     assert roll.reports[-1].late == 0
 
@@ -137,12 +115,12 @@ async def test_a_roll_that_has_just_begun_takes_no_replica_away(found, serve):
     router, roll = found
     _, url = await serve()
     roll.run("one", url)
-    await until(router, one="ready")
+    await router.until_pool(one="ready")
     roll.up.clear()
     roll.roll = Roll("m", 5.0, time.monotonic())
     told = len(roll.reports)
     await router.until(lambda: len(roll.reports) > told + 1)
-    assert states(router) == {"one": "ready"}
+    assert router.states == {"one": "ready"}
 
 
 async def test_an_application_that_is_not_there_is_said_in_ready(start, serve, http):

@@ -1,4 +1,5 @@
-"""Session stores under test, each with a way to let time pass."""
+"""What the contract tests share: session stores with a way to let time pass, and pages that are no
+answer to anything."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -7,12 +8,20 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from sessile.errors import ReplicaRefused
+from sessile.router.replica import Engine, Reply
 from sessile.sessions.memory_store import MemoryStore
 from sessile.sessions.redis_store import RedisStore
 from sessile.sessions.store import Store, StoreLimits
 from sessile.sessions.stream_log import LogLimits
 
 EVENTS = LogLimits(ttl_s=1000, lease_s=100, most_events=40, most_bytes=20_000)
+GARBAGE = {
+    "500": Reply(500, b'{"error": "no"}'),
+    "html": Reply(200, b"<html><body>It works!</body></html>"),
+    "not utf-8": Reply(200, b"\xff\xfe\x00"),
+    "not an object": Reply(200, b'"ok"'),
+}
 LIMITS = StoreLimits(
     ttl_s=4000, binding_ttl_s=1000, turn_ttl_s=3000, idempotency_ttl_s=500, events=EVENTS
 )
@@ -30,6 +39,29 @@ class Bench:
         self.store = store
         self.another = another
         self.elapse = elapse
+
+
+@pytest.fixture(params=GARBAGE.values(), ids=GARBAGE)
+def garbage(request: Any) -> Reply:
+    """Every page that is no answer, in turn."""
+    page: Reply = request.param
+    return page
+
+
+@pytest.fixture
+def refuses(garbage: Reply) -> Callable[[Engine, tuple[Reply, ...], tuple[Reply, ...]], None]:
+    """Asserts that an engine's adapter refuses a replica, and raises nothing else, whichever page
+    of its identity or load is not what it should be."""
+
+    def check(adapter: Engine, identity: tuple[Reply, ...], load: tuple[Reply, ...]) -> None:
+        for place in range(len(identity)):
+            with pytest.raises(ReplicaRefused, match="its /"):
+                adapter.read_identity((*identity[:place], garbage, *identity[place + 1 :]))
+        for place in range(len(load)):
+            with pytest.raises(ReplicaRefused, match="its /"):
+                adapter.read_load((*load[:place], garbage, *load[place + 1 :]), 1000.0)
+
+    return check
 
 
 @pytest.fixture(params=["memory", "redis", "cluster"])

@@ -21,12 +21,6 @@ from sessile.router.replica import Call, Reply, Usage
 RECORDED = Path(__file__).with_name("recorded")
 EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
 NOW = 1000.0
-GARBAGE = [
-    Reply(500, b'{"error": "no"}'),
-    Reply(200, b"<html><body>It works!</body></html>"),
-    Reply(200, b"\xff\xfe\x00"),
-    Reply(200, b'"ok"'),
-]
 KINDS = ["tensorrt-llm", "triton", "tgi", "ollama", "lmstudio"]
 IDENTITIES = {
     "tensorrt-llm": ("TinyLlama-1.1B-Chat-v1.0", None, "1.4.0rc4"),
@@ -188,17 +182,9 @@ def test_a_prompt_that_does_not_fit_is_told_as_such(kind: str) -> None:
         assert isinstance(error, PromptTooLong) and "9012" in error.message
 
 
-@pytest.mark.parametrize("garbage", GARBAGE, ids=["500", "html", "not utf-8", "not an object"])
-def test_garbage_is_refused_and_nothing_else_is_raised(kind: str, garbage: Reply) -> None:
+def test_garbage_is_refused_and_nothing_else_is_raised(kind: str, refuses: Any) -> None:
     """Whichever page of a replica is not what it should be, the replica is refused."""
-    adapter = engine(kind)
-    identity, load = replies(kind, "identity"), replies(kind, "load_idle")
-    for place in range(len(identity)):
-        with pytest.raises(ReplicaRefused, match="its /"):
-            adapter.read_identity((*identity[:place], garbage, *identity[place + 1 :]))
-    for place in range(len(load)):
-        with pytest.raises(ReplicaRefused, match="its /"):
-            adapter.read_load((*load[:place], garbage, *load[place + 1 :]), NOW)
+    refuses(engine(kind), replies(kind, "identity"), replies(kind, "load_idle"))
 
 
 def test_an_engine_without_a_model_says_how_to_get_one() -> None:

@@ -1,6 +1,7 @@
 """Stands in for `sglang.launch_server`: a real server with its flags, its log lines, and a child.
 
-FAKE_WAY says how it starts: `serve`, `slow` (it loads for a while), or `memory` (it runs out).
+FAKE_WAY says how it starts: `serve`, `slow` (it loads for a while), `memory` (it runs out), or
+`strange` (it answers as no version that is known).
 """
 
 import argparse
@@ -21,11 +22,13 @@ class Handler(BaseHTTPRequestHandler):
     """The pages that the router asks for."""
 
     def do_GET(self) -> None:
-        pages = {
+        pages: dict[str, object] = {
             "/ready": {},
             "/v1/models": {"data": [{"id": OPTIONS.served_model_name}]},
             "/server_info": {"version": "0.5.99", "random_seed": os.getpid()},
         }
+        if os.environ.get("FAKE_WAY") == "strange":
+            del pages["/server_info"]
         self.answer(pages.get(self.path))
 
     def do_POST(self) -> None:

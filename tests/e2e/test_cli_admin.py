@@ -57,7 +57,10 @@ def test_a_replica_is_added_and_removed(run: Run) -> None:
     """By ENGINE=URL and a name of one's own; it need not be up yet."""
     code, text = run("replicas", "add", "openai=http://127.0.0.1:9", "--id", "late")
     assert code == 0 and text.startswith("late added")
-    assert "late" in [replica["id"] for replica in json.loads(run("replicas", "--json")[1])]
+    while not (late := replica(run, "late"))["why"]:
+        time.sleep(0.05)
+    for shown in (run("replicas")[1], run("status")[1]):  # in one line, below the table
+        assert f"\nlate: {late['why'][:40]}" in shown
     assert run("replicas", "remove", "late") == (0, "late removed\n")
     assert "late" not in run("replicas", "list")[1]
 
@@ -81,6 +84,13 @@ def test_the_ranks_of_a_server_are_shown_and_drained_together(run: Run) -> None:
             assert run("replicas", "remove", "pair") == (0, "pair removed\n")
         finally:
             server.terminate()
+
+
+def replica(run: Run, name: str) -> dict[str, Any]:
+    """A replica as the router tells of it."""
+    listed = json.loads(run("replicas", "--json")[1])
+    found: dict[str, Any] = next(each for each in listed if each["id"] == name)
+    return found
 
 
 def test_an_adapter_is_added_listed_and_removed(run: Run) -> None:

@@ -128,7 +128,8 @@ def test_replicas_start_say_what_they_do_heal_and_leave_nothing(site: Site):
         logs = list((site.folder / "cache" / "logs").rglob("local-0.log"))
         assert logs and logs[0].read_text().count("Load weight begin") == 2
         up.send_signal(signal.SIGINT)
-        assert up.wait(30) == 0
+        assert "stopping 2 replicas" in up.communicate(timeout=30)[1]
+        assert up.returncode == 0
         assert not site.processes()
     finally:
         up.kill()
@@ -166,6 +167,20 @@ def test_an_engine_that_cannot_start_is_one_sentence(site: Site, lines, way, sai
     for part in said:
         assert part in last
     assert not site.processes()
+
+
+def test_an_engine_that_answers_as_no_known_version_does_is_told(site: Site):
+    """While others would only be waited for."""
+    up = site.up("-c", site.settings(way="strange"))
+    try:
+        assert up.stderr is not None
+        said = next(line for line in up.stderr if "it answers" in line)
+        assert said == "local-0: it answers, but its /server_info answered 404\n"
+        up.send_signal(signal.SIGINT)
+        assert up.wait(30) == 0 and not site.processes()
+    finally:
+        up.kill()
+        up.communicate()
 
 
 def test_a_port_that_is_taken_is_said_before_a_model_is_loaded(site: Site):

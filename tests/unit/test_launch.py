@@ -176,6 +176,14 @@ def test_what_a_version_lacks_is_left_out_with_a_word():
     assert "tcp://*:20001" in launches[0].shown() and '"bind"' not in launches[0].shown()
 
 
+def test_arguments_that_a_version_does_not_list_are_told_and_given_all_the_same():
+    """It may know them; if it does not, nobody has to wait for it to say so."""
+    args = ["--hicache-ratio", "1.5", "--bogus", "1", "--page-siz=64"]
+    (launch,), notes = planned({"gpus": 1, "args": args})
+    assert notes == ["pool.args: SGLang 0.5.23 does not list --bogus"]
+    assert launch.command[-5:] == tuple(args)
+
+
 def test_a_host_with_little_memory_has_no_host_cache():
     """SGLang refuses one that is smaller than the KV memory."""
     small = Machine(gpus=HOST.gpus, host_bytes=40 * GIB, cores=16)

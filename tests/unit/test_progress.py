@@ -2,7 +2,7 @@
 
 import pytest
 
-from sessile.engines.progress import last_words, remedy, stage
+from sessile.engines.progress import ending, last_words, remedy, stage
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,8 @@ from sessile.engines.progress import last_words, remedy, stage
         ("[2026-11-27 06:53:42] The server is fired up and ready to roll!", "warming up"),
         ("[2026-11-27 06:52:21] server_args={'enable_hierarchical_cache': False, 'x': 'allocating "
          + "y" * 400 + " host memory'", "starting its processes"),
+        ("(EngineCore pid=2) WARNING 11-27 09:52:54 [vllm.py:1703] Enforce eager set, disabling"
+         " torch.compile, CUDAGraphs, and JIT kernel warmup", None),
         ("[2026-11-27 06:54:00] Decode batch, #running-req: 1", None),
     ],
 )  # fmt: skip
@@ -52,6 +54,26 @@ def test_without_an_error_the_last_lines_are_its_last_words():
     """An engine that was killed says nothing of it."""
     assert last_words(["one", "", "two", "three", "four"]) == "two | three | four"
     assert last_words([]) == "" and remedy("two") is None
+
+
+def test_a_warning_that_speaks_of_errors_is_not_why_an_engine_ended():
+    """vLLM warns of one at every start."""
+    lines = [
+        "(APIServer pid=1) WARNING 11-27 09:52:06 [system_utils.py:286] Found ulimit of 20000. This"
+        " can cause fd limit errors like `OSError: [Errno 24] Too many open files`.",
+        "(APIServer pid=1) INFO:     Application startup complete.",
+    ]
+    assert last_words(lines[:1] + ["ValueError: no"]) == "ValueError: no"
+    assert last_words(lines[1:]) == "INFO:     Application startup complete."
+    assert last_words(lines).endswith("Application startup complete.")
+
+
+def test_a_signal_is_told_by_its_name():
+    """And what SIGKILL mostly means, where nobody sent it."""
+    assert ending(1) == "ended with 1"
+    assert ending(-9) == "was killed by SIGKILL"
+    assert ending(-99) == "was killed by signal 99"
+    assert "memory is used up" in (remedy(f"its process {ending(-9)} after 20.0 s") or "")
 
 
 def test_a_bad_flag_and_a_taken_port_have_a_remedy():

@@ -1,0 +1,81 @@
+"""What raises doubt about a replica that says it is healthy, and what lays it."""
+
+import pytest
+
+from sessile.router.doubts import Doubts, Waiting
+
+
+def waiting(sent_at: float, foreseen_s: float = 0.0) -> Waiting:
+    """A turn that was sent then."""
+    return Waiting("/v1/chat/completions", "m", sent_at, foreseen_s)
+
+
+def sent(doubts: Doubts, turn: str, at: float) -> None:
+    doubts.sent(turn, waiting(at))
+
+
+def test_turns_in_a_row_that_come_to_nothing_raise_doubt():
+    """One is not enough, and the turn that failed is what a trial resembles."""
+    doubts = Doubts()
+    for at in (1.0, 2.0):
+        assert not doubts.doubted(at, 30)
+        sent(doubts, "t", at)
+        doubts.failed("t", at)
+    assert doubts.doubted(2.0, 30) and doubts.last == waiting(2.0)
+
+
+@pytest.mark.parametrize(
+    ("status", "doubted"), [(500, True), (503, True), (401, True), (400, False), (200, False)]
+)
+def test_an_answer_that_is_the_engine_s_own_failure_counts_as_none(status, doubted):
+    """A refusal of what was asked shows that turns are read."""
+    doubts = Doubts()
+    for at in (1.0, 2.0):
+        sent(doubts, "t", at)
+        doubts.answered("t", status, at)
+    assert doubts.doubted(2.0, 30) is doubted
+
+
+def test_an_answer_that_goes_on_or_ends_well_lays_the_doubt():
+    """A replica that is busy refuses some turns and serves others; that an answer begins says
+    nothing, for it may begin with an error."""
+    doubts = Doubts()
+    for at in (1.0, 2.0):
+        sent(doubts, "t", at)
+        doubts.answered("t", 200, at)
+        doubts.failed("t", at)
+    assert doubts.doubted(3.0, 30)
+    doubts.well_at = 3.0
+    assert not doubts.doubted(3.0, 30)
+
+
+def test_silence_while_a_turn_waits_raises_doubt():
+    """Counted from the last word of any answer, and from when the turn was sent."""
+    doubts = Doubts()
+    doubts.well_at = 50.0
+    sent(doubts, "a", 40.0)
+    assert not doubts.doubted(80.0, 30)
+    assert doubts.doubted(80.5, 30)
+    doubts.well_at = 80.5
+    assert not doubts.doubted(100.0, 30)
+    doubts.left("a")
+    assert not doubts.doubted(900.0, 30)
+
+
+def test_a_turn_that_was_foreseen_to_take_long_is_waited_for():
+    """Three times as long as was foreseen."""
+    doubts = Doubts()
+    doubts.sent("a", waiting(0.0, foreseen_s=40.0))
+    assert not doubts.doubted(119.0, 30)
+    assert doubts.doubted(121.0, 30)
+
+
+def test_a_new_start_and_a_trial_that_was_answered_are_a_clean_sheet():
+    """Whatever was said before."""
+    doubts = Doubts()
+    for clear in (doubts.reset, lambda: doubts.settled(3.0)):
+        for at in (1.0, 2.0):
+            doubts.failed("t", at)
+        doubts.refused = "why"
+        clear()
+        assert doubts.refused is None and not doubts.doubted(3.0, 30)
