@@ -19,6 +19,7 @@ from sessile.sessions.stream_log import Accept, StreamLog, Written
 log = logging.getLogger("sessile.events")
 
 _LINGER_S = 0.004
+_FIRST_TELLS = 3  # of a turn are written at once: engines begin with a chunk or two without text
 _LATE_S = 0.02
 _RETRY_S = 0.1
 _RENEWALS = 4  # in the time of a lease
@@ -175,7 +176,9 @@ class EventWriter:
         self._dirty[live] = None
         if self._patience is None:
             self._be_patient()
-        if self._timer is None:
+        if 0 < live.tells <= _FIRST_TELLS:
+            self._fire()
+        else:
             self._soon()
 
     def _soon(self) -> None:
@@ -183,7 +186,9 @@ class EventWriter:
             self._timer = asyncio.get_running_loop().call_later(_LINGER_S, self._fire)
 
     def _fire(self) -> None:
-        self._timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._due.set()
 
     def _in_time(self) -> None:

@@ -42,14 +42,15 @@ class LiveTurn:
 
     `pace` says whether the log is to be waited for. `stop` is called once, when somebody wants
     the turn cancelled or another router has it; `stopped` says which. `steers` is what was said
-    into it here, by its keys, `steered` how much the log says that was said anywhere. Until
-    `leased_until`, by the monotonic clock, no other router has it.
+    into it here, by its keys, `steered` how much the log says that was said anywhere. `tells` is
+    how often something was told of it. Until `leased_until`, by the monotonic clock, no other
+    router has it.
     """
 
     __slots__ = (
         "_bytes", "_changed", "_events", "_pace", "_teller", "_told", "accept", "ended", "fence",
         "first", "key", "known", "leased_until", "missing", "most_bytes", "next",
-        "sent", "steered", "steers", "stop", "stopped", "written",
+        "sent", "steered", "steers", "stop", "stopped", "tells", "written",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +77,7 @@ class LiveTurn:
         self.leased_until = 0.0
         self.steers: dict[str, bytes] = {}
         self.steered = 0
+        self.tells = 0
         self._told = told
         self._pace = pace
         self._events: list[bytes] = []
@@ -87,6 +89,7 @@ class LiveTurn:
         """The next events; never waits. Nothing is told behind the terminal one."""
         if self.ended or self.stopped == "lost":
             return
+        self.tells += 1
         self._events += events
         self.next += len(events)
         for event in events:
