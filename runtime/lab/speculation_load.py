@@ -170,7 +170,7 @@ async def run_pass(
                 group.create_task(converse(side, script, f"{name}-{index}", tokens))
                 for index, script in enumerate(scripts)
             ]
-    except* ReplicaError as failed:
+    except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
     wall_s = time.perf_counter() - began
     held = [task.result() for task in tasks]
