@@ -15,9 +15,10 @@ import zmq
 
 from sessile.errors import ReplicaError, ReplicaRefused
 from sessile.router.blocks import BlockTree
+from sessile.router.engine import FeedSource
 from sessile.router.kv_events import Feed, Take, read_batch
-from sessile.router.pool import Pool, Replica
-from sessile.router.replica import FeedSource
+from sessile.router.pool import Pool
+from sessile.router.replica import Replica
 
 log = logging.getLogger("sessile.kv_feed")
 

@@ -8,7 +8,6 @@ data-parallel ranks: these come up, go down and leave together, and hold their K
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
 
 import msgspec
 
@@ -20,167 +19,14 @@ from sessile.errors import (
     ReplicaNotFound,
 )
 from sessile.router.adapters import Adapter, Adapters
-from sessile.router.doubts import Doubts
-from sessile.router.ghosts import Ghosts
+from sessile.router.engine import Identity, Load
 from sessile.router.outlook import Outlook
 from sessile.router.policy import Candidate
 from sessile.router.releases import Releases, Variant
-from sessile.router.replica import Engine, Identity, Load, ReplicaSpec, State
-from sessile.router.upstream import Upstream
-
-_ACCEPTED_WEIGHT = 0.1
+from sessile.router.replica import Replica, ReplicaSpec
+from sessile.router.server import Server
 
 log = logging.getLogger("sessile.pool")
-
-
-class Replica:
-    """One replica as this router knows it. Made by the pool, changed only through it and `flow`.
-    `server` is the id by which its server was named; `rank` is None unless that has several.
-
-    Invariant: `state` is ready or draining only with an `identity` and an `incarnation`.
-    """
-
-    def __init__(self, spec: ReplicaSpec, engine: Engine, upstream: Upstream) -> None:
-        self.spec = spec
-        self.id = self.server = spec.id
-        self.rank: int | None = None
-        self.engine = engine
-        self.upstream = upstream
-        self.state: State = "starting"
-        self.why: str | None = None
-        self.identity: Identity | None = None
-        self.incarnation: str | None = spec.incarnation
-        self.load: Load | None = None
-        self.outlook = Outlook(spec.id, spec.incarnation or "")
-        self.outlook.device = spec.device
-        self.ghosts = Ghosts()
-        self.doubts = Doubts()
-        self.in_flight = 0
-        self.foreign_streams = 0  # of other routers, as they tell
-        self.turns = 0
-        self.failures = 0
-        self.prompt_tokens = 0
-        self.counts_cached = False  # whether its engine has ever said how much it found cached
-        self.acceptance_length: float | None = None  # of late, as its answers told
-        self.judged_tokens = 0  # prompt tokens of turns whose cached tokens are known
-        self.completion_tokens = 0
-        self.cached_tokens = 0
-        self.predicted_tokens = 0
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """What it serves, or is expected to before anyone could ask it."""
-        if self.identity is not None:
-            return self.identity.models
-        return (self.spec.model,) if self.spec.model else ()
-
-    def is_of(self, group: str) -> bool:
-        """Whether it belongs to the pool of that name, or runs that engine and version."""
-        if self.spec.pool == group:
-            return True
-        version = self.identity.version if self.identity is not None else None
-        return version is not None and group == f"{self.engine.kind}-{version}"
-
-    @property
-    def speculates(self) -> bool | None:
-        """Whether it decodes speculatively: by its own word, else by its launcher's."""
-        told = self.identity.speculates if self.identity is not None else None
-        return self.spec.speculates if told is None else told
-
-    def accepted(self, length: float) -> None:
-        """An answer told so many tokens a step."""
-        before = self.acceptance_length
-        self.acceptance_length = (
-            length if before is None else before + _ACCEPTED_WEIGHT * (length - before)
-        )
-
-    @property
-    def pressure(self) -> int:
-        """Turns running or waiting there: our own at this moment, or its own latest report if
-        that is more (other routers send turns too)."""
-        if self.load is None:
-            return self.in_flight
-        return max(self.in_flight, (self.load.running or 0) + (self.load.waiting or 0))
-
-    @property
-    def queued(self) -> int:
-        """Turns that wait there for a slot, as far as can be told."""
-        load = self.load
-        if load is None:
-            return 0
-        over = self.pressure - load.slots if load.slots else 0
-        return max(over, load.waiting or 0, 0)
-
-    def describe(self, sessions: int) -> dict[str, Any]:
-        """The replica as the admin API shows it."""
-        hit = self.cached_tokens / self.judged_tokens if self.judged_tokens else None
-        return {
-            "id": self.id,
-            "server": self.server,
-            "rank": self.rank,
-            "url": self.spec.url,
-            "engine": self.engine.kind,
-            "pool": self.spec.pool,
-            "standby": self.spec.standby,
-            "models": list(self.models),
-            "adapters": list(self.outlook.shelf.loaded),
-            "state": self.state,
-            "why": self.why,
-            "warning": self.identity.warning if self.identity else None,
-            "incarnation": self.incarnation,
-            "version": self.identity.version if self.identity else None,
-            "context_tokens": self.identity.context_tokens if self.identity else None,
-            "in_flight": self.in_flight,
-            "sessions": sessions,
-            "load": msgspec.to_builtins(self.load) if self.load else None,
-            "kv": self._describe_kv(),
-            "turns": self.turns,
-            "prompt_tokens": self.prompt_tokens,
-            "cached_tokens": self.cached_tokens,
-            "hit_rate": hit,
-            "speculates": self.speculates,
-            "acceptance_length": self._acceptance(),
-            "failures": self.failures,
-            "ghosts": self.ghosts.found,
-        }
-
-    def _acceptance(self) -> float | None:
-        """Of the turns seen here, else over all that it has run, by its own word."""
-        if self.acceptance_length is not None or self.identity is None:
-            return self.acceptance_length
-        return self.identity.acceptance_length
-
-    def _describe_kv(self) -> dict[str, Any] | None:
-        if (tree := self.outlook.tree) is None:
-            return None
-        return {
-            "blocks": tree.blocks,
-            "tokens": tree.tokens,
-            "whole": tree.whole,
-            "sessions": tree.sessions,
-        }
-
-
-class Server:
-    """What was named at one URL, and the replicas that it is. Made by the pool; `engine` is the
-    adapter of the whole, which is known only once it is up where nobody has named it."""
-
-    def __init__(self, spec: ReplicaSpec, replica: Replica) -> None:
-        self.spec = spec
-        self.engine = replica.engine
-        self.replicas = [replica]
-        self.refuses = False  # it answers the probe, and not as its engine does
-
-    @property
-    def state(self) -> State:
-        """That of its replicas; draining only if all of them are."""
-        states = [replica.state for replica in self.replicas]
-        return next((state for state in states if state != "draining"), "draining")
-
-    @property
-    def in_flight(self) -> int:
-        """Turns of this router at all of its replicas."""
-        return sum(replica.in_flight for replica in self.replicas)
 
 
 class Pool:

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from sessile.errors import ReplicaError, ReplicaRefused, ReplicaTimeout, ReplicaUnreachable
-from sessile.router.pool import Pool, Replica, Server
-from sessile.router.replica import Call, Load, Reply
+from sessile.router.engine import Call, Load, Reply
+from sessile.router.pool import Pool
+from sessile.router.replica import Replica
+from sessile.router.server import Server
 
 log = logging.getLogger("sessile.probe")
 

@@ -1,230 +1,18 @@
-"""The nouns of routing: a replica, its states and load, and how an engine is spoken to."""
+"""A replica: as it was named, and as this router knows it."""
 
-from collections.abc import Generator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import msgspec
 
-from sessile.router.adapters import Adapter
+from sessile.router.doubts import Doubts
+from sessile.router.engine import Engine, Identity, Load
+from sessile.router.ghosts import Ghosts
+from sessile.router.outlook import Outlook
+from sessile.router.upstream import Upstream
+
+_ACCEPTED_WEIGHT = 0.1
 
 State = Literal["starting", "ready", "draining", "down"]
-
-
-class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """What a replica said of itself, and when. None: the engine does not report it."""
-
-    at: float
-    running: int | None = None
-    waiting: int | None = None
-    used_tokens: int | None = None
-    capacity_tokens: int | None = None
-    slots: int | None = None
-
-
-class Usage(msgspec.Struct, frozen=True):
-    """Token counts of one reply as the engine reported them; None is unknown, never zero."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    cached_tokens: int | None = None
-    acceptance_length: float | None = None
-    """Tokens a step, of an engine that speculates: those of the draft that it accepted, and the one
-    that is certain."""
-
-
-class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """What a replica says it is: its models, and an incarnation that changes at each start.
-
-    `incarnation` is None where the engine gives nothing to tell two starts apart; a session then
-    stays bound through a restart, and only its next turn's cached tokens tell.
-    """
-
-    models: tuple[str, ...]
-    adapters: tuple[Adapter, ...] = ()
-    """Those that it has loaded; they are not among its models."""
-    most_adapters: int | None = None
-    """How many it can have loaded, where it says so."""
-    incarnation: str | None = None
-    context_tokens: int | None = None
-    ranks: int = 1
-    """Its data-parallel ranks, each of which has KV memory and a queue of its own."""
-    version: str | None = None
-    host_ratio: float = 0.0
-    """The host cache, as a multiple of the KV memory; 0 where there is none."""
-    holds_sessions: bool = False
-    """Whether it evicts what sessions have there after all else, until they are released."""
-    speculates: bool | None = None
-    """Whether it decodes speculatively; None where it does not say."""
-    acceptance_length: float | None = None
-    """Tokens a step, over all that it has run, where it says so."""
-    orders: Literal["low_first", "high_first"] | None = None
-    """How it orders requests that carry a priority, if it does."""
-    warning: str | None = None
-    """What its operator should know: it serves, but not as sessions need it."""
-
-
-Headers = Sequence[tuple[bytes, bytes]]
-"""Header names, in lower case, and values, as they go over the wire."""
-
-
-class Call(msgspec.Struct, frozen=True):
-    """One HTTP request to a replica, by path below its base URL."""
-
-    method: Literal["GET", "POST"]
-    path: str
-    body: bytes = b""
-
-
-class Reply(msgspec.Struct, frozen=True):
-    """One whole HTTP answer of a replica."""
-
-    status: int
-    body: bytes
-
-
-Steps = Generator[Call, Reply, None]
-"""Calls to one replica, each made from the replies to those before; `ReplicaRefused` ends them."""
-
-
-class FollowUp(msgspec.Struct, frozen=True):
-    """The request that goes on with an answer from its text; `tokens` is how many that text has,
-    None where the replica does not say."""
-
-    path: str
-    document: Mapping[str, Any]
-    tokens: int | None
-
-
-FollowUps = Generator[Call, Reply, FollowUp]
-"""As `Steps`, ending in the request that they make up."""
-
-
-class FeedSource(msgspec.Struct, frozen=True, kw_only=True):
-    """Where one rank of a replica publishes its KV events over ZMQ, and replays them, if it does;
-    `topic` is the prefix to subscribe to."""
-
-    endpoint: str
-    replay: str | None = None
-    topic: str = ""
-    rank: int = 0
-
-
-class Engine(Protocol):
-    """How one kind of engine is spoken to. Sans-I/O: it names calls and reads replies.
-
-    One stateless instance serves all replicas of its kind, or all that are the same rank of their
-    servers. The `read_*` methods are given the replies to the calls of the same name, in order, and
-    raise `ReplicaRefused` on an answer that they cannot use.
-    """
-
-    kind: str
-    """The name in `--replica KIND=URL` and in the TOML."""
-
-    embeddings: bool
-    """Whether the engine may serve `/v1/embeddings`."""
-
-    folds: bool
-    """Whether a plain completion is to be asked for as a stream and put together by the router,
-    since the engine is slow to notice that the client of a plain one has gone."""
-
-    loads_adapters: bool
-    """Whether the engine may load LoRA adapters while it runs."""
-
-    def detect_calls(self) -> tuple[Call, ...]:
-        """What is asked of a replica that comes up whose engine nobody has named; nothing of one
-        that is known."""
-
-    def detected(self, replies: tuple[Reply, ...]) -> "Engine":
-        """The adapter of the engine that answers there."""
-
-    def at_rank(self, rank: int) -> "Engine":
-        """The adapter of one data-parallel rank: its requests go to that rank, and what it reads of
-        load and KV events is that rank's."""
-
-    def identity_calls(self) -> tuple[Call, ...]:
-        """What is asked of a replica that comes up, and now and then after; may be slow while
-        it is busy."""
-
-    def read_identity(self, replies: tuple[Reply, ...]) -> Identity: ...
-
-    def health_call(self) -> Call:
-        """A cheap call that tells whether the replica takes requests, loading and draining told."""
-
-    def read_health(self, reply: Reply) -> None:
-        """Raises `ReplicaUnreachable` unless the replica takes requests."""
-
-    def load_calls(self) -> tuple[Call, ...]: ...
-
-    def read_load(self, replies: tuple[Reply, ...], now: float) -> Load: ...
-
-    def feed_calls(self) -> tuple[Call, ...]:
-        """What is asked, once a start, to find the KV events; nothing where there are none."""
-
-    def read_feed(self, replies: tuple[Reply, ...], host: str) -> tuple[FeedSource, ...]:
-        """The publishers, one a rank. `host` is that of the replica's URL, in brackets if it is an
-        IPv6 address; it stands in for a wildcard."""
-
-    def fields(self, *, turn: str, session: str | None, salt: str | None) -> Mapping[str, Any]:
-        """Body fields to set on a generation request, over whatever the client sent.
-
-        `turn` becomes the engine's request id where it takes one, `session` its attribution,
-        `salt` the tenant's cache namespace.
-        """
-
-    def headers(self, session: str | None) -> Headers:
-        """Headers to send beside the fields, where a field would be refused by older versions."""
-
-    def adapter_fields(self, name: str) -> Mapping[str, Any]:
-        """Body fields that run a request with an adapter; none where the model's name does."""
-
-    def acceptance_fields(self) -> Mapping[str, Any]:
-        """Body fields that have a replica that speculates tell of each answer what it accepted, in
-        an object of its own in the stream; none where it always tells, or never."""
-
-    def adapter_call(self, adapter: Adapter) -> Call:
-        """The call that loads an adapter, of an engine that can."""
-
-    def drop_adapter_call(self, name: str) -> Call:
-        """The call that lets go of one."""
-
-    def read_adapter(self, reply: Reply) -> None:
-        """Raises `ReplicaRefused`, in the engine's own words, unless it did as it was asked."""
-
-    def order(self, priority: int, identity: Identity) -> Mapping[str, Any]:
-        """Body fields that give a request its priority, 0 the most urgent; none where the replica
-        does not order by it."""
-
-    def release_call(self, session: str, identity: Identity) -> Call | None:
-        """The call that lets a session's KV memory be evicted like any other; `session` is its
-        attribution. None where the replica holds nothing for a session. Its next request holds
-        anew."""
-
-    def hold_call(self, model: str, seconds: float) -> Call | None:
-        """The call that keeps a model, and with it the KV memory of its sessions, loaded for so
-        long; None where the engine does not unload models, or would not that soon."""
-
-    def carry(
-        self, path: str, document: Mapping[str, Any], file: str
-    ) -> tuple[Steps, Steps] | None:
-        """The calls that save the KV memory of a prompt, as it was sent to `path`, in a file of the
-        replica's folder, and those that restore it at another; None where the engine cannot."""
-
-    def follow_up(self, path: str, document: Mapping[str, Any], text: str) -> FollowUps | None:
-        """What makes the engine go on with an answer to `document`, of which it is to take `text`
-        for said, as streamed chunks of what comes after it; None where it cannot."""
-
-    def read_usage(self, usage: Mapping[str, Any], body: Mapping[str, Any]) -> Usage:
-        """The counts in an OpenAI-shaped `usage` object; `body` is the object that held it."""
-
-    def count_call(self, document: Mapping[str, Any]) -> Call | None:
-        """A call that counts the tokens of a chat request's prompt without generating; None where
-        the engine has none, or where it would not count this one exactly."""
-
-    def read_count(self, reply: Reply) -> int | None:
-        """The count; None from a replica that is too old to have the call."""
-
-    def abort_call(self, turn: str) -> Call | None:
-        """The call that stops request `turn` at once; None where closing the connection does."""
 
 
 class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -250,3 +38,132 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     device: str | None = None
     pool: str | None = None
     standby: bool = False
+
+
+class Replica:
+    """One replica as this router knows it. Made by the pool, which alone changes its state; what
+    serves turns counts them here. `server` is the id by which its server was named; `rank` is None
+    unless that has several.
+
+    Invariant: `state` is ready or draining only with an `identity` and an `incarnation`.
+    """
+
+    def __init__(self, spec: ReplicaSpec, engine: Engine, upstream: Upstream) -> None:
+        self.spec = spec
+        self.id = self.server = spec.id
+        self.rank: int | None = None
+        self.engine = engine
+        self.upstream = upstream
+        self.state: State = "starting"
+        self.why: str | None = None
+        self.identity: Identity | None = None
+        self.incarnation: str | None = spec.incarnation
+        self.load: Load | None = None
+        self.outlook = Outlook(spec.id, spec.incarnation or "")
+        self.outlook.device = spec.device
+        self.ghosts = Ghosts()
+        self.doubts = Doubts()
+        self.in_flight = 0
+        self.foreign_streams = 0  # of other routers, as they tell
+        self.turns = 0
+        self.failures = 0
+        self.prompt_tokens = 0
+        self.counts_cached = False  # whether its engine has ever said how much it found cached
+        self.acceptance_length: float | None = None  # of late, as its answers told
+        self.judged_tokens = 0  # prompt tokens of turns whose cached tokens are known
+        self.completion_tokens = 0
+        self.cached_tokens = 0
+        self.predicted_tokens = 0
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """What it serves, or is expected to before anyone could ask it."""
+        if self.identity is not None:
+            return self.identity.models
+        return (self.spec.model,) if self.spec.model else ()
+
+    def is_of(self, group: str) -> bool:
+        """Whether it belongs to the pool of that name, or runs that engine and version."""
+        if self.spec.pool == group:
+            return True
+        version = self.identity.version if self.identity is not None else None
+        return version is not None and group == f"{self.engine.kind}-{version}"
+
+    @property
+    def speculates(self) -> bool | None:
+        """Whether it decodes speculatively: by its own word, else by its launcher's."""
+        told = self.identity.speculates if self.identity is not None else None
+        return self.spec.speculates if told is None else told
+
+    def accepted(self, length: float) -> None:
+        """An answer told so many tokens a step."""
+        before = self.acceptance_length
+        self.acceptance_length = (
+            length if before is None else before + _ACCEPTED_WEIGHT * (length - before)
+        )
+
+    @property
+    def pressure(self) -> int:
+        """Turns running or waiting there: our own at this moment, or its own latest report if
+        that is more (other routers send turns too)."""
+        if self.load is None:
+            return self.in_flight
+        return max(self.in_flight, (self.load.running or 0) + (self.load.waiting or 0))
+
+    @property
+    def queued(self) -> int:
+        """Turns that wait there for a slot, as far as can be told."""
+        load = self.load
+        if load is None:
+            return 0
+        over = self.pressure - load.slots if load.slots else 0
+        return max(over, load.waiting or 0, 0)
+
+    def describe(self, sessions: int) -> dict[str, Any]:
+        """The replica as the admin API shows it."""
+        hit = self.cached_tokens / self.judged_tokens if self.judged_tokens else None
+        return {
+            "id": self.id,
+            "server": self.server,
+            "rank": self.rank,
+            "url": self.spec.url,
+            "engine": self.engine.kind,
+            "pool": self.spec.pool,
+            "standby": self.spec.standby,
+            "models": list(self.models),
+            "adapters": list(self.outlook.shelf.loaded),
+            "state": self.state,
+            "why": self.why,
+            "warning": self.identity.warning if self.identity else None,
+            "incarnation": self.incarnation,
+            "version": self.identity.version if self.identity else None,
+            "context_tokens": self.identity.context_tokens if self.identity else None,
+            "in_flight": self.in_flight,
+            "sessions": sessions,
+            "load": msgspec.to_builtins(self.load) if self.load else None,
+            "kv": self._describe_kv(),
+            "turns": self.turns,
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "hit_rate": hit,
+            "speculates": self.speculates,
+            "acceptance_length": self._acceptance(),
+            "failures": self.failures,
+            "ghosts": self.ghosts.found,
+        }
+
+    def _acceptance(self) -> float | None:
+        """Of the turns seen here, else over all that it has run, by its own word."""
+        if self.acceptance_length is not None or self.identity is None:
+            return self.acceptance_length
+        return self.identity.acceptance_length
+
+    def _describe_kv(self) -> dict[str, Any] | None:
+        if (tree := self.outlook.tree) is None:
+            return None
+        return {
+            "blocks": tree.blocks,
+            "tokens": tree.tokens,
+            "whole": tree.whole,
+            "sessions": tree.sessions,
+        }

@@ -14,8 +14,9 @@ import msgspec
 
 from sessile.errors import ReplicaError, ReplicaTimeout
 from sessile.router.doubts import patience_s, serves
-from sessile.router.pool import Pool, Replica
-from sessile.router.replica import Call
+from sessile.router.engine import Call
+from sessile.router.pool import Pool
+from sessile.router.replica import Replica
 
 log = logging.getLogger("sessile.probe")
 

@@ -23,7 +23,7 @@ from sessile.errors import (
     SettingsError,
     StreamBroken,
 )
-from sessile.router.replica import Call, Headers, Reply
+from sessile.router.engine import Call, Headers, Reply
 
 _HIGH_WATER_BYTES = 256 * 1024  # NOTE: past this the socket is not read: the client sets the pace
 _IDLE_KEPT_S = 4.0  # uvicorn closes an idle connection after 5 s; leave before it does

@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 
 from sessile.relay import events, read_reply
-from sessile.router.pool import Replica
-from sessile.router.replica import Usage
+from sessile.router.engine import Usage
+from sessile.router.replica import Replica
 from sessile.sessions.record import TurnRecord
 from sessile.sessions.store import TurnEnd
 from sessile.turn import Turn

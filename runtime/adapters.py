@@ -11,7 +11,8 @@ import time
 
 from sessile.errors import AdapterRefused, Overloaded, ReplicaError, ReplicaRefused
 from sessile.router.adapters import Adapter
-from sessile.router.pool import Pool, Replica
+from sessile.router.pool import Pool
+from sessile.router.replica import Replica
 from sessile.turn import Turn
 
 log = logging.getLogger("sessile.adapters")

@@ -45,9 +45,9 @@ from sessile.release_list import ReleaseList
 from sessile.router.adapters import Adapter, Adapters
 from sessile.router.discovery import Source
 from sessile.router.kv_feed import Feeds
-from sessile.router.pool import Pool, Replica
+from sessile.router.pool import Pool
 from sessile.router.probe import Probes
-from sessile.router.replica import ReplicaSpec
+from sessile.router.replica import Replica, ReplicaSpec
 from sessile.router.trial import Trials
 from sessile.router.upstream import Timeouts, Upstream
 from sessile.sessions.binding import Standings

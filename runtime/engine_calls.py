@@ -8,7 +8,8 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from sessile.errors import ReplicaError
-from sessile.router.pool import Pool, Replica
+from sessile.router.pool import Pool
+from sessile.router.replica import Replica
 from sessile.sessions.binding import Standings
 from sessile.sessions.record import SessionKey
 from sessile.turn import Turn

@@ -28,7 +28,8 @@ from sessile.prewarm import carry
 from sessile.rescue import Rescue
 from sessile.router.decide import Decision
 from sessile.router.policy import make_policy
-from sessile.router.pool import Pool, Replica
+from sessile.router.pool import Pool
+from sessile.router.replica import Replica
 from sessile.router.scheduler import Scheduler
 from sessile.sessions.binding import Standings
 from sessile.sessions.record import Receipt, SessionKey, TurnRecord

@@ -22,9 +22,10 @@ from sessile.errors import ReplicaError
 from sessile.placement import Placement
 from sessile.prewarm import Kept, carry, prewarm
 from sessile.router.decide import Decision
+from sessile.router.engine import Usage
 from sessile.router.outlook import Outlook
-from sessile.router.pool import Pool, Replica
-from sessile.router.replica import Usage
+from sessile.router.pool import Pool
+from sessile.router.replica import Replica
 from sessile.sessions.record import SessionKey
 from sessile.telemetry import Telemetry
 from sessile.turn import Turn

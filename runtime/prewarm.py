@@ -10,9 +10,9 @@ import msgspec
 
 from sessile.errors import ReplicaError, ReplicaRefused
 from sessile.relay import events
+from sessile.router.engine import Steps, Usage
 from sessile.router.policy import Ask
-from sessile.router.pool import Replica
-from sessile.router.replica import Steps, Usage
+from sessile.router.replica import Replica
 from sessile.sessions.record import Binding, SessionKey
 
 _STEP_TIMEOUT_S = 30.0

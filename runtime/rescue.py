@@ -25,8 +25,9 @@ from sessile.carry_on import (
 )
 from sessile.errors import NoReplica, ReplicaError, StreamBroken
 from sessile.placement import Placement
-from sessile.router.pool import Pool, Replica
-from sessile.router.replica import FollowUp, FollowUps
+from sessile.router.engine import FollowUp, FollowUps
+from sessile.router.pool import Pool
+from sessile.router.replica import Replica
 from sessile.turn import Turn
 
 log = logging.getLogger("sessile.flow")

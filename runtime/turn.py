@@ -15,7 +15,7 @@ from sessile.relay import UsageRelay, events
 from sessile.router.decide import Decision
 from sessile.router.doubts import Waiting
 from sessile.router.policy import Ask
-from sessile.router.pool import Replica
+from sessile.router.replica import Replica
 from sessile.router.upstream import UpstreamResponse
 from sessile.sessions.hints import Hints
 from sessile.sessions.identity import SessionClaims

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from sessile.router.pool import Replica
+from sessile.router.replica import Replica
 from sessile.turn import Turn
 
 

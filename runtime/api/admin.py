@@ -15,8 +15,8 @@ from sessile.errors import InvalidRequest, SessionNotFound, TurnNotFound
 from sessile.flow import Flow
 from sessile.pool_settings import POOL_NAME, EngineKind
 from sessile.router.policy import POLICIES
-from sessile.router.pool import Pool, Replica
-from sessile.router.replica import ReplicaSpec
+from sessile.router.pool import Pool
+from sessile.router.replica import Replica, ReplicaSpec
 from sessile.sessions.binding import Standings
 from sessile.sessions.identity import checked_id
 from sessile.sessions.record import SessionKey, SessionRecord

@@ -10,7 +10,7 @@ from sessile.accounts import found_cached
 from sessile.api.cache_diagnosis import Compared, Prompt, diagnose
 from sessile.api.responses_items import to_messages
 from sessile.errors import RequestError, StoreUnavailable
-from sessile.router.replica import Usage
+from sessile.router.engine import Usage
 from sessile.sessions.store import Store
 from sessile.sessions.transcript import Transcripts
 from sessile.turn import Turn

@@ -7,7 +7,7 @@ from sessile.client.events import Done, Reply, TextDelta, ToolCall, ToolResult
 from sessile.client.sync_client import Client
 from sessile.client.sync_run import Run
 from sessile.client.sync_session import Session
-from sessile.router.replica import Usage
+from sessile.router.engine import Usage
 from sessile.sessions.record import Receipt
 
 __all__ = [

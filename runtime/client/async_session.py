@@ -19,7 +19,7 @@ from sessile.errors import (
     SessionExpired,
     SessionNotFound,
 )
-from sessile.router.replica import Usage
+from sessile.router.engine import Usage
 
 if TYPE_CHECKING:
     from sessile.client.async_client import AsyncClient

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from sessile.router.replica import Usage
+from sessile.router.engine import Usage
 from sessile.sessions.record import Receipt
 
 

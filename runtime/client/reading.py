@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sessile.errors import SessileError, from_code
-from sessile.router.replica import Usage
+from sessile.router.engine import Usage
 
 
 def why_incomplete(response: Mapping[str, Any]) -> str | None:

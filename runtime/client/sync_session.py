@@ -11,7 +11,7 @@ from sessile.client.events import Done, Event, Reply
 from sessile.client.portal import Portal
 from sessile.client.sync_run import Run, as_reply
 from sessile.errors import InvalidRequest, SessileError
-from sessile.router.replica import Usage
+from sessile.router.engine import Usage
 
 
 class Session:

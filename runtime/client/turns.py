@@ -19,7 +19,7 @@ from sessile.client.reading import added, as_error, read_usage, text_of, why_inc
 from sessile.client.steers import Steer, Steers
 from sessile.client.tools import Tool
 from sessile.errors import ConnectionTooOld, ReplicaRefused
-from sessile.router.replica import Usage
+from sessile.router.engine import Usage
 
 
 @dataclass

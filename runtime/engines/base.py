@@ -17,7 +17,7 @@ import msgspec
 from sessile.carry_on import with_text
 from sessile.errors import InvalidRequest, NotSupported, ReplicaRefused, ReplicaUnreachable
 from sessile.router.adapters import Adapter
-from sessile.router.replica import (
+from sessile.router.engine import (
     Call,
     Engine,
     FeedSource,

@@ -12,7 +12,7 @@ import msgspec
 from sessile.engines.base import OpenAIShaped, engine
 from sessile.engines.lmstudio import UNKNOWN_PATH
 from sessile.errors import ReplicaRefused, ReplicaUnreachable
-from sessile.router.replica import Call, Engine, Reply
+from sessile.router.engine import Call, Engine, Reply
 
 MODELS, OLLAMA, TGI, LMSTUDIO = "/v1/models", "/api/version", "/info", "/api/v1/models"
 _OWNERS = {

@@ -9,7 +9,7 @@ import msgspec
 from sessile.engines.base import OpenAIShaped, Samples, absent, array, count
 from sessile.engines.base import document as document_of
 from sessile.errors import ReplicaRefused
-from sessile.router.replica import Call, FollowUp, FollowUps, Identity, Load, Reply, Steps, Usage
+from sessile.router.engine import Call, FollowUp, FollowUps, Identity, Load, Reply, Steps, Usage
 
 _PROCESSING = "llamacpp:requests_processing"
 _DEFERRED = "llamacpp:requests_deferred"

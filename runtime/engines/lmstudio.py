@@ -8,7 +8,7 @@ from typing import Any
 
 from sessile.engines.base import OpenAIShaped, absent, count, document
 from sessile.errors import ReplicaRefused
-from sessile.router.replica import Call, Identity, Load, Reply
+from sessile.router.engine import Call, Identity, Load, Reply
 
 UNKNOWN_PATH = "Unexpected endpoint or method"
 """How its answer to an unknown path begins."""

@@ -11,7 +11,7 @@ import msgspec
 
 from sessile.engines.base import OpenAIShaped, count, document
 from sessile.errors import ReplicaRefused
-from sessile.router.replica import Call, Identity, Reply
+from sessile.router.engine import Call, Identity, Reply
 
 _KEPT_S = 300.0  # its own default; a shorter wish would only have the model unloaded earlier
 _SHORT_TOKENS = 16_384  # agents' prompts outgrow less; Ollama itself advises 64,000 for them

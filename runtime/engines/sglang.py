@@ -24,7 +24,7 @@ from sessile.engines.base import (
 )
 from sessile.errors import ReplicaRefused
 from sessile.router.adapters import Adapter
-from sessile.router.replica import Call, FeedSource, FollowUps, Identity, Load, Reply, Usage
+from sessile.router.engine import Call, FeedSource, FollowUps, Identity, Load, Reply, Usage
 
 
 class SGLang(OpenAIShaped):

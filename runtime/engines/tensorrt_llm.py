@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sessile.engines.base import OpenAIShaped, absent, array, count, document
-from sessile.router.replica import Call, Headers, Identity, Load, Reply
+from sessile.router.engine import Call, Headers, Identity, Load, Reply
 
 
 class TensorRTLLM(OpenAIShaped):

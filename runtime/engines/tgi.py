@@ -2,7 +2,7 @@
 
 from sessile.engines.base import OpenAIShaped, Samples, absent, count, document
 from sessile.errors import ReplicaRefused
-from sessile.router.replica import Call, Identity, Load, Reply
+from sessile.router.engine import Call, Identity, Load, Reply
 
 _BATCH = "tgi_batch_current_size"
 _QUEUE = "tgi_queue_size"

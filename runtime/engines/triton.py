@@ -6,7 +6,7 @@ are the whole server's: the TensorRT-LLM backend tells its load there, others do
 
 from sessile.engines.base import OpenAIShaped, Samples, absent, count
 from sessile.errors import ReplicaUnreachable
-from sessile.router.replica import Call, Load, Reply
+from sessile.router.engine import Call, Load, Reply
 
 _REQUESTS = "nv_trt_llm_request_metrics"
 _BLOCKS = "nv_trt_llm_kv_cache_block_metrics"

@@ -22,7 +22,7 @@ from sessile.engines.base import (
 )
 from sessile.errors import ReplicaRefused
 from sessile.router.adapters import Adapter
-from sessile.router.replica import Call, FeedSource, FollowUps, Identity, Load, Reply
+from sessile.router.engine import Call, FeedSource, FollowUps, Identity, Load, Reply
 
 _STARTED = "process_start_time_seconds"
 _RUNNING = "vllm:num_requests_running"

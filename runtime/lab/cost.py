@@ -225,7 +225,7 @@ def _why(event: dict[str, Any]) -> str:
 async def _upstream_streams(port: int) -> int:
     """The router's own count of the replica's open answers, from its metrics; for a moment now and
     then it is a probe's."""
-    from sessile.router.replica import Call
+    from sessile.router.engine import Call
     from sessile.router.upstream import Timeouts, Upstream
 
     upstream = Upstream(

@@ -22,8 +22,8 @@ import zmq
 from sessile.engines.supervisor import free_ports
 from sessile.lab.processes import cpu_s, memory_bytes
 from sessile.router.blocks import BlockTree
+from sessile.router.engine import FeedSource
 from sessile.router.kv_feed import Listener
-from sessile.router.replica import FeedSource
 
 _BLOCK_TOKENS = 16
 _CAPACITY_BLOCKS = 50_000

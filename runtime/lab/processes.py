@@ -18,7 +18,7 @@ from sessile.engines.embedded_store import find_server
 from sessile.engines.guard import guarded
 from sessile.engines.scratch import private_folder
 from sessile.errors import ReplicaError, RouterUnreachable, SettingsError
-from sessile.router.replica import Call
+from sessile.router.engine import Call
 from sessile.router.upstream import Timeouts, Upstream
 
 _STOP_S = 20.0

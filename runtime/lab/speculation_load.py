@@ -18,7 +18,7 @@ from sessile.engines.base import Samples, document
 from sessile.errors import ReplicaError, ReplicaRefused, SettingsError
 from sessile.lab.speculation_texts import Script
 from sessile.relay import UsageRelay, events
-from sessile.router.replica import Call
+from sessile.router.engine import Call
 from sessile.router.upstream import Timeouts, Upstream
 
 _TIMEOUTS = Timeouts(connect_s=10.0, first_byte_s=600.0, idle_s=300.0)

@@ -7,8 +7,9 @@ from collections.abc import Collection
 
 from sessile.flow import Flow
 from sessile.ray.roll import Held, Report
-from sessile.router.pool import Pool, Server
+from sessile.router.pool import Pool
 from sessile.router.replica import ReplicaSpec
+from sessile.router.server import Server
 from sessile.telemetry import Telemetry
 
 _RECENT_S = 30.0

@@ -12,7 +12,8 @@ import msgspec
 from sessile.errors import DiscoveryFailed, ReplicaError
 from sessile.ray.roll import BEAT_S, Answer, Report
 from sessile.router.discovery import Listed
-from sessile.router.replica import Call, ReplicaSpec
+from sessile.router.engine import Call
+from sessile.router.replica import ReplicaSpec
 from sessile.router.upstream import Timeouts, Upstream
 
 _TIMEOUTS = Timeouts(connect_s=3.0, first_byte_s=5.0, idle_s=5.0)

@@ -11,7 +11,7 @@ import uvicorn
 from sessile.engines.base import engine
 from sessile.lab.sim_engine import Hardware
 from sessile.lab.timed_replica import TimedReplica
-from sessile.router.replica import Reply
+from sessile.router.engine import Reply
 
 FAST = Hardware(kv_tokens=8_000, prefill_rate=200_000.0, decode_s=0.0001, base_s=0.001)
 SLOW = Hardware(kv_tokens=8_000, prefill_rate=200.0, decode_s=0.0001, base_s=0.001)

@@ -3,7 +3,7 @@
 import asyncio
 
 from sessile.lab.fake_replica import serve_fake
-from sessile.router.replica import Call
+from sessile.router.engine import Call
 from sessile.router.upstream import Timeouts, Upstream
 
 TIMEOUTS = Timeouts(connect_s=5.0, first_byte_s=5.0, idle_s=5.0)

@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from sessile.errors import ReplicaRefused
-from sessile.router.replica import Engine, Reply
+from sessile.router.engine import Engine, Reply
 from sessile.sessions.memory_store import MemoryStore
 from sessile.sessions.redis_store import RedisStore
 from sessile.sessions.store import Store, StoreLimits

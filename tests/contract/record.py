@@ -28,7 +28,7 @@ import zmq
 
 from sessile.engines.base import engine
 from sessile.router.adapters import Adapter
-from sessile.router.replica import Call, Engine, Identity, Load, Reply
+from sessile.router.engine import Call, Engine, Identity, Load, Reply
 
 RECORDED = Path(__file__).with_name("recorded")
 _RULES = " ".join(

@@ -7,7 +7,7 @@ import pytest
 
 from sessile.engines.base import engine
 from sessile.relay import UsageRelay
-from sessile.router.replica import Reply
+from sessile.router.engine import Reply
 
 USAGE = {"prompt_tokens": 61, "completion_tokens": 60, "total_tokens": 121}
 TIMINGS = {  # of xllamacpp 2026.10 with n-grams

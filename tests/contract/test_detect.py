@@ -10,7 +10,7 @@ import pytest
 from sessile.engines.base import engine
 from sessile.engines.detect import LMSTUDIO, MODELS, OLLAMA, TGI, detect, named
 from sessile.errors import ReplicaRefused, ReplicaUnreachable
-from sessile.router.replica import Reply
+from sessile.router.engine import Reply
 
 RECORDED = Path(__file__).with_name("recorded")
 NOTHING = Reply(404, b'{"detail":"Not Found"}')

@@ -16,7 +16,7 @@ from sessile.api.wire import engine_error
 from sessile.engines.base import engine
 from sessile.errors import ModelNotFound, PromptTooLong, ReplicaRefused, ReplicaUnreachable
 from sessile.relay import UsageRelay, events, read_reply
-from sessile.router.replica import Call, Reply, Usage
+from sessile.router.engine import Call, Reply, Usage
 
 RECORDED = Path(__file__).with_name("recorded")
 EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)

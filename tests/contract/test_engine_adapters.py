@@ -9,7 +9,7 @@ import pytest
 from sessile.engines.base import engine
 from sessile.errors import NotSupported, ReplicaRefused
 from sessile.router.adapters import Adapter
-from sessile.router.replica import Call, Reply
+from sessile.router.engine import Call, Reply
 
 RECORDED = Path(__file__).with_name("recorded")
 LOADING = ["sglang", "vllm"]

@@ -26,8 +26,8 @@ from sessile.errors import (
 from sessile.pool_settings import EngineKind
 from sessile.relay import UsageRelay, events, read_reply
 from sessile.router.blocks import BlockTree
+from sessile.router.engine import Call, Engine, FeedSource, Reply, Steps, Usage
 from sessile.router.kv_events import Feed, read_batch
-from sessile.router.replica import Call, Engine, FeedSource, Reply, Steps, Usage
 
 RECORDED = Path(__file__).with_name("recorded")
 KINDS = ["sglang", "vllm", "llamacpp", "openai"]

@@ -9,7 +9,7 @@ from sessile.engines.base import engine
 from sessile.engines.detect import LMSTUDIO, MODELS, OLLAMA, TGI, detect
 from sessile.errors import InvalidRequest, NotSupported, PromptTooLong
 from sessile.relay import UsageRelay, events, read_reply
-from sessile.router.replica import Reply, Usage
+from sessile.router.engine import Reply, Usage
 
 RECORDED = Path(__file__).with_name("recorded") / "llama-server"
 ADAPTER = engine("llamacpp")

@@ -17,7 +17,7 @@ import pytest
 from openai import OpenAI
 
 from sessile.engines.base import engine
-from sessile.router.replica import Load, Reply
+from sessile.router.engine import Load, Reply
 
 _KINDS = ("sglang", "vllm", "llamacpp")
 

@@ -2,8 +2,8 @@
 
 from sessile.accounts import found_cached
 from sessile.engines.base import engine
-from sessile.router.pool import Replica
-from sessile.router.replica import ReplicaSpec, Usage
+from sessile.router.engine import Usage
+from sessile.router.replica import Replica, ReplicaSpec
 from sessile.router.upstream import Timeouts, Upstream
 
 

@@ -5,12 +5,13 @@ from pytest import approx, raises
 from sessile.engines.base import engine
 from sessile.errors import AdapterRefused, ModelNotFound, NoReplica
 from sessile.router.adapters import Adapter, Adapters, Shelf
+from sessile.router.engine import Identity
 from sessile.router.holdings import Index
 from sessile.router.outlook import Outlook, totals
 from sessile.router.policy import Ask
-from sessile.router.pool import Pool, Replica
+from sessile.router.pool import Pool
 from sessile.router.price import Rates
-from sessile.router.replica import Identity, ReplicaSpec
+from sessile.router.replica import Replica, ReplicaSpec
 from sessile.router.scheduler import Limits, Scheduler
 from sessile.router.upstream import Timeouts, Upstream
 

@@ -10,7 +10,7 @@ from sessile import errors
 from sessile.client.events import TextDelta, ToolCall, ToolResult
 from sessile.client.tools import read_tools
 from sessile.client.turns import Conversation, Turn
-from sessile.router.replica import Usage
+from sessile.router.engine import Usage
 
 
 def add(a: int, b: int) -> int:

@@ -6,9 +6,10 @@ import pytest
 
 from sessile.engines.base import engine
 from sessile.errors import ReplicaTimeout, ReplicaUnreachable
-from sessile.router.pool import Pool, Replica
+from sessile.router.engine import Call, Reply
+from sessile.router.pool import Pool
 from sessile.router.probe import Probe
-from sessile.router.replica import Call, ReplicaSpec, Reply
+from sessile.router.replica import Replica, ReplicaSpec
 
 READY, MODELS, INFO, LOADS = "/ready", "/v1/models", "/server_info", "/v1/loads?include=core"
 
