@@ -39,6 +39,7 @@ from sessile.engines.base import engine
 from sessile.engines.detect import named
 from sessile.errors import InvalidRequest, SessileError, SettingsError
 from sessile.flow import Flow
+from sessile.metrics import Metrics
 from sessile.ray.report import Reporter
 from sessile.ray.source import Reports
 from sessile.release_list import ReleaseList
@@ -112,8 +113,8 @@ class App:
         declared = [Adapter(name=a.name, base=a.base, path=a.path) for a in settings.adapter]
         self.adapters = AdapterList(self.pool, store, self.flow.loader, declared)
         self.responses = Responses(self.flow, self.pool, store, settings, resume_response)
-        self.telemetry.watch(
-            self.pool, store, lambda: len(self.flow.scheduler.queue), self.discovery
+        self.metrics = Metrics(
+            self.telemetry, self.pool, store, lambda: len(self.flow.scheduler.queue), self.discovery
         )
         longest = settings.server.max_body_bytes
         self._lanes: dict[str, ASGIApp] = {
@@ -198,7 +199,9 @@ class App:
         api.add_exception_handler(SessileError, _on_error)  # type: ignore[arg-type]
         api.add_exception_handler(RequestValidationError, _on_invalid)  # type: ignore[arg-type]
         api.add_exception_handler(HTTPException, _on_http)  # type: ignore[arg-type]
-        api.include_router(health_routes(self.pool, self.store, self.telemetry, self.discovery))
+        api.include_router(
+            health_routes(self.pool, self.store, self.metrics.scrape, self.discovery)
+        )
         api.include_router(model_routes(self.pool, self.auth))
         api.include_router(adapter_routes(self.adapters, self.pool, self.auth))
         api.include_router(release_routes(self.releases, self.auth))

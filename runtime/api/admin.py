@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
@@ -61,7 +62,7 @@ class Forks(_Body):
 
 
 def health_routes(
-    pool: Pool, store: Store, telemetry: Telemetry, discovery: Discovery
+    pool: Pool, store: Store, scrape: Callable[[], bytes], discovery: Discovery
 ) -> APIRouter:
     """`/health`, `/ready` and `/metrics`: open to all, as probes carry no key."""
     routes = APIRouter(tags=["health"])
@@ -94,7 +95,7 @@ def health_routes(
     @routes.get("/metrics")
     async def metrics() -> Response:
         """Prometheus' text form."""
-        return Response(telemetry.scrape(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(scrape(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return routes
 

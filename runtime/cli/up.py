@@ -212,8 +212,8 @@ def _up(tree: Any) -> None:
     from sessile.api.auth import check_exposure
     from sessile.app import App
     from sessile.engines.scratch import private_folder
+    from sessile.logs import set_up_logs
     from sessile.server import bind
-    from sessile.telemetry import set_up_logs
     from sessile.up_plan import plan_up
 
     set_up_logs(tree.log.format, tree.log.level)
@@ -251,8 +251,8 @@ def _show(tree: Any) -> None:
 
 def _serve(tree: Any) -> None:
     from sessile.app import create_app
+    from sessile.logs import set_up_logs
     from sessile.server import bind, serve
-    from sessile.telemetry import set_up_logs
 
     set_up_logs(tree.log.format, tree.log.level)
     app = create_app(tree)
