@@ -18,12 +18,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sessile.adapter_list import AdapterList
 from sessile.api.adapters import adapter_routes
-from sessile.api.admin import health_routes, native_routes
+from sessile.api.admin import native_routes
 from sessile.api.auth import Authenticator, check_exposure
 from sessile.api.browser import browser_routes
 from sessile.api.chat import FastLane
 from sessile.api.conversations import conversation_routes
 from sessile.api.event_stream import event_routes
+from sessile.api.health import health_routes
 from sessile.api.messages import Messages
 from sessile.api.models import model_routes
 from sessile.api.releases import release_routes

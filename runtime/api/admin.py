@@ -1,17 +1,14 @@
-"""Sessile's own routes: health, metrics, and the native API of replicas, sessions and turns."""
+"""Sessile's own routes: the native API of replicas, sessions and turns."""
 
 import secrets
 import time
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Depends, Header, Query, Response
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Depends, Header, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from sessile.api.auth import Authenticator
-from sessile.discovery.follow import Discovery
 from sessile.errors import InvalidRequest, SessionNotFound, TurnNotFound
 from sessile.flow import Flow
 from sessile.pool_settings import POOL_NAME, EngineKind
@@ -59,45 +56,6 @@ class Forks(_Body):
     """How many children to fork off a session."""
 
     n: int = Field(1, ge=1, le=64)
-
-
-def health_routes(
-    pool: Pool, store: Store, scrape: Callable[[], bytes], discovery: Discovery
-) -> APIRouter:
-    """`/health`, `/ready` and `/metrics`: open to all, as probes carry no key."""
-    routes = APIRouter(tags=["health"])
-
-    @routes.get("/health")
-    async def health() -> dict[str, str]:
-        """The process answers."""
-        return {"status": "ok"}
-
-    @routes.get("/ready")
-    async def ready() -> JSONResponse:
-        """Whether turns can be served: 503 without a ready replica; a store that is away, or a
-        source of replicas that cannot be read, only degrades."""
-        states = [replica.state for replica in pool]
-        up = states.count("ready")
-        failing = discovery.failing
-        status = "ready" if store.available and not failing else "degraded"
-        if not up:
-            status = "starting" if "starting" in states else "down"
-        return JSONResponse(
-            {
-                "status": status,
-                "store": "ok" if store.available else "degraded",
-                "replicas": {"ready": up, "total": len(states)},
-                "discovery": {e.name: failing.get(e.name, "ok") for e in discovery.followed},
-            },
-            200 if up else 503,
-        )
-
-    @routes.get("/metrics")
-    async def metrics() -> Response:
-        """Prometheus' text form."""
-        return Response(scrape(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    return routes
 
 
 def native_routes(
