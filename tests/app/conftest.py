@@ -230,6 +230,12 @@ async def router(start: Start) -> Router:
 
 
 @pytest.fixture
+def store(redis_server: Any) -> dict[str, Any]:
+    """Settings of a router that keeps all in the test's Redis, with a short breaker."""
+    return {"url": redis_server.url, "timeout_s": 0.5, "retry_after_s": 0.1}
+
+
+@pytest.fixture
 async def http() -> AsyncIterator[httpx2.AsyncClient]:
     """A client without a router of its own; tests give whole URLs."""
     async with httpx2.AsyncClient(timeout=30, trust_env=False) as client:

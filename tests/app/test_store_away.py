@@ -4,26 +4,12 @@ import asyncio
 import signal
 from typing import Any
 
-import httpx2
 import pytest
 
 from sessile.sessions.record import SessionKey
 
 CHAT = "/v1/chat/completions"
 ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
-
-
-@pytest.fixture
-async def http():
-    """A client without a router of its own; tests give whole URLs."""
-    async with httpx2.AsyncClient(timeout=30, trust_env=False) as client:
-        yield client
-
-
-@pytest.fixture
-def store(redis_server):
-    """Settings of a router that keeps sessions in the test's Redis, with a short breaker."""
-    return {"url": redis_server.url, "timeout_s": 0.5, "retry_after_s": 0.1}
 
 
 async def turn(http, router, session="s"):

@@ -1,0 +1,103 @@
+"""A repeated idempotency key runs nothing twice, at whichever router."""
+
+import asyncio
+import json
+
+import pytest
+
+from stored_responses import ASK, Stream, ended, finish, pair
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_repeated_key_follows_the_running_turn(start, store, http, stream):
+    """At another router, from its first event on; the engine is asked once."""
+    one, two = await pair(start, store)
+    go = asyncio.Event()
+    one.engine.plays("Hel", go, "lo", finish())
+    key = {"Idempotency-Key": "k"}
+    async with http.stream("POST", f"{one.url}/v1/responses", json=ASK, headers=key) as answer:
+        first = Stream(answer)
+        await first.until("response.output_text.delta")
+        await asyncio.sleep(0.05)
+        body = {**ASK, "stream": stream}
+        asking = asyncio.create_task(http.post(f"{two.url}/v1/responses", json=body, headers=key))
+        await asyncio.sleep(0.1)
+        go.set()
+        events, again = await first.rest(), await asking
+    if stream:
+        data = [line[6:] for line in again.text.splitlines() if line.startswith("data: ")]
+        assert [json.loads(line) for line in data] == events
+    else:
+        assert again.json() == events[-1]["response"]
+    assert len(one.engine.asked) == 1
+
+
+async def test_a_repeated_key_in_the_background(start, store, http):
+    """Gives the response that it began, running or done."""
+    one, two = await pair(start, store)
+    go = asyncio.Event()
+    one.engine.plays("Hel", go, "lo", finish())
+    body, key = {"model": "m", "input": "Hi", "background": True}, {"Idempotency-Key": "k"}
+    made = (await http.post(f"{one.url}/v1/responses", json=body, headers=key)).json()
+    await one.until(lambda: one.engine.running == 1)
+    again = (await http.post(f"{two.url}/v1/responses", json=body, headers=key)).json()
+    assert again["id"] == made["id"]
+    go.set()
+    await ended(http, two, made["id"])
+    done = (await http.post(f"{two.url}/v1/responses", json=body, headers=key)).json()
+    assert (done["id"], done["status"]) == (made["id"], "completed")
+    assert len(one.engine.asked) == 1
+
+
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_repeated_key_gives_the_finished_response(start, store, http, stored, stream):
+    """At another router, event for event, whether or not the response was stored."""
+    one, two = await pair(start, store)
+    one.engine.says("Hel", "lo")
+    key = {"Idempotency-Key": "k"}
+    body = {**ASK, "stream": stream, "store": stored}
+    answers = [
+        await http.post(f"{router.url}/v1/responses", json=body, headers=key)
+        for router in (one, two, one)
+    ]
+    assert len({answer.headers["x-sessile-turn"] for answer in answers}) == 1
+    assert answers[0].text == answers[1].text == answers[2].text
+    assert "Hello" in answers[1].text and len(one.engine.asked) == 1
+
+
+async def test_a_repeated_key_waits_for_what_cannot_be_followed(start, store, http):
+    """A response that is not stored is in no log: its end is waited for, and told."""
+    one, two = await pair(start, store)
+    go = asyncio.Event()
+    one.engine.plays("Hel", go, "lo", finish())
+    body, key = {**ASK, "store": False}, {"Idempotency-Key": "k"}
+    first = asyncio.create_task(http.post(f"{one.url}/v1/responses", json=body, headers=key))
+    await one.until(lambda: one.engine.running == 1)
+    again = asyncio.create_task(http.post(f"{two.url}/v1/responses", json=body, headers=key))
+    await asyncio.sleep(0.1)
+    go.set()
+    assert (await first).text == (await again).text and len(one.engine.asked) == 1
+
+
+@pytest.mark.parametrize("stored", [True, False])
+async def test_a_failed_try_frees_its_key(router, http, stored):
+    """Refused, failed in the middle, hung up on: the next try with the key runs."""
+    body, key = {**ASK, "store": stored}, {"Idempotency-Key": "k"}
+    url = f"{router.url}/v1/responses"
+    router.engine.refuses(400, "maximum context length is 10")
+    assert (await http.post(url, json=body, headers=key)).status_code == 400
+    go = asyncio.Event()
+    router.engine.plays("Hel", go, {"error": {"message": "no", "code": 400}})
+    async with http.stream("POST", url, json=body, headers=key) as answer:
+        stream = Stream(answer)
+        await stream.until("response.output_text.delta")
+        go.set()
+        assert (await stream.rest())[-1]["type"] == "response.failed"
+    router.engine.plays("Hel", asyncio.Event())
+    async with http.stream("POST", url, json=body, headers=key) as answer:
+        await Stream(answer).until("response.output_text.delta")
+    await router.until(lambda: router.engine.aborted == 1)
+    router.engine.says("Hello")
+    assert "Hello" in (await http.post(url, json=body, headers=key)).text
+    assert len(router.engine.asked) == 4
