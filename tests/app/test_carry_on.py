@@ -45,13 +45,6 @@ async def site(start):
         assert all(replica.in_flight == 0 for replica in router.app.pool)
 
 
-@pytest.fixture
-async def http():
-    """A client without a router of its own; tests give whole URLs."""
-    async with httpx2.AsyncClient(timeout=30, trust_env=False) as client:
-        yield client
-
-
 def lose_once(site: Any, **fault: Any) -> None:
     """Whichever replica gets the next request, that one fails; the other goes on well."""
     site.faults.append(Fault(**(fault or {"drop_after": 4})))

@@ -3,7 +3,6 @@
 import asyncio
 from typing import Any
 
-import httpx2
 import msgspec
 import pytest
 from openai import AsyncOpenAI
@@ -17,13 +16,6 @@ def ask(*texts: str, **fields: Any) -> dict[str, Any]:
     roles = ("user", "assistant")
     messages = [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]
     return {"model": "m", "messages": messages, **fields}
-
-
-@pytest.fixture
-async def http():
-    """A client without a router of its own; tests give whole URLs."""
-    async with httpx2.AsyncClient(timeout=30, trust_env=False) as client:
-        yield client
 
 
 async def test_an_answer_passes_and_carries_the_headers_of_its_turn(router, http):

@@ -4,7 +4,6 @@ import asyncio
 import signal
 from typing import Any
 
-import httpx2
 import pytest
 
 from sessile.exchange import Exchange
@@ -16,13 +15,6 @@ from sessile.sessions.record import SessionKey
 CHAT = "/v1/chat/completions"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 S = SessionKey("default", "m", "s")
-
-
-@pytest.fixture
-async def http():
-    """A client without a router of its own; tests give whole URLs."""
-    async with httpx2.AsyncClient(timeout=30, trust_env=False) as client:
-        yield client
 
 
 def outlook(router: Any, replica: str = "one") -> Any:

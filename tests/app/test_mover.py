@@ -80,13 +80,6 @@ async def _json(send: Send, body: Any) -> None:
 
 
 @pytest.fixture
-async def http():
-    """A client; tests give whole URLs."""
-    async with httpx2.AsyncClient(timeout=30, trust_env=False) as client:
-        yield client
-
-
-@pytest.fixture
 async def pair(start):
     """A router before two replicas that cache."""
     return await start([Gated(), Gated()])

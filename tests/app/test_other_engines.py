@@ -1,8 +1,6 @@
 """A router before engines that are found at a URL alone, and what only some of them are told."""
 
-import httpx2
 import msgspec
-import pytest
 from starlette.types import Receive, Scope, Send
 
 MODEL = "m"
@@ -49,13 +47,6 @@ def ollama(scripted, context=4096):
             "/api/generate": {"done": True, "done_reason": "load"},
         },
     )
-
-
-@pytest.fixture
-async def http():
-    """A client without a router of its own; tests give whole URLs."""
-    async with httpx2.AsyncClient(timeout=30, trust_env=False) as client:
-        yield client
 
 
 async def turn(router, http, session):

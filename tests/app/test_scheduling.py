@@ -3,7 +3,6 @@
 import asyncio
 from typing import Any
 
-import httpx2
 import pytest
 
 CHAT = "/v1/chat/completions"
@@ -12,13 +11,6 @@ CHAT = "/v1/chat/completions"
 def ask(text: str = "hi", **fields: Any) -> dict[str, Any]:
     """A chat request of one message."""
     return {"model": "m", "messages": [{"role": "user", "content": text}], **fields}
-
-
-@pytest.fixture
-async def http():
-    """A client without a router of its own; tests give whole URLs."""
-    async with httpx2.AsyncClient(timeout=30, trust_env=False) as client:
-        yield client
 
 
 async def turn(router, http, session="s", text="hi", headers=(), **fields):
