@@ -15,8 +15,9 @@ from starlette.types import Message, Receive, Scope, Send
 from sessile.api.auth import Authenticator
 from sessile.api.fields import shown
 from sessile.api.hang_up import HangUp, on_disconnect, to_nobody_too
-from sessile.api.wire import openai_error, retry_headers, wire_of
-from sessile.errors import BodyTooLarge, InvalidRequest, NotSupported, SessileError
+from sessile.api.request import decode_object, header, idempotency_key, read_body
+from sessile.api.wire import openai_error, send_error
+from sessile.errors import InvalidRequest, NotSupported, SessileError
 from sessile.flow import Flow
 from sessile.sessions.hints import read_hints
 from sessile.sessions.identity import read_claims
@@ -24,11 +25,9 @@ from sessile.turn import Turn, TurnRequest
 
 log = logging.getLogger("sessile.api")
 
-_OBJECT = msgspec.json.Decoder(dict[str, Any])
 _ROLES = frozenset(("system", "developer", "user", "assistant", "tool", "function"))
 _CHAT = "/v1/chat/completions"
 _EMBEDDINGS = "/v1/embeddings"
-_LONGEST_KEY = 256
 
 
 class FastLane:
@@ -77,7 +76,7 @@ class FastLane:
                     turn.receipt.outcome = error.code
                     if not turn.streams:
                         raise
-                    chunk = b"data: " + _encoded(error) + b"\n\n"
+                    chunk = b"data: " + msgspec.json.encode(openai_error(error)) + b"\n\n"
             await send(_body(chunk))
         except SessileError as error:
             if not started:
@@ -112,86 +111,6 @@ class FastLane:
         )
 
 
-def decode_object(body: bytes) -> dict[str, Any]:
-    """A request body as a JSON object; raises `InvalidRequest` saying what it is instead."""
-    try:
-        return _OBJECT.decode(body)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"the body must be a JSON object: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from error
-
-
-def header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str | None:
-    """The header's value, None without; raises `InvalidRequest` if it came with two values."""
-    found: bytes | None = None
-    for key, value in headers:
-        if key == name:
-            if found is not None and found != value:
-                shown = name.decode()
-                raise InvalidRequest(f"the header {shown} came twice, with two values", param=shown)
-            found = value
-    return None if found is None else found.decode("latin-1")
-
-
-def idempotency_key(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
-    """The `Idempotency-Key` of a request; raises `InvalidRequest` for one that cannot be one."""
-    key = header(headers, b"idempotency-key")
-    return None if key is None else checked_key(key, "idempotency-key")
-
-
-def checked_key(key: object, param: str) -> str:
-    """An idempotency key; raises `InvalidRequest` for what cannot be one."""
-    if not (isinstance(key, str) and 0 < len(key) <= _LONGEST_KEY and key.isprintable()):
-        raise InvalidRequest(
-            f"an idempotency key must be 1 to {_LONGEST_KEY} printable characters", param=param
-        )
-    return key
-
-
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole body. Raises `BodyTooLarge` as soon as it is known to be over `limit` bytes."""
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit() and int(value) > limit:
-            raise _too_large(limit)
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body", False):
-        return body
-    parts = [body]
-    size = len(body)
-    while message.get("more_body", False):
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise InvalidRequest("the client hung up before the body was whole")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > limit:
-            raise _too_large(limit)
-    return b"".join(parts)
-
-
-def _too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(f"the request body is over {limit} bytes, the most accepted here")
-
-
-async def send_error(send: Send, error: SessileError) -> None:
-    """The error in OpenAI's shape, with the status of the table."""
-    data = _encoded(error)
-    await send(
-        {
-            "type": "http.response.start",
-            "status": wire_of(error).status,
-            "headers": [
-                (b"content-type", b"application/json"),
-                (b"content-length", str(len(data)).encode()),
-                *retry_headers(error),
-            ],
-        }
-    )
-    await send(_body(data))
-
-
 def _head(turn: Turn, length: int | None) -> Message:
     headers = [(b"content-type", turn.content_type), *turn.headers()]
     if length is not None:
@@ -201,10 +120,6 @@ def _head(turn: Turn, length: int | None) -> Message:
 
 def _body(data: bytes, more: bool = False) -> Message:
     return {"type": "http.response.body", "body": data, "more_body": more}
-
-
-def _encoded(error: SessileError) -> bytes:
-    return msgspec.json.encode(openai_error(error))
 
 
 def _check_chat(document: dict[str, Any]) -> None:

@@ -10,8 +10,8 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from sessile.api.auth import Authenticator
-from sessile.api.chat import decode_object, header, read_body
 from sessile.api.fields import objects_of, shown
+from sessile.api.request import decode_object, header, read_body
 from sessile.api.responses_context import MOST_ITEMS
 from sessile.api.responses_fields import read_metadata
 from sessile.api.responses_items import check_items

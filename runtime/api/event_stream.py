@@ -11,8 +11,8 @@ from fastapi import APIRouter, Request, Response
 from starlette.types import Receive, Scope, Send
 
 from sessile.api.auth import Authenticator
-from sessile.api.chat import header
 from sessile.api.hang_up import HangUp
+from sessile.api.request import header
 from sessile.durable import Durable
 from sessile.errors import SessileError
 from sessile.event_feed import Told, kind_of, number_of

@@ -17,11 +17,11 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from sessile.api.auth import Authenticator
-from sessile.api.chat import decode_object, header, idempotency_key, read_body
 from sessile.api.count import count_tokens
 from sessile.api.hang_up import HangUp, on_disconnect, to_nobody_too
 from sessile.api.messages_body import Asked, read_request
 from sessile.api.messages_events import MessageStream
+from sessile.api.request import decode_object, header, idempotency_key, read_body
 from sessile.api.responses_sequence import Event
 from sessile.api.wire import anthropic_error, engine_error, retry_headers, wire_of
 from sessile.errors import SessileError

@@ -9,15 +9,16 @@ from fastapi import APIRouter, Request, Response
 from starlette.types import Receive, Scope, Send
 
 from sessile.api.auth import Authenticator
-from sessile.api.chat import decode_object, header, idempotency_key, read_body, send_error
 from sessile.api.event_stream import SSE_HEADERS, Replay, seen, sse
 from sessile.api.hang_up import HangUp
+from sessile.api.request import decode_object, header, idempotency_key, read_body
 from sessile.api.responses import Responses
 from sessile.api.responses_job import Answer
 from sessile.api.responses_kept import KeptResponses
 from sessile.api.responses_listing import listed_items, page_of_all, read_page
 from sessile.api.responses_sequence import Event
 from sessile.api.responses_stored import stored_routes
+from sessile.api.wire import send_error
 from sessile.api.ws_handshake import Sockets
 from sessile.errors import InvalidRequest, SessileError
 from sessile.event_feed import number_in

@@ -10,8 +10,8 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from sessile.api.auth import Authenticator
-from sessile.api.chat import decode_object, header, read_body
 from sessile.api.count import count_tokens
+from sessile.api.request import decode_object, header, read_body
 from sessile.api.responses_body import read_request
 from sessile.api.responses_context import Contexts, read_turn
 from sessile.api.responses_steps import beside, compact

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from sessile.api.auth import Authenticator
-from sessile.api.chat import checked_key, decode_object, header, read_body
+from sessile.api.request import checked_key, decode_object, header, read_body
 from sessile.api.responses import Responses
 from sessile.api.responses_kept import KeptResponses
 from sessile.api.responses_steered import steer_by_http

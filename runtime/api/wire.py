@@ -1,57 +1,57 @@
-"""What errors look like on each wire: one table from class to status, type and close code."""
+"""What errors look like on each wire: one table from class to status and types."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
+from starlette.types import Send
 
 from sessile import errors
 from sessile.errors import SessileError
 
 
 class Wire(NamedTuple):
-    """How one class of error is told: HTTP status, OpenAI type, Anthropic type, WebSocket close."""
+    """How one class of error is told: HTTP status, OpenAI type, Anthropic type."""
 
     status: int
     openai_type: str
     anthropic_type: str
-    close_code: int
 
 
 _INVALID = "invalid_request_error"
-_ANY = Wire(500, "server_error", "api_error", 1011)
+_ANY = Wire(500, "server_error", "api_error")
 
 WIRE: Mapping[type[SessileError], Wire] = {
-    errors.InvalidRequest: Wire(400, _INVALID, _INVALID, 1008),
-    errors.Unauthorized: Wire(401, "authentication_error", "authentication_error", 1008),
-    errors.Forbidden: Wire(403, "permission_error", "permission_error", 1008),
-    errors.ModelNotFound: Wire(404, _INVALID, "not_found_error", 1008),
-    errors.SessionNotFound: Wire(404, _INVALID, "not_found_error", 1008),
-    errors.ResponseNotFound: Wire(404, _INVALID, "not_found_error", 1008),
-    errors.ConversationNotFound: Wire(404, _INVALID, "not_found_error", 1008),
-    errors.TurnNotFound: Wire(404, _INVALID, "not_found_error", 1008),
-    errors.ReplicaNotFound: Wire(404, _INVALID, "not_found_error", 1008),
-    errors.SessionBusy: Wire(409, "conflict_error", _INVALID, 1013),
-    errors.SessionExpired: Wire(410, _INVALID, _INVALID, 1008),
-    errors.BodyTooLarge: Wire(413, _INVALID, "request_too_large", 1009),
-    errors.PromptTooLong: Wire(400, _INVALID, _INVALID, 1008),
-    errors.ConnectionTooOld: Wire(400, _INVALID, _INVALID, 1001),
-    errors.NotSupported: Wire(501, _INVALID, _INVALID, 1008),
-    errors.Overloaded: Wire(429, "rate_limit_error", "rate_limit_error", 1013),
-    errors.NoReplica: Wire(503, "server_error", "overloaded_error", 1013),
-    errors.ReplicaUnreachable: Wire(502, "server_error", "api_error", 1011),
-    errors.ReplicaRefused: Wire(502, "server_error", "api_error", 1011),
-    errors.AdapterRefused: Wire(400, _INVALID, _INVALID, 1008),
-    errors.ReplicaTimeout: Wire(504, "server_error", "api_error", 1011),
-    errors.StreamBroken: Wire(502, "server_error", "api_error", 1011),
-    errors.StoreUnavailable: Wire(503, "server_error", "api_error", 1013),
-    errors.TurnLockLost: Wire(409, "conflict_error", _INVALID, 1013),
-    errors.DiscoveryFailed: Wire(503, "server_error", "api_error", 1013),
-    errors.ClientGone: Wire(499, _INVALID, _INVALID, 1001),
-    errors.TurnCancelled: Wire(409, _INVALID, _INVALID, 1008),
-    errors.RouterLost: Wire(502, "server_error", "api_error", 1011),
-    errors.RouterUnreachable: Wire(502, "server_error", "api_error", 1011),
-    errors.SettingsError: Wire(500, "server_error", "api_error", 1011),
+    errors.InvalidRequest: Wire(400, _INVALID, _INVALID),
+    errors.Unauthorized: Wire(401, "authentication_error", "authentication_error"),
+    errors.Forbidden: Wire(403, "permission_error", "permission_error"),
+    errors.ModelNotFound: Wire(404, _INVALID, "not_found_error"),
+    errors.SessionNotFound: Wire(404, _INVALID, "not_found_error"),
+    errors.ResponseNotFound: Wire(404, _INVALID, "not_found_error"),
+    errors.ConversationNotFound: Wire(404, _INVALID, "not_found_error"),
+    errors.TurnNotFound: Wire(404, _INVALID, "not_found_error"),
+    errors.ReplicaNotFound: Wire(404, _INVALID, "not_found_error"),
+    errors.SessionBusy: Wire(409, "conflict_error", _INVALID),
+    errors.SessionExpired: Wire(410, _INVALID, _INVALID),
+    errors.BodyTooLarge: Wire(413, _INVALID, "request_too_large"),
+    errors.PromptTooLong: Wire(400, _INVALID, _INVALID),
+    errors.ConnectionTooOld: Wire(400, _INVALID, _INVALID),
+    errors.NotSupported: Wire(501, _INVALID, _INVALID),
+    errors.Overloaded: Wire(429, "rate_limit_error", "rate_limit_error"),
+    errors.NoReplica: Wire(503, "server_error", "overloaded_error"),
+    errors.ReplicaUnreachable: Wire(502, "server_error", "api_error"),
+    errors.ReplicaRefused: Wire(502, "server_error", "api_error"),
+    errors.AdapterRefused: Wire(400, _INVALID, _INVALID),
+    errors.ReplicaTimeout: Wire(504, "server_error", "api_error"),
+    errors.StreamBroken: Wire(502, "server_error", "api_error"),
+    errors.StoreUnavailable: Wire(503, "server_error", "api_error"),
+    errors.TurnLockLost: Wire(409, "conflict_error", _INVALID),
+    errors.DiscoveryFailed: Wire(503, "server_error", "api_error"),
+    errors.ClientGone: Wire(499, _INVALID, _INVALID),
+    errors.TurnCancelled: Wire(409, _INVALID, _INVALID),
+    errors.RouterLost: Wire(502, "server_error", "api_error"),
+    errors.RouterUnreachable: Wire(502, "server_error", "api_error"),
+    errors.SettingsError: Wire(500, "server_error", "api_error"),
 }
 
 
@@ -86,6 +86,23 @@ def retry_headers(error: SessileError) -> list[tuple[bytes, bytes]]:
     if error.retry_after_s is None:
         return []
     return [(b"retry-after", str(max(1, round(error.retry_after_s))).encode())]
+
+
+async def send_error(send: Send, error: SessileError) -> None:
+    """The error in OpenAI's shape, with the status of the table."""
+    data = msgspec.json.encode(openai_error(error))
+    await send(
+        {
+            "type": "http.response.start",
+            "status": wire_of(error).status,
+            "headers": [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(data)).encode()),
+                *retry_headers(error),
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": data})
 
 
 _TOO_LONG = (

@@ -4,8 +4,8 @@ from typing import Any
 
 import msgspec
 
-from sessile.api.chat import checked_key
 from sessile.api.lanes import Lane
+from sessile.api.request import checked_key
 from sessile.api.wire import openai_error, retry_headers, wire_of
 from sessile.errors import InvalidRequest, SessileError
 

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from sessile.api.auth import Authenticator
 from sessile.api.browser import declared
-from sessile.api.chat import header
+from sessile.api.request import header
 from sessile.api.responses_ws import Connection
 from sessile.api.wire import openai_error, wire_of
 from sessile.errors import Forbidden, Overloaded, SessileError
