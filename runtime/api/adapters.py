@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 from sessile.adapter_list import AdapterList
@@ -26,10 +26,7 @@ def adapter_routes(adapters: AdapterList, pool: Pool, auth: Authenticator) -> AP
     """List, add, remove."""
     routes = APIRouter(prefix="/sessile/v1/adapters", tags=["sessile"])
 
-    def tenant(authorization: Annotated[str | None, Header()] = None) -> str:
-        return auth.tenant(authorization)
-
-    Tenant = Annotated[str, Depends(tenant)]
+    Tenant = Annotated[str, Depends(auth.told)]
 
     @routes.get("")
     async def show(_: Tenant) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import time
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Depends, Header, Query
+from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from sessile.api.auth import Authenticator
@@ -69,10 +69,7 @@ def native_routes(
     """Everything under `/sessile/v1`."""
     routes = APIRouter(prefix="/sessile/v1", tags=["sessile"])
 
-    def tenant(authorization: Annotated[str | None, Header()] = None) -> str:
-        return auth.tenant(authorization)
-
-    Tenant = Annotated[str, Depends(tenant)]
+    Tenant = Annotated[str, Depends(auth.told)]
 
     def shown(name: str, replicas: list[Replica]) -> dict[str, Any]:
         """What was named: a replica, or a server with its ranks."""

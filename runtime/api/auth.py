@@ -4,7 +4,11 @@ import hmac
 import ipaddress
 from collections.abc import Iterable
 from hashlib import blake2b
+from typing import Annotated
 
+from fastapi import Header, Request
+
+from sessile.api.request import header
 from sessile.errors import SettingsError, Unauthorized
 from sessile.settings import AuthSettings
 
@@ -54,6 +58,14 @@ class Authenticator:
         if found is None:
             raise Unauthorized("the API key is not one of this server's")
         return found
+
+    def tenant_of(self, request: Request) -> str:
+        """The tenant of a request whose protocol has no other header for a key."""
+        return self.tenant(header(request.scope["headers"], b"authorization"))
+
+    def told(self, authorization: Annotated[str | None, Header()] = None) -> str:
+        """The same, as what routes depend on that FastAPI describes."""
+        return self.tenant(authorization)
 
     def salt(self, tenant: str) -> str | None:
         """The namespace of a tenant's entries in the engines' caches: a cache shared between

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from sessile.api.auth import Authenticator
 from sessile.api.fields import objects_of, shown
-from sessile.api.request import decode_object, header, read_body
+from sessile.api.request import decode_object, read_body
 from sessile.api.responses_context import MOST_ITEMS
 from sessile.api.responses_fields import read_metadata
 from sessile.api.responses_items import check_items
@@ -32,9 +32,6 @@ def conversation_routes(store: Store, auth: Authenticator, settings: Settings) -
     longest = settings.server.max_body_bytes
     kept = store.conversations
 
-    def tenant_of(request: Request) -> str:
-        return auth.tenant(header(request.scope["headers"], b"authorization"))
-
     async def body_of(request: Request) -> dict[str, Any]:
         data = await read_body(request.scope, request.receive, longest)
         return decode_object(data) if data else {}
@@ -48,7 +45,7 @@ def conversation_routes(store: Store, auth: Authenticator, settings: Settings) -
     @routes.post("")
     async def create(request: Request) -> Response:
         """A new conversation, with its first items if there are any."""
-        tenant = tenant_of(request)
+        tenant = auth.tenant_of(request)
         body = await body_of(request)
         record = ConversationRecord(
             tenant=tenant,
@@ -62,12 +59,12 @@ def conversation_routes(store: Store, auth: Authenticator, settings: Settings) -
     @routes.get("/{id}")
     async def retrieve(request: Request, id: str) -> Response:
         """A conversation's metadata."""
-        return _json(_told(await find(tenant_of(request), id)))
+        return _json(_told(await find(auth.tenant_of(request), id)))
 
     @routes.post("/{id}")
     async def update(request: Request, id: str) -> Response:
         """Replace its metadata."""
-        tenant = tenant_of(request)
+        tenant = auth.tenant_of(request)
         record = await kept.update(tenant, id, read_metadata(await body_of(request)))
         if record is None:
             raise _gone(id)
@@ -76,14 +73,14 @@ def conversation_routes(store: Store, auth: Authenticator, settings: Settings) -
     @routes.delete("/{id}")
     async def delete(request: Request, id: str) -> Response:
         """Drop it with its items. A turn that runs in it is answered, and adds nothing to it."""
-        if not await kept.delete(tenant_of(request), id):
+        if not await kept.delete(auth.tenant_of(request), id):
             raise _gone(id)
         return _json({"id": id, "object": "conversation.deleted", "deleted": True})
 
     @routes.post("/{id}/items")
     async def add(request: Request, id: str) -> Response:
         """Add items at its end."""
-        tenant = tenant_of(request)
+        tenant = auth.tenant_of(request)
         items = _read_items(await body_of(request))
         if not items:
             raise InvalidRequest("items must be a list of items", param="items")
@@ -107,7 +104,7 @@ def conversation_routes(store: Store, auth: Authenticator, settings: Settings) -
         limit: str | None = None,
     ) -> Response:
         """Its items, the newest first unless `order=asc`."""
-        tenant = tenant_of(request)
+        tenant = auth.tenant_of(request)
         newest_first, most = read_page(order, limit, "desc")
         if after is not None and await kept.get_item(tenant, id, after) is None:
             await find(tenant, id)
@@ -120,7 +117,7 @@ def conversation_routes(store: Store, auth: Authenticator, settings: Settings) -
     @routes.get("/{id}/items/{item_id}")
     async def item(request: Request, id: str, item_id: str) -> Response:
         """One item."""
-        found = await kept.get_item(tenant_of(request), id, item_id)
+        found = await kept.get_item(auth.tenant_of(request), id, item_id)
         if found is None:
             raise _no_item(id, item_id)
         return _json(found)
@@ -128,7 +125,7 @@ def conversation_routes(store: Store, auth: Authenticator, settings: Settings) -
     @routes.delete("/{id}/items/{item_id}")
     async def delete_item(request: Request, id: str, item_id: str) -> Response:
         """Drop one item; the conversation as it is then."""
-        tenant = tenant_of(request)
+        tenant = auth.tenant_of(request)
         if not await kept.delete_item(tenant, id, item_id):
             raise _no_item(id, item_id)
         return _json(_told(await find(tenant, id)))

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 
 from sessile.api.auth import Authenticator
@@ -41,10 +41,7 @@ def release_routes(releases: ReleaseList, auth: Authenticator) -> APIRouter:
     """List, begin, grow, finish, roll back."""
     routes = APIRouter(prefix="/sessile/v1/releases", tags=["sessile"])
 
-    def tenant(authorization: Annotated[str | None, Header()] = None) -> str:
-        return auth.tenant(authorization)
-
-    Tenant = Annotated[str, Depends(tenant)]
+    Tenant = Annotated[str, Depends(auth.told)]
 
     async def shown(model: str) -> dict[str, Any]:
         return next(each for each in await releases.shown() if each["model"] == model)

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 from sessile.api.auth import Authenticator
 from sessile.api.event_stream import SSE_HEADERS, Replay, seen, sse
 from sessile.api.hang_up import HangUp
-from sessile.api.request import decode_object, header, idempotency_key, read_body
+from sessile.api.request import decode_object, idempotency_key, read_body
 from sessile.api.responses import Responses
 from sessile.api.responses_job import Answer
 from sessile.api.responses_kept import KeptResponses
@@ -34,14 +34,11 @@ def responses_routes(responses: Responses, auth: Authenticator, settings: Settin
     kept = KeptResponses(responses)
     longest = settings.server.max_body_bytes
 
-    def tenant_of(request: Request) -> str:
-        return auth.tenant(header(request.scope["headers"], b"authorization"))
-
     @routes.post("/v1/responses")
     async def create(request: Request) -> Response:
         """Make a response, as one JSON object or as a stream of events, or in the background."""
         headers: Headers = request.scope["headers"]
-        tenant = tenant_of(request)
+        tenant = auth.tenant_of(request)
         body = decode_object(await read_body(request.scope, request.receive, longest))
         for name in ("stream_id", "generate"):
             if name in body:
@@ -58,7 +55,7 @@ def responses_routes(responses: Responses, auth: Authenticator, settings: Settin
         request: Request, response_id: str, stream: bool = False, starting_after: str | None = None
     ) -> Response:
         """A response that is stored or runs: its object, or its events behind a number."""
-        tenant = tenant_of(request)
+        tenant = auth.tenant_of(request)
         after = seen(request.scope["headers"], starting_after)
         if not stream:
             return _json(await kept.find(tenant, response_id), response_id)
@@ -75,7 +72,7 @@ def responses_routes(responses: Responses, auth: Authenticator, settings: Settin
     ) -> Response:
         """What a response that is stored or runs was given."""
         newest_first, most = read_page(order, limit, "desc")
-        given = await kept.given(tenant_of(request), response_id)
+        given = await kept.given(auth.tenant_of(request), response_id)
         items = listed_items(given, response_id)
         page = page_of_all(items, after=after, limit=most, newest_first=newest_first)
         return _json(page, response_id)
@@ -83,13 +80,13 @@ def responses_routes(responses: Responses, auth: Authenticator, settings: Settin
     @routes.post("/v1/responses/{response_id}/cancel")
     async def cancel(request: Request, response_id: str) -> Response:
         """Stop a response that runs in the background."""
-        tenant = tenant_of(request)
+        tenant = auth.tenant_of(request)
         return _json(await kept.cancel(tenant, response_id), response_id)
 
     @routes.delete("/v1/responses/{response_id}")
     async def delete(request: Request, response_id: str) -> Response:
         """Forget a stored response, and its events."""
-        await kept.delete(tenant_of(request), response_id)
+        await kept.delete(auth.tenant_of(request), response_id)
         told = {"id": response_id, "object": "response", "deleted": True}
         return _json(told, response_id)
 

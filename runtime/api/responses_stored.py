@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from sessile.api.auth import Authenticator
 from sessile.api.count import count_tokens
-from sessile.api.request import decode_object, header, read_body
+from sessile.api.request import decode_object, read_body
 from sessile.api.responses_body import read_request
 from sessile.api.responses_context import Contexts, read_turn
 from sessile.api.responses_steps import beside, compact
@@ -71,16 +71,13 @@ def stored_routes(surface: Surface, auth: Authenticator, settings: Settings) -> 
     routes = APIRouter()
     longest = settings.server.max_body_bytes
 
-    def tenant_of(request: Request) -> str:
-        return auth.tenant(header(request.scope["headers"], b"authorization"))
-
     async def body_of(request: Request) -> dict[str, Any]:
         return decode_object(await read_body(request.scope, request.receive, longest))
 
     @routes.post("/v1/responses/input_tokens")
     async def input_tokens(request: Request) -> Response:
         """How many tokens a response's prompt would have."""
-        tenant = tenant_of(request)
+        tenant = auth.tenant_of(request)
         body = await body_of(request)
         counted = await surface.count(tenant, request.scope["headers"], body)
         return _json({"object": "response.input_tokens", "input_tokens": counted})
@@ -88,7 +85,7 @@ def stored_routes(surface: Surface, auth: Authenticator, settings: Settings) -> 
     @routes.post("/v1/responses/compact")
     async def compacted(request: Request) -> Response:
         """A conversation, summed up by the model in one item that later input may begin with."""
-        tenant = tenant_of(request)
+        tenant = auth.tenant_of(request)
         body = await body_of(request)
         return _json(await surface.compact(tenant, request.scope["headers"], body))
 

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from sessile.api.auth import Authenticator
-from sessile.api.request import checked_key, decode_object, header, read_body
+from sessile.api.request import checked_key, decode_object, read_body
 from sessile.api.responses import Responses
 from sessile.api.responses_kept import KeptResponses
 from sessile.api.responses_steered import steer_by_http
@@ -19,13 +19,10 @@ def run_routes(responses: Responses, auth: Authenticator, settings: Settings) ->
     kept = KeptResponses(responses)
     longest = settings.server.max_body_bytes
 
-    def tenant_of(request: Request) -> str:
-        return auth.tenant(header(request.scope["headers"], b"authorization"))
-
     @routes.get("/running/{session:path}")
     async def running(request: Request, session: str) -> dict[str, Any]:
         """The session's turn that runs now, to be followed by its events; null if there is none."""
-        tenant, log = tenant_of(request), responses.store.events
+        tenant, log = auth.tenant_of(request), responses.store.events
         turn = await log.newest(tenant, session)
         live = None if turn is None else responses.turns.writer.find(tenant, turn)
         if live is not None:
@@ -39,7 +36,7 @@ def run_routes(responses: Responses, auth: Authenticator, settings: Settings) ->
     async def steer(request: Request, turn: str) -> dict[str, Any]:
         """Say something into it, at whichever router it runs, once under its key; the event that a
         WebSocket would be told."""
-        tenant = tenant_of(request)
+        tenant = auth.tenant_of(request)
         body = decode_object(await read_body(request.scope, request.receive, longest))
         key = body.get("idempotency_key")
         if key is not None:
@@ -50,7 +47,7 @@ def run_routes(responses: Responses, auth: Authenticator, settings: Settings) ->
     @routes.post("/turns/{turn}/cancel")
     async def cancel(request: Request, turn: str) -> dict[str, Any]:
         """Stop it, at whichever router it runs; its response. One that has ended stays as it is."""
-        tenant = tenant_of(request)
+        tenant = auth.tenant_of(request)
         found = await kept.find(tenant, turn)
         if found["status"] in ("queued", "in_progress"):
             found = await kept.stop(tenant, turn)
