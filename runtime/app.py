@@ -36,8 +36,8 @@ from sessile.api.wire import openai_error, retry_headers, wire_of
 from sessile.discovery.follow import Discovery
 from sessile.discovery.of_pool import OfPool
 from sessile.discovery.sources import source
-from sessile.engines.base import engine
 from sessile.engines.detect import named
+from sessile.engines.kinds import engine
 from sessile.errors import InvalidRequest, SessileError, SettingsError
 from sessile.flow import Flow
 from sessile.metrics import Metrics

@@ -3,7 +3,7 @@
 import re
 from urllib.parse import urlsplit
 
-from sessile.engines.base import engine
+from sessile.engines.kinds import engine
 from sessile.errors import InvalidRequest
 from sessile.router.replica import ReplicaSpec
 

@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from sessile.discovery.dns import DnsSource
 from sessile.discovery.file import FileSource
-from sessile.engines.base import engine
+from sessile.engines.kinds import engine
 from sessile.errors import InvalidRequest, SettingsError
 from sessile.ray.source import RaySource, Reports
 from sessile.router.discovery import Source

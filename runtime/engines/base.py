@@ -1,4 +1,4 @@
-"""Which adapter speaks to which engine, and what all OpenAI-shaped engines share.
+"""What all OpenAI-shaped engines share, and how adapters read replies.
 
 An adapter is strict with what a replica must say (its models) and lenient with the rest: what it
 leaves out, or has switched off, is unknown (None), and what is not an answer at all raises
@@ -9,13 +9,12 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from copy import copy
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from sessile.carry_on import with_text
-from sessile.errors import InvalidRequest, NotSupported, ReplicaRefused, ReplicaUnreachable
+from sessile.errors import NotSupported, ReplicaRefused, ReplicaUnreachable
 from sessile.router.adapters import Adapter
 from sessile.router.engine import (
     Call,
@@ -38,7 +37,6 @@ _PROMPT = (
 )  # fmt: skip
 _TCP = re.compile(r"tcp://(.+):(\d+)")
 _WILDCARDS = ("*", "0.0.0.0", "::", "[::]")
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 class OpenAIShaped:
@@ -55,7 +53,7 @@ class OpenAIShaped:
         return ()
 
     def detected(self, replies: tuple[Reply, ...]) -> Engine:
-        return engine(self.kind)
+        return self
 
     def at_rank(self, rank: int) -> Engine:
         ranked = copy(self)
@@ -176,36 +174,6 @@ class OpenAIShaped:
         return None
 
 
-def engine(kind: str) -> Engine:
-    """The adapter of that kind; raises `InvalidRequest` naming those there are."""
-    try:
-        return engines()[kind]
-    except KeyError:
-        known = ", ".join(engines())
-        raise InvalidRequest(f"{kind!r} is not an engine; there are: {known}") from None
-
-
-@cache
-def engines() -> Mapping[str, Engine]:
-    """Every adapter by its kind."""
-    from sessile.engines.detect import Auto
-    from sessile.engines.llamacpp import LlamaCpp
-    from sessile.engines.lmstudio import LMStudio
-    from sessile.engines.ollama import Ollama
-    from sessile.engines.openai import OpenAI
-    from sessile.engines.sglang import SGLang
-    from sessile.engines.tensorrt_llm import TensorRTLLM
-    from sessile.engines.tgi import TGI
-    from sessile.engines.triton import Triton
-    from sessile.engines.vllm import VLLM
-
-    adapters = (
-        SGLang(), VLLM(), LlamaCpp(), TensorRTLLM(), Triton(), TGI(), Ollama(), LMStudio(),
-        OpenAI(), Auto(),
-    )  # fmt: skip
-    return {adapter.kind: adapter for adapter in adapters}
-
-
 def tokenize_call(document: Mapping[str, Any]) -> Call | None:
     """SGLang's and vLLM's `/tokenize` of a chat request, which is rendered as a completion would
     be. Images, and a reasoning effort that a template may render, are counted only by a turn."""
@@ -282,48 +250,3 @@ def reachable(endpoint: object, host: str) -> str | None:
         return None
     named, port = match.groups()
     return f"tcp://{host if named in _WILDCARDS else named}:{port}"
-
-
-class Sample(NamedTuple):
-    """One line of a Prometheus text page."""
-
-    labels: Mapping[str, str]
-    value: float
-
-
-class Samples:
-    """The samples of some metrics on a Prometheus text page; the rest of the page is skipped.
-
-    Raises `ReplicaRefused` for a page that is no such page at all.
-    """
-
-    def __init__(self, reply: Reply, path: str, names: tuple[str, ...]) -> None:
-        if reply.status != 200:
-            raise ReplicaRefused(f"its {path} answered {reply.status}")
-        text = reply.body.decode("utf-8", "replace")
-        if text and not re.search(r"^(# |[A-Za-z_:])", text) or text.startswith("<"):
-            raise ReplicaRefused(f"its {path} is not Prometheus text")
-        self._found: dict[str, list[Sample]] = {name: [] for name in names}
-        # The text format: NAME, perhaps {LABELS}, a value, perhaps a timestamp.
-        wanted = "|".join(re.escape(name) for name in names)
-        for match in re.finditer(rf"^({wanted})(\{{.*\}})? +(\S+)", text, re.MULTILINE):
-            name, labels, value = match.groups()
-            try:
-                sample = Sample(dict(_LABEL.findall(labels or "")), float(value))
-            except ValueError as error:
-                raise ReplicaRefused(f"its {path} has {name} at {value!r}") from error
-            self._found[name].append(sample)
-
-    def keep(self, label: str, value: str) -> None:
-        """Forget the samples that have another value of that label, or none."""
-        for name, found in self._found.items():
-            self._found[name] = [sample for sample in found if sample.labels.get(label) == value]
-
-    def all(self, name: str) -> list[Sample]:
-        """Every sample of a metric, one for each set of labels."""
-        return self._found[name]
-
-    def total(self, name: str) -> float | None:
-        """The sum over labels; None where the page has no such metric."""
-        found = self._found[name]
-        return sum(sample.value for sample in found) if found else None

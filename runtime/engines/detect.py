@@ -4,12 +4,12 @@ Asked by the probe each time such a replica comes up, since it may be down when 
 or another engine when it comes back. What says nothing of itself, but lists models, is `openai`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
-from sessile.engines.base import OpenAIShaped, engine
+from sessile.engines.base import OpenAIShaped
 from sessile.engines.lmstudio import UNKNOWN_PATH
 from sessile.errors import ReplicaRefused, ReplicaUnreachable
 from sessile.router.engine import Call, Engine, Reply
@@ -25,16 +25,20 @@ _OWNERS = {
 
 
 class Auto(OpenAIShaped):
-    """Stands in for the adapter of a replica until its engine is known; never for longer."""
+    """Stands in for the adapter of a replica until its engine is known; never for longer. `of`
+    gives the adapter of a kind."""
 
     kind = "auto"
+
+    def __init__(self, of: Callable[[str], Engine]) -> None:
+        self._of = of
 
     def detect_calls(self) -> tuple[Call, ...]:
         return tuple(Call("GET", path) for path in (MODELS, OLLAMA, TGI, LMSTUDIO))
 
     def detected(self, replies: tuple[Reply, ...]) -> Engine:
         paths = [call.path for call in self.detect_calls()]
-        return engine(detect(dict(zip(paths, replies, strict=True))))
+        return self._of(detect(dict(zip(paths, replies, strict=True))))
 
 
 def named(text: str) -> tuple[str, str]:

@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 
-from sessile.engines.base import OpenAIShaped, Samples, absent, array, count
+from sessile.engines.base import OpenAIShaped, absent, array, count
 from sessile.engines.base import document as document_of
+from sessile.engines.samples import Samples
 from sessile.errors import ReplicaRefused
 from sessile.router.engine import Call, FollowUp, FollowUps, Identity, Load, Reply, Steps, Usage
 

@@ -1,6 +1,7 @@
 """Hugging Face's Text Generation Inference, by its documentation and source (3.3)."""
 
-from sessile.engines.base import OpenAIShaped, Samples, absent, count, document
+from sessile.engines.base import OpenAIShaped, absent, count, document
+from sessile.engines.samples import Samples
 from sessile.errors import ReplicaRefused
 from sessile.router.engine import Call, Identity, Load, Reply
 

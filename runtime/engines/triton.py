@@ -4,7 +4,8 @@ It refuses a body with a field that it does not know, so nothing is added to one
 are the whole server's: the TensorRT-LLM backend tells its load there, others do not.
 """
 
-from sessile.engines.base import OpenAIShaped, Samples, absent, count
+from sessile.engines.base import OpenAIShaped, absent, count
+from sessile.engines.samples import Samples
 from sessile.errors import ReplicaUnreachable
 from sessile.router.engine import Call, Load, Reply
 

@@ -11,7 +11,6 @@ import msgspec
 
 from sessile.engines.base import (
     OpenAIShaped,
-    Samples,
     absent,
     continued,
     count,
@@ -20,6 +19,7 @@ from sessile.engines.base import (
     reachable,
     tokenize_call,
 )
+from sessile.engines.samples import Samples
 from sessile.errors import ReplicaRefused
 from sessile.router.adapters import Adapter
 from sessile.router.engine import Call, FeedSource, FollowUps, Identity, Load, Reply

@@ -14,7 +14,8 @@ from typing import Any
 
 import msgspec
 
-from sessile.engines.base import Samples, document
+from sessile.engines.base import document
+from sessile.engines.samples import Samples
 from sessile.errors import ReplicaError, ReplicaRefused, SettingsError
 from sessile.lab.speculation_texts import Script
 from sessile.relay import UsageRelay, events

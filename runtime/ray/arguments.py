@@ -5,7 +5,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sessile import models
-from sessile.engines.base import engine
+from sessile.engines.kinds import engine
 from sessile.errors import InvalidRequest
 from sessile.ray.autoscale import Goals
 

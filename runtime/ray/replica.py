@@ -21,7 +21,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from sessile import models
-from sessile.engines.base import engine
+from sessile.engines.kinds import engine
 from sessile.engines.progress import last_words
 from sessile.engines.supervisor import Listener, Supervised, free_ports
 from sessile.errors import ReplicaError, SettingsError

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 import uvicorn
 
-from sessile.engines.base import engine
+from sessile.engines.kinds import engine
 from sessile.lab.sim_engine import Hardware
 from sessile.lab.timed_replica import TimedReplica
 from sessile.router.engine import Reply

@@ -26,7 +26,7 @@ from typing import Any
 import httpx2
 import zmq
 
-from sessile.engines.base import engine
+from sessile.engines.kinds import engine
 from sessile.router.adapters import Adapter
 from sessile.router.engine import Call, Engine, Identity, Load, Reply
 

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from sessile.engines.base import engine
+from sessile.engines.kinds import engine
 from sessile.relay import UsageRelay
 from sessile.router.engine import Reply
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sessile.engines.base import engine
 from sessile.engines.detect import LMSTUDIO, MODELS, OLLAMA, TGI, detect, named
+from sessile.engines.kinds import engine
 from sessile.errors import ReplicaRefused, ReplicaUnreachable
 from sessile.router.engine import Reply
 

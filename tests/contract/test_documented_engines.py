@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from sessile.api.messages_body import Asked
 from sessile.api.messages_events import MessageStream
 from sessile.api.wire import engine_error
-from sessile.engines.base import engine
+from sessile.engines.kinds import engine
 from sessile.errors import ModelNotFound, PromptTooLong, ReplicaRefused, ReplicaUnreachable
 from sessile.relay import UsageRelay, events, read_reply
 from sessile.router.engine import Call, Reply, Usage

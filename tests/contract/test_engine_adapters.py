@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sessile.engines.base import engine
+from sessile.engines.kinds import engine
 from sessile.errors import NotSupported, ReplicaRefused
 from sessile.router.adapters import Adapter
 from sessile.router.engine import Call, Reply

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from sessile.api.messages_body import Asked
 from sessile.api.messages_events import MessageStream
 from sessile.api.wire import engine_error
-from sessile.engines.base import engine, engines
+from sessile.engines.kinds import engine, engines
 from sessile.errors import (
     InvalidRequest,
     ModelNotFound,

@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 
 from sessile.api.wire import engine_error
-from sessile.engines.base import engine
 from sessile.engines.detect import LMSTUDIO, MODELS, OLLAMA, TGI, detect
+from sessile.engines.kinds import engine
 from sessile.errors import InvalidRequest, NotSupported, PromptTooLong
 from sessile.relay import UsageRelay, events, read_reply
 from sessile.router.engine import Reply, Usage

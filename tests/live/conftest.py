@@ -16,7 +16,7 @@ import httpx2
 import pytest
 from openai import OpenAI
 
-from sessile.engines.base import engine
+from sessile.engines.kinds import engine
 from sessile.router.engine import Load, Reply
 
 _KINDS = ("sglang", "vllm", "llamacpp")

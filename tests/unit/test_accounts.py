@@ -1,7 +1,7 @@
 """What is made of an engine's counts."""
 
 from sessile.accounts import found_cached
-from sessile.engines.base import engine
+from sessile.engines.kinds import engine
 from sessile.router.engine import Usage
 from sessile.router.replica import Replica, ReplicaSpec
 from sessile.router.upstream import Timeouts, Upstream

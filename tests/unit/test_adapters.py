@@ -2,7 +2,7 @@
 
 from pytest import approx, raises
 
-from sessile.engines.base import engine
+from sessile.engines.kinds import engine
 from sessile.errors import AdapterRefused, ModelNotFound, NoReplica
 from sessile.router.adapters import Adapter, Adapters, Shelf
 from sessile.router.engine import Identity

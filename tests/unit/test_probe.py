@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import pytest
 
-from sessile.engines.base import engine
+from sessile.engines.kinds import engine
 from sessile.errors import ReplicaTimeout, ReplicaUnreachable
 from sessile.router.engine import Call, Reply
 from sessile.router.pool import Pool
