@@ -1,7 +1,7 @@
 """The store that many routers share: Redis 7 or Valkey, one server or a Cluster.
 
-What is kept and under which key is decided here; how commands travel is `redis_link`'s business.
-Every key has an expiry, and is built by `Keys`.
+What is kept is decided here, under which keys in `redis_keys`; how commands travel is
+`redis_link`'s business. Every key has an expiry.
 """
 
 import asyncio
@@ -9,8 +9,7 @@ import logging
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
-from functools import lru_cache, partial
-from hashlib import blake2b
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,6 +18,7 @@ from sessile.errors import StoreUnavailable, TurnLockLost
 from sessile.sessions import scripts
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
 from sessile.sessions.redis_conversations import CONVERSATION_SCRIPTS, RedisConversations
+from sessile.sessions.redis_keys import Keys
 from sessile.sessions.redis_link import Command, RedisLink, Script
 from sessile.sessions.redis_log import SCRIPTS as LOG_SCRIPTS
 from sessile.sessions.redis_log import RedisLog
@@ -62,71 +62,6 @@ _SCRIPTS = (
 _encode = msgspec.msgpack.Encoder().encode
 _turn = msgspec.msgpack.Decoder(TurnRecord).decode
 _result = msgspec.msgpack.Decoder(StoredResult | str).decode
-
-
-class Keys:
-    """Every key name. Those of one session share a hash tag, the digest of tenant and session, so
-    that they lie in one Cluster slot; client-made ids never stand in a key."""
-
-    def __init__(self, tenant: str, session: str, model: str = "") -> None:
-        tag = _known_digest(tenant, session)
-        self.models = f"sessile:{{{tag}}}:models"
-        end = f"{{{tag}}}:{_known_digest(model)}"
-        self.record = f"sessile:rec:{end}"
-        self.binding = f"sessile:bind:{end}"
-        self.lock = f"sessile:lock:{end}"
-        self.fence = f"sessile:fence:{end}"
-        self.variant = f"sessile:variant:{end}"
-
-    @staticmethod
-    def turn(tenant: str, turn: str) -> str:
-        return f"sessile:turn:{_digest(tenant, turn)}"
-
-    @staticmethod
-    def recent(tenant: str) -> str:
-        return f"sessile:recent:{_known_digest(tenant)}"
-
-    @staticmethod
-    def lineage(tenant: str, model: str, step: str) -> str:
-        return f"sessile:line:{_known_digest(tenant, model)}:{step}"
-
-    @staticmethod
-    def reports() -> tuple[str, str, str]:
-        return "sessile:{reports}:seen", "sessile:{reports}:told", "sessile:{reports}:news"
-
-    @staticmethod
-    def adapters() -> str:
-        return "sessile:adapters"
-
-    @staticmethod
-    def releases() -> str:
-        return "sessile:releases"
-
-    @staticmethod
-    def figures(release: str) -> str:
-        return f"sessile:figures:{_digest(release)}"
-
-    @staticmethod
-    def conversation(tenant: str, conversation: str) -> tuple[str, str, str]:
-        tag = _known_digest(tenant, conversation)
-        end = f"{{{tag}}}"
-        return f"sessile:conv:{end}", f"sessile:conv-order:{end}", f"sessile:conv-items:{end}"
-
-    @staticmethod
-    def events(tenant: str, turn: str) -> tuple[str, str]:
-        return _keys_of_events(tenant, turn)
-
-    @staticmethod
-    def open_turns() -> str:
-        return "sessile:{open}:turns"
-
-    @staticmethod
-    def newest(tenant: str, session: str) -> str:
-        return f"sessile:newest:{_digest(tenant, session)}"
-
-    @staticmethod
-    def once(tenant: str, key: str) -> str:
-        return f"sessile:once:{_digest(tenant, key)}"
 
 
 class RedisStore:
@@ -428,20 +363,6 @@ class RedisStore:
             await self._link.run(("DEL", name))
         else:
             await self._link.run(("SET", name, _encode(result), "PX", self._once_ttl_ms))
-
-
-def _digest(*parts: str) -> str:
-    data = "\x00".join(parts).encode("utf-8", "surrogatepass")
-    return blake2b(data, digest_size=12).hexdigest()
-
-
-_known_digest = lru_cache(maxsize=16_384)(_digest)  # of what comes again turn after turn
-
-
-@lru_cache(maxsize=4_096)  # of the turns that run
-def _keys_of_events(tenant: str, turn: str) -> tuple[str, str]:
-    tag = _digest(tenant, turn)
-    return f"sessile:{{{tag}}}:events", f"sessile:{{{tag}}}:batches"
 
 
 def _pairs(flat: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
