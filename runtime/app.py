@@ -45,13 +45,14 @@ from sessile.ray.report import Reporter
 from sessile.ray.source import Reports
 from sessile.release_list import ReleaseList
 from sessile.router.adapters import Adapter, Adapters
+from sessile.router.connection import Timeouts
 from sessile.router.discovery import Source
 from sessile.router.kv_feed import Feeds
 from sessile.router.pool import Pool
 from sessile.router.probe import Probes
 from sessile.router.replica import Replica, ReplicaSpec
 from sessile.router.trial import Trials
-from sessile.router.upstream import Timeouts, Upstream
+from sessile.router.upstream import Upstream
 from sessile.sessions.binding import Standings
 from sessile.sessions.memory_store import MemoryStore
 from sessile.sessions.redis_store import RedisStore

@@ -12,11 +12,11 @@ from sessile.carry_on import Seam, Told, beginning, failure, may_break, read_tol
 from sessile.errors import ReplicaError, ReplicaRefused, StreamBroken
 from sessile.fold import fold
 from sessile.relay import UsageRelay, events
+from sessile.router.connection import UpstreamResponse
 from sessile.router.decide import Decision
 from sessile.router.doubts import Waiting
 from sessile.router.policy import Ask
 from sessile.router.replica import Replica
-from sessile.router.upstream import UpstreamResponse
 from sessile.sessions.hints import Hints
 from sessile.sessions.identity import SessionClaims
 from sessile.sessions.record import Binding, Receipt, SessionKey

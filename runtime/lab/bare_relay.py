@@ -10,7 +10,8 @@ import uvicorn
 import uvloop
 from starlette.types import Receive, Scope, Send
 
-from sessile.router.upstream import Timeouts, Upstream
+from sessile.router.connection import Timeouts
+from sessile.router.upstream import Upstream
 
 
 class BareRelay:

@@ -13,7 +13,8 @@ import msgspec
 from sessile.errors import ReplicaError
 from sessile.lab.workload import PlannedSession, PlannedTurn, ceiling
 from sessile.relay import UsageRelay, events
-from sessile.router.upstream import Timeouts, Upstream
+from sessile.router.connection import Timeouts
+from sessile.router.upstream import Upstream
 
 _TIMEOUTS = Timeouts(connect_s=10.0, first_byte_s=900.0, idle_s=300.0)
 

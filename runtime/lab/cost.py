@@ -225,8 +225,9 @@ def _why(event: dict[str, Any]) -> str:
 async def _upstream_streams(port: int) -> int:
     """The router's own count of the replica's open answers, from its metrics; for a moment now and
     then it is a probe's."""
+    from sessile.router.connection import Timeouts
     from sessile.router.engine import Call
-    from sessile.router.upstream import Timeouts, Upstream
+    from sessile.router.upstream import Upstream
 
     upstream = Upstream(
         f"http://127.0.0.1:{port}", Timeouts(connect_s=2.0, first_byte_s=5.0, idle_s=5.0)

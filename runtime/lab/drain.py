@@ -19,8 +19,9 @@ from sessile.errors import RouterUnreachable
 from sessile.lab.bench import Sample, replay
 from sessile.lab.processes import all_ready, child
 from sessile.lab.workload import PlannedSession, generate_trajectories, plan
+from sessile.router.connection import Timeouts
 from sessile.router.engine import Call
-from sessile.router.upstream import Timeouts, Upstream
+from sessile.router.upstream import Upstream
 
 _TIMEOUTS = Timeouts(connect_s=5.0, first_byte_s=60.0, idle_s=60.0)
 _LOOK_S = 0.05

@@ -18,8 +18,9 @@ from sessile.engines.embedded_store import find_server
 from sessile.engines.guard import guarded
 from sessile.engines.scratch import private_folder
 from sessile.errors import ReplicaError, RouterUnreachable, SettingsError
+from sessile.router.connection import Timeouts
 from sessile.router.engine import Call
-from sessile.router.upstream import Timeouts, Upstream
+from sessile.router.upstream import Upstream
 
 _STOP_S = 20.0
 _STORE_UP_S = 10.0

@@ -21,8 +21,9 @@ from sessile.lab.bench import Report, Sample, replay, report
 from sessile.lab.processes import child
 from sessile.lab.ray_cluster import local_ray
 from sessile.lab.workload import PlannedSession, generate_trajectories, plan
+from sessile.router.connection import Timeouts
 from sessile.router.engine import Call
-from sessile.router.upstream import Timeouts, Upstream
+from sessile.router.upstream import Upstream
 
 _UP_S = 60.0
 _LOOK_S = 1.0

@@ -19,8 +19,9 @@ from sessile.engines.samples import Samples
 from sessile.errors import ReplicaError, ReplicaRefused, SettingsError
 from sessile.lab.speculation_texts import Script
 from sessile.relay import UsageRelay, events
+from sessile.router.connection import Timeouts
 from sessile.router.engine import Call
-from sessile.router.upstream import Timeouts, Upstream
+from sessile.router.upstream import Upstream
 
 _TIMEOUTS = Timeouts(connect_s=10.0, first_byte_s=600.0, idle_s=300.0)
 _CALL_S = 20.0

@@ -28,7 +28,8 @@ from sessile.errors import ReplicaError, SettingsError
 from sessile.ray.arguments import RayArguments
 from sessile.ray.policy import figures
 from sessile.ray.roll import BEAT_S, Beat, Signals
-from sessile.router.upstream import Timeouts, Upstream
+from sessile.router.connection import Timeouts
+from sessile.router.upstream import Upstream
 
 log = logging.getLogger("ray.serve")
 

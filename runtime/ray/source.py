@@ -11,10 +11,11 @@ import msgspec
 
 from sessile.errors import DiscoveryFailed, ReplicaError
 from sessile.ray.roll import BEAT_S, Answer, Report
+from sessile.router.connection import Timeouts
 from sessile.router.discovery import Listed
 from sessile.router.engine import Call
 from sessile.router.replica import ReplicaSpec
-from sessile.router.upstream import Timeouts, Upstream
+from sessile.router.upstream import Upstream
 
 _TIMEOUTS = Timeouts(connect_s=3.0, first_byte_s=5.0, idle_s=5.0)
 _LOOK_S = 5.0

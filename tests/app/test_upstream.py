@@ -3,8 +3,9 @@
 import asyncio
 
 from sessile.lab.fake_replica import serve_fake
+from sessile.router.connection import Timeouts
 from sessile.router.engine import Call
-from sessile.router.upstream import Timeouts, Upstream
+from sessile.router.upstream import Upstream
 
 TIMEOUTS = Timeouts(connect_s=5.0, first_byte_s=5.0, idle_s=5.0)
 MODELS = Call("GET", "/v1/models")

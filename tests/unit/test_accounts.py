@@ -2,9 +2,10 @@
 
 from sessile.accounts import found_cached
 from sessile.engines.kinds import engine
+from sessile.router.connection import Timeouts
 from sessile.router.engine import Usage
 from sessile.router.replica import Replica, ReplicaSpec
-from sessile.router.upstream import Timeouts, Upstream
+from sessile.router.upstream import Upstream
 
 
 def replica():

@@ -5,6 +5,7 @@ from pytest import approx, raises
 from sessile.engines.kinds import engine
 from sessile.errors import AdapterRefused, ModelNotFound, NoReplica
 from sessile.router.adapters import Adapter, Adapters, Shelf
+from sessile.router.connection import Timeouts
 from sessile.router.engine import Identity
 from sessile.router.holdings import Index
 from sessile.router.outlook import Outlook, totals
@@ -13,7 +14,7 @@ from sessile.router.pool import Pool
 from sessile.router.price import Rates
 from sessile.router.replica import Replica, ReplicaSpec
 from sessile.router.scheduler import Limits, Scheduler
-from sessile.router.upstream import Timeouts, Upstream
+from sessile.router.upstream import Upstream
 
 SQL = Adapter(name="sql", base="m", path="/adapters/sql")
 
