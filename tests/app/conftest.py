@@ -9,6 +9,7 @@ import httpx2
 import msgspec
 import pytest
 import uvicorn
+from openai import AsyncOpenAI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sessile.api.http_protocol import HttpProtocol
@@ -239,6 +240,13 @@ def store(redis_server: Any) -> dict[str, Any]:
 async def http() -> AsyncIterator[httpx2.AsyncClient]:
     """A client without a router of its own; tests give whole URLs."""
     async with httpx2.AsyncClient(timeout=30, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture
+async def client(router: Router) -> AsyncIterator[AsyncOpenAI]:
+    """OpenAI's client of the router."""
+    async with AsyncOpenAI(base_url=router.url + "/v1", api_key="none", max_retries=0) as client:
         yield client
 
 

@@ -1,18 +1,11 @@
 """Conversations, through OpenAI's own client."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI
-
-
-@pytest.fixture
-async def client(router) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(base_url=router.url + "/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 async def test_a_conversations_life(router, client):

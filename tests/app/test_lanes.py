@@ -8,7 +8,6 @@ from typing import Any
 
 import openai
 import pytest
-from openai import AsyncOpenAI
 from openai.types.responses import ResponsesServerEvent
 from pydantic import TypeAdapter
 from websockets.asyncio.client import ClientConnection, connect
@@ -64,12 +63,6 @@ class Lines:
 async def lines(router) -> AsyncIterator[Lines]:
     async with connect(router.ws_url) as ws:
         yield Lines(ws)
-
-
-@pytest.fixture
-async def client(router) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(base_url=router.url + "/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 # -- lanes

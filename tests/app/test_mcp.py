@@ -78,12 +78,6 @@ async def calculator() -> AsyncIterator[Calculator]:
     await serving
 
 
-@pytest.fixture
-async def client(router) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(base_url=router.url + "/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
 def tool(calculator: Calculator, **fields: Any) -> Any:
     return {
         "type": "mcp", "server_label": "calc", "server_url": calculator.url,

@@ -6,14 +6,7 @@ from collections.abc import AsyncIterator
 import httpx2
 import openai
 import pytest
-from openai import AsyncOpenAI
 from openai.types.responses import Response
-
-
-@pytest.fixture
-async def client(router) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(base_url=router.url + "/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 @pytest.fixture

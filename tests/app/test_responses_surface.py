@@ -1,20 +1,11 @@
 """What else can be done with responses: delete, list, count, compact, truncate, refer."""
 
-from collections.abc import AsyncIterator
-
 import httpx2
 import openai
 import pytest
-from openai import AsyncOpenAI
 from openai.types.responses import CompactedResponse, Response
 
 TOOL = {"type": "function", "name": "add", "parameters": {"type": "object"}, "strict": False}
-
-
-@pytest.fixture
-async def client(router) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(base_url=router.url + "/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 async def test_a_deleted_response_is_gone(router, client):

@@ -19,12 +19,6 @@ _LAST = ("response.completed", "response.incomplete", "response.failed", "error"
 
 
 @pytest.fixture
-async def client(router) -> AsyncIterator[AsyncOpenAI]:
-    async with AsyncOpenAI(base_url=router.url + "/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture
 async def ws(router) -> AsyncIterator[ClientConnection]:
     async with connect(router.ws_url) as ws:
         yield ws
