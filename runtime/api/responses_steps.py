@@ -223,5 +223,5 @@ def beside(request: TurnRequest, *, stream: bool = True) -> TurnRequest:
     id of its own."""
     return msgspec.structs.replace(
         request, turn=None, idempotency_key=None, stateful=False, stream=stream,
-        relay_usage=stream,
+        relay_usage=stream, hints=request.hints.out_of_the_way(),
     )  # fmt: skip
