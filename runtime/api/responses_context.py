@@ -15,6 +15,7 @@ from sessile.api.responses_listing import listed_items, place_of
 from sessile.errors import (
     ConversationNotFound,
     InvalidRequest,
+    ResponseNotFound,
     SessionBusy,
     StoreError,
     StoreUnavailable,
@@ -76,7 +77,11 @@ class Contexts:
         model = asked.model
         session: str | None = None
         if asked.previous is not None:
-            links = await self._transcripts.walk(tenant, asked.previous)
+            try:
+                links = await self._transcripts.walk(tenant, asked.previous)
+            except ResponseNotFound as error:
+                await self._check_whether_it_runs(tenant, asked.previous)
+                raise error
             for link in links:
                 past += (link.input_items, link.output_items)
             if (conversation := links[-1].conversation) is not None:
@@ -132,6 +137,25 @@ class Contexts:
         except StoreError as error:
             log.warning("conversation was not extended turn=%s why=%r",
                         response["id"], error.message)  # fmt: skip
+
+    async def _check_whether_it_runs(self, tenant: str, response: str) -> None:
+        """One that is not stored may be known all the same, by its events. Raises `SessionBusy` for
+        one that is still being made, and `InvalidRequest` for one that came to nothing."""
+        try:
+            standing = await self._store.events.look(tenant, response)
+        except StoreUnavailable:
+            return
+        if standing is None:
+            return
+        if standing.state != "ended":
+            raise SessionBusy(
+                f"response {response!r} is still being made: follow it once it has ended",
+                param="previous_response_id", retry_after_s=1.0,
+            )  # fmt: skip
+        raise InvalidRequest(
+            f"response {response!r} did not end well and cannot be continued; continue from its "
+            "parent", param="previous_response_id",
+        )  # fmt: skip
 
     async def _items(self, tenant: str, conversation: str) -> list[Item]:
         items = await read_whole(self._store.conversations, tenant, conversation)
