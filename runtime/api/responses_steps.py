@@ -73,6 +73,7 @@ class Steps:
         """Do what comes before the engine's first call."""
         if servers := self._asked.toolset.servers:
             await self._list([server["server_label"] for server in servers])
+        if servers or any(map(_approves, self._asked.items)):
             await self._run_approved()
         if self._asked.compact_tokens is not None:
             await self._compact(self._asked.compact_tokens)
@@ -150,7 +151,7 @@ class Steps:
                     if item.get("type") == "mcp_approval_request"}  # fmt: skip
         calls: list[Item] = []
         for index, item in enumerate(self._asked.items):
-            if item.get("type") != "mcp_approval_response" or item.get("approve") is not True:
+            if not _approves(item):
                 continue
             asked = requests.get(item["approval_request_id"])
             if asked is None or asked["server_label"] not in self._listed:
@@ -196,6 +197,10 @@ class Steps:
             log.warning("context was not compacted turn=%s why=%r", request.turn, error.message)
             return
         self.made.append(item)
+
+
+def _approves(item: Mapping[str, Any]) -> bool:
+    return item.get("type") == "mcp_approval_response" and item.get("approve") is True
 
 
 async def compact(

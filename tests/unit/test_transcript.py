@@ -119,5 +119,5 @@ def test_a_response_whose_ancestor_is_not_stored_says_so(turns):
     """The client knows the response it named, and not that one: both are told."""
     turns.add("a", None)
     turns.add("c", "b")
-    with pytest.raises(ResponseNotFound, match="response 'c' goes back to 'b', which is not stored"):
+    with pytest.raises(ResponseNotFound, match="'c' goes back to 'b', which is not stored"):
         walk(Transcripts(turns), "c")
