@@ -76,6 +76,9 @@ async def test_a_turn_that_is_to_fork_runs_beside_as_a_child(start, http):
     assert child != parent
     shown = (await http.get(f"{router.url}/sessile/v1/sessions/{child}")).json()
     assert shown["parent"] == parent
+    following = {"model": "m", "input": "on", "previous_response_id": forked.json()["id"]}
+    followed = await http.post(f"{router.url}/v1/responses", json=following)
+    assert followed.headers["x-sessile-session"] == child and not running.done()
     go.set()
     assert (await running).headers["x-sessile-session"] == parent
 
