@@ -57,6 +57,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens a step, over all that it has run, where it says so."""
     orders: Literal["low_first", "high_first"] | None = None
     """How it orders requests that carry a priority, if it does."""
+    lacks: frozenset[str] = frozenset()
+    """Which of `router.needs` its model has not, where it says so."""
     warning: str | None = None
     """What its operator should know: it serves, but not as sessions need it."""
 

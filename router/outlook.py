@@ -55,6 +55,7 @@ class Outlook:
         self.host_tokens = 0
         self.slots: int | None = None
         self.speculates = False
+        self.lacks: frozenset[str] = frozenset()  # of what turns may need
         self.device: str | None = None  # that it shares with others of the same, if that is known
         self.reported_queue = 0
         self.foreign_running = 0

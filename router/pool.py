@@ -319,6 +319,7 @@ class Pool:
             replica.ghosts.reset()
             replica.doubts.reset()
         replica.outlook.speculates = bool(replica.speculates)
+        replica.outlook.lacks = identity.lacks
         self._shelve(replica, identity)
         self._ready.clear()
         if was is not None and before is not None and was != replica.incarnation:

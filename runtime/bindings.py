@@ -5,6 +5,7 @@ session in two places, than none.
 """
 
 import asyncio
+import secrets
 import time
 from contextlib import suppress
 
@@ -28,17 +29,26 @@ class Bindings:
         self._settings = settings
 
     async def lock(self, turn: Turn) -> None:
-        """Take the session's turn lock, waiting for the turn that holds it."""
-        turn.fence = await self._acquire(turn, turn.key)
+        """Take the session's turn lock. Where another turn holds it: wait for that, be refused, or
+        go on as a session of its own, as the request declares. Raises `SessionBusy`."""
+        when = turn.request.hints.when_busy
+        wait_s = self._settings.lock_wait_s if when in (None, "queue") else 0.0
+        try:
+            turn.fence = await self._acquire(turn, turn.key, wait_s)
+        except SessionBusy:
+            if when != "fork":
+                raise
+            turn.fork("ses_" + secrets.token_hex(12))
+            turn.fence = await self._acquire(turn, turn.key, wait_s)
 
     async def outlast(self, turn: Turn, left: str) -> None:
         """Wait for the turn that runs under the variant that the session has left."""
         key = SessionKey(turn.key.tenant, left, turn.session)
-        if await self._acquire(turn, key) is not None:
+        if await self._acquire(turn, key, self._settings.lock_wait_s) is not None:
             with suppress(StoreUnavailable):
                 await self._store.release(key, turn.id)
 
-    async def _acquire(self, turn: Turn, key: SessionKey) -> int | None:
+    async def _acquire(self, turn: Turn, key: SessionKey, wait_s: float) -> int | None:
         """The lock's number; None while the store is away."""
         began = time.monotonic() - (turn.receipt.queue_s or 0.0)
         pause_s = 0.01
@@ -50,7 +60,7 @@ class Bindings:
             turn.receipt.queue_s = time.monotonic() - began
             if fence is not None:
                 return fence
-            if turn.receipt.queue_s > self._settings.lock_wait_s:
+            if turn.receipt.queue_s > wait_s or not wait_s:
                 raise SessionBusy(
                     f"another turn of session {turn.session!r} is running", retry_after_s=1.0
                 )

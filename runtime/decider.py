@@ -11,6 +11,7 @@ import msgspec
 
 from sessile.errors import NotSupported
 from sessile.router.decide import Decision, decide
+from sessile.router.needs import SAID, needs
 from sessile.router.outlook import Outlook
 from sessile.router.policy import Ask, Candidate, Policy
 from sessile.router.pool import Pool
@@ -75,7 +76,18 @@ class Decider:
             outlooks = [o for o in outlooks if self._pool.get(o.id).engine.embeddings]
             if not outlooks:
                 raise NotSupported(f"the engine that serves {turn.key.model!r} makes no embeddings")
-        return outlooks
+        return self._able(turn, outlooks)
+
+    def _able(self, turn: Turn, outlooks: list[Outlook]) -> list[Outlook]:
+        """Those whose model has what the turn needs. Most lack nothing, and cost no look at it."""
+        if not any(outlook.lacks for outlook in outlooks):
+            return outlooks
+        needed = needs(turn.request.document)
+        able = [outlook for outlook in outlooks if not needed & outlook.lacks]
+        if not able:
+            first = min(needed & outlooks[0].lacks)
+            raise NotSupported(f"the model {turn.key.model!r} {SAID[first]}", param="model")
+        return able
 
     def _candidates(self, turn: Turn) -> list[Candidate]:
         """The same, for the rules."""

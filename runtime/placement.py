@@ -101,7 +101,7 @@ class Placement:
                 "moves its sessions to the other",
                 retry_after_s=2.0,
             )
-        if request.stateful:
+        if request.stateful or request.hints.when_busy is not None:
             await self.bindings.lock(turn)
             if turn.receipt.left is not None:
                 await self.bindings.outlast(turn, turn.receipt.left)

@@ -116,6 +116,13 @@ class Turn:
         """The session's id."""
         return self.key.session
 
+    def fork(self, session: str) -> None:
+        """Be the first turn of `session` instead, a child of the session that it was of."""
+        claims = self.request.claims
+        self.request.claims = msgspec.structs.replace(claims, explicit=None, parent=self.session)
+        self.key = SessionKey(self.key.tenant, self.key.model, session)
+        self.receipt.session = session
+
     @property
     def attribution(self) -> str:
         """The session as engines are told of it."""

@@ -58,7 +58,15 @@ class Transcripts:
                     f"the conversation is over {DEEPEST} turns deep; start a new one",
                     param="previous_response_id",
                 )
-            link = self._recall(tenant, turn) or await self._fetch(tenant, turn)
+            try:
+                link = self._recall(tenant, turn) or await self._fetch(tenant, turn)
+            except ResponseNotFound as error:
+                if turn == head:
+                    raise
+                raise ResponseNotFound(
+                    f"response {head!r} goes back to {turn!r}, which is not stored: send the whole "
+                    "conversation as input", param=error.param,
+                ) from error  # fmt: skip
             links.append(link)
             turn = link.parent
         links.reverse()

@@ -19,6 +19,7 @@ async def count_tokens(pool: Pool, flow: Flow, request: TurnRequest) -> int:
     if counted is not None:
         return counted
     request.document = {**request.document, "max_tokens": 1}
+    request.hints = request.hints.out_of_the_way()
     async with flow.serve_turn(request) as turn:
         answer = b"".join([chunk async for chunk in turn])
         if turn.status >= 400:

@@ -15,13 +15,14 @@ from sessile.api.responses_listing import listed_items, place_of
 from sessile.errors import (
     ConversationNotFound,
     InvalidRequest,
+    ResponseNotFound,
     SessionBusy,
     StoreError,
     StoreUnavailable,
 )
 from sessile.prewarm import LAST
 from sessile.sessions.conversation import read_whole
-from sessile.sessions.hints import Hints, read_hints
+from sessile.sessions.hints import Hints, WhenBusy, read_hints
 from sessile.sessions.identity import SessionClaims, read_claims
 from sessile.sessions.record import SessionKey
 from sessile.sessions.store import Store
@@ -76,7 +77,11 @@ class Contexts:
         model = asked.model
         session: str | None = None
         if asked.previous is not None:
-            links = await self._transcripts.walk(tenant, asked.previous)
+            try:
+                links = await self._transcripts.walk(tenant, asked.previous)
+            except ResponseNotFound as error:
+                await self._check_whether_it_runs(tenant, asked.previous)
+                raise error
             for link in links:
                 past += (link.input_items, link.output_items)
             if (conversation := links[-1].conversation) is not None:
@@ -97,14 +102,21 @@ class Contexts:
         return await self.made_whole(tenant, asked, known), context
 
     @asynccontextmanager
-    async def writing(self, tenant: str, asked: Asked, turn: str) -> AsyncIterator[None]:
+    async def writing(
+        self, tenant: str, asked: Asked, turn: str, when_busy: WhenBusy | None
+    ) -> AsyncIterator[None]:
         """While a turn reads a conversation, runs and appends to it, no other does: it waits its
-        time and is then told 409, at any router."""
+        time, or not at all as it declares, and is then told 409, at any router."""
         if asked.conversation is None:
             yield
             return
+        if when_busy == "fork":
+            raise InvalidRequest(
+                "a conversation has one line: its turns queue or are refused, but fork only by "
+                "previous_response_id", param="x-sessile-when-busy",
+            )  # fmt: skip
         key = SessionKey(tenant, "", asked.conversation)
-        await self._acquire(key, turn)
+        await self._acquire(key, turn, 0.0 if when_busy == "refuse" else self._settings.lock_wait_s)
         try:
             yield
         finally:
@@ -126,6 +138,25 @@ class Contexts:
             log.warning("conversation was not extended turn=%s why=%r",
                         response["id"], error.message)  # fmt: skip
 
+    async def _check_whether_it_runs(self, tenant: str, response: str) -> None:
+        """One that is not stored may be known all the same, by its events. Raises `SessionBusy` for
+        one that is still being made, and `InvalidRequest` for one that came to nothing."""
+        try:
+            standing = await self._store.events.look(tenant, response)
+        except StoreUnavailable:
+            return
+        if standing is None:
+            return
+        if standing.state != "ended":
+            raise SessionBusy(
+                f"response {response!r} is still being made: follow it once it has ended",
+                param="previous_response_id", retry_after_s=1.0,
+            )  # fmt: skip
+        raise InvalidRequest(
+            f"response {response!r} did not end well and cannot be continued; continue from its "
+            "parent", param="previous_response_id",
+        )  # fmt: skip
+
     async def _items(self, tenant: str, conversation: str) -> list[Item]:
         items = await read_whole(self._store.conversations, tenant, conversation)
         if items is None:
@@ -134,7 +165,7 @@ class Contexts:
             )
         return items
 
-    async def _acquire(self, key: SessionKey, turn: str) -> None:
+    async def _acquire(self, key: SessionKey, turn: str, wait_s: float) -> None:
         began = time.monotonic()
         pause_s = 0.01
         while True:
@@ -143,7 +174,7 @@ class Contexts:
                     return
             except StoreUnavailable:
                 return  # what is asked next says so
-            if time.monotonic() - began > self._settings.lock_wait_s:
+            if not wait_s or time.monotonic() - began > wait_s:
                 raise SessionBusy(
                     f"another response of conversation {key.session!r} is being made",
                     retry_after_s=1.0,
@@ -232,7 +263,9 @@ def _hints(headers: Headers, body: Mapping[str, Any], asked: Asked) -> Hints:
     """What the request says of its turn, and what its cache options make of that."""
     hints = read_hints(headers, {**body, "max_tokens": body.get("max_output_tokens")})
     generate, hold_s = asked.cache.generate, asked.cache.hold_s
-    if generate and hold_s is None:
+    if not generate:
+        hints = hints.out_of_the_way()
+    elif hold_s is None:
         return hints
     return msgspec.structs.replace(
         hints,

@@ -167,6 +167,13 @@ def read_text(body: Mapping[str, Any]) -> dict[str, Any]:
     return {"format": {name: form[name] for name in names if form.get(name) is not None}}
 
 
+def check_query(include: list[str], include_obfuscation: bool) -> None:
+    """What a stored response is to be told with: it holds what it was made with."""
+    read_includes({"include": include})
+    if include_obfuscation:
+        raise NotSupported("include_obfuscation is not supported", param="include_obfuscation")
+
+
 def read_includes(body: Mapping[str, Any]) -> list[str]:
     """What the response is to hold besides."""
     given = body.get("include")

@@ -13,6 +13,7 @@ from sessile.api.event_stream import SSE_HEADERS, Replay, seen, sse
 from sessile.api.hang_up import HangUp
 from sessile.api.request import decode_object, idempotency_key, read_body
 from sessile.api.responses import Responses
+from sessile.api.responses_fields import check_query
 from sessile.api.responses_job import Answer
 from sessile.api.responses_kept import KeptResponses
 from sessile.api.responses_listing import listed_items, page_of_all, read_page
@@ -52,10 +53,13 @@ def responses_routes(responses: Responses, auth: Authenticator, settings: Settin
 
     @routes.get("/v1/responses/{response_id}")
     async def retrieve(
-        request: Request, response_id: str, stream: bool = False, starting_after: str | None = None
-    ) -> Response:
+        request: Request, response_id: str, stream: bool = False, starting_after: str | None = None,
+        include_obfuscation: bool = False,
+    ) -> Response:  # fmt: skip
         """A response that is stored or runs: its object, or its events behind a number."""
         tenant = auth.tenant_of(request)
+        named = request.query_params
+        check_query(named.getlist("include") + named.getlist("include[]"), include_obfuscation)
         after = seen(request.scope["headers"], starting_after)
         if not stream:
             return _json(await kept.find(tenant, response_id), response_id)

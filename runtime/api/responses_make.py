@@ -49,7 +49,8 @@ class Maker:
             job.compared = await find_compared(
                 self._store, self._transcripts, job.tenant, comparison
             )
-        async with self._contexts.writing(job.tenant, job.asked, job.id):
+        when_busy = job.request.hints.when_busy
+        async with self._contexts.writing(job.tenant, job.asked, job.id, when_busy):
             if job.asked.conversation is not None:  # which is ours only now
                 await self._find_again(job)
             steps = Steps(self._flow, self._pool, servers, job.asked, job.context, job.request)

@@ -73,6 +73,7 @@ class Steps:
         """Do what comes before the engine's first call."""
         if servers := self._asked.toolset.servers:
             await self._list([server["server_label"] for server in servers])
+        if servers or any(map(_approves, self._asked.items)):
             await self._run_approved()
         if self._asked.compact_tokens is not None:
             await self._compact(self._asked.compact_tokens)
@@ -150,7 +151,7 @@ class Steps:
                     if item.get("type") == "mcp_approval_request"}  # fmt: skip
         calls: list[Item] = []
         for index, item in enumerate(self._asked.items):
-            if item.get("type") != "mcp_approval_response" or item.get("approve") is not True:
+            if not _approves(item):
                 continue
             asked = requests.get(item["approval_request_id"])
             if asked is None or asked["server_label"] not in self._listed:
@@ -198,6 +199,10 @@ class Steps:
         self.made.append(item)
 
 
+def _approves(item: Mapping[str, Any]) -> bool:
+    return item.get("type") == "mcp_approval_response" and item.get("approve") is True
+
+
 async def compact(
     flow: Flow, request: TurnRequest, items: Sequence[Item], id: str
 ) -> tuple[Item, dict[str, Any] | None]:
@@ -223,5 +228,5 @@ def beside(request: TurnRequest, *, stream: bool = True) -> TurnRequest:
     id of its own."""
     return msgspec.structs.replace(
         request, turn=None, idempotency_key=None, stateful=False, stream=stream,
-        relay_usage=stream,
+        relay_usage=stream, hints=request.hints.out_of_the_way(),
     )  # fmt: skip

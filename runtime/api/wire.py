@@ -82,9 +82,13 @@ def anthropic_error(error: SessileError, request_id: str) -> dict[str, Any]:
 
 
 def retry_headers(error: SessileError) -> list[tuple[bytes, bytes]]:
-    """`Retry-After` where the error knows when to come back."""
+    """`Retry-After` where the error knows when to come back; where coming back is of no use, and
+    clients take the status for one where it is, the header that official SDKs heed instead."""
     if error.retry_after_s is None:
-        return []
+        row = WIRE.get(type(error))  # none for a fault of ours, which may be gone the next time
+        if row is None or error.retryable or (row.status != 409 and row.status < 500):
+            return []
+        return [(b"x-should-retry", b"false")]
     return [(b"retry-after", str(max(1, round(error.retry_after_s))).encode())]
 
 

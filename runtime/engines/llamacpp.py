@@ -11,6 +11,7 @@ from sessile.engines.base import document as document_of
 from sessile.engines.samples import Samples
 from sessile.errors import ReplicaRefused
 from sessile.router.engine import Call, FollowUp, FollowUps, Identity, Load, Reply, Steps, Usage
+from sessile.router.needs import AUDIO, CALLS, IMAGES
 
 _PROCESSING = "llamacpp:requests_processing"
 _DEFERRED = "llamacpp:requests_deferred"
@@ -44,6 +45,7 @@ class LlamaCpp(OpenAIShaped):
             version=build if isinstance(build, str) and not build.startswith("b0-") else None,
             incarnation=_incarnation(props),
             speculates=_speculates(replies[2]),
+            lacks=_lacks(props),
         )
 
     def health_call(self) -> Call:
@@ -94,6 +96,22 @@ class LlamaCpp(OpenAIShaped):
     def count_call(self, document: Mapping[str, Any]) -> Call | None:
         """Renders and counts exactly as a completion would, images too."""
         return Call("POST", "/v1/chat/completions/input_tokens", msgspec.json.encode(document))
+
+
+def _lacks(props: Mapping[str, Any]) -> frozenset[str]:
+    """What it says that the model has not: it answers media with a 500, and leaves tools that the
+    template does not know out of the prompt, whatever `tool_choice` says. A build that says nothing
+    of one is taken to have it."""
+    media, caps = props.get("modalities"), props.get("chat_template_caps")
+    told = (
+        (IMAGES, media, "vision"),
+        (AUDIO, media, "audio"),
+        (CALLS, caps, "supports_tools"),
+    )
+    return frozenset(
+        need for need, says, name in told
+        if isinstance(says, Mapping) and says.get(name) is False
+    )  # fmt: skip
 
 
 def _speculates(slots: Reply) -> bool | None:

@@ -128,6 +128,24 @@ async def test_a_response_in_the_background_is_cancelled(start, store, http, at)
     assert numbers(events) == list(range(len(events)))
 
 
+async def test_what_follows_a_response_that_runs_or_was_cut_off_is_told_why(start, store, http):
+    """It is there, at any router: not yet to be followed, or not any more."""
+    one, two = await pair(start, store)
+    one.engine.plays("Hel", asyncio.Event())
+    made = (await begun(http, one))["id"]
+    await one.until(lambda: one.engine.running == 1)
+    following = {"model": "m", "input": "And?", "previous_response_id": made}
+    for router in (one, two):
+        busy = await http.post(f"{router.url}/v1/responses", json=following)
+        assert busy.status_code == 409 and "still being made" in busy.json()["error"]["message"]
+        assert busy.headers["retry-after"] == "1"
+    await http.post(f"{two.url}/v1/responses/{made}/cancel")
+    for router in (one, two):
+        refused = await http.post(f"{router.url}/v1/responses", json=following)
+        assert refused.status_code == 400
+        assert "continue from its parent" in refused.json()["error"]["message"]
+
+
 async def say(http: Any, router: Any, response: str, **body: Any) -> dict[str, Any]:
     """What a steer over HTTP is answered."""
     url = f"{router.url}/sessile/v1/turns/{response}/steer"

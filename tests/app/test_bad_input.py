@@ -8,7 +8,10 @@ from typing import Any
 
 import httpx2
 import pytest
+from starlette.types import Receive, Scope, Send
 from websockets.asyncio.client import connect
+
+from sessile.lab.fake_replica import FakeReplica
 
 KEYS = {"api_keys": "a=one,b=two"}
 TOOL = {"type": "function", "name": "add", "parameters": {"type": "object"}, "strict": False}
@@ -132,3 +135,39 @@ async def test_a_conversation_that_goes_while_a_turn_runs(router, http, way):
     assert await asking.get(f"/v1/responses/{made['id']}") == 200
     refused = await asking.ask(conversation=conversation)
     assert (refused["status"], refused["param"]) == (404, "conversation")
+
+
+class TextOnly(FakeReplica):
+    """As llama.cpp with a model that takes no images, and whose template knows no tools."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pages = {
+            "/props": {
+                "modalities": {"vision": False, "audio": False},
+                "chat_template_caps": {"supports_tools": False},
+            },
+            "/slots": [],
+        }
+        if (page := pages.get(scope.get("path", ""))) is None:
+            await super().__call__(scope, receive, send)
+            return
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": json.dumps(page).encode()})
+
+
+async def test_what_the_model_lacks_is_refused_by_name(http, start, way: str) -> None:
+    """An image, and a call that must be made: the engine would fail at the one and leave the other
+    aside. Tools that it may leave alone are no reason."""
+    replica = TextOnly(model="m")
+    asking = Asking(http, await start([replica], kind="llamacpp"), way)
+    image = {"type": "input_image", "image_url": "data:image/png;base64,AA==", "detail": "auto"}
+    refused = await asking.ask([{"role": "user", "content": [image]}])
+    assert (refused["status"], refused["code"]) == (501, "not_supported")
+    assert refused["message"] == "the model 'm' takes no images"
+    forced = await asking.ask(tools=[TOOL], tool_choice="required")
+    assert forced["status"] == 501 and "place for tools" in forced["message"]
+    named = await asking.ask(tools=[TOOL], tool_choice={"type": "function", "name": "add"})
+    assert named["status"] == 501 and "place for tools" in named["message"]
+    assert not replica.seen
+    assert (await asking.ask(tools=[TOOL]))["status"] == "completed"

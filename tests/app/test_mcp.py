@@ -189,6 +189,18 @@ async def test_a_call_waits_for_its_approval(router, client, calculator):
     assert calculator.asked == [(4, 5)]
 
 
+async def test_an_approval_without_its_server_is_refused(router, client, calculator):
+    """What the user approved would not be run, and nobody would say so."""
+    asks = tool(calculator, require_approval="always")
+    router.engine.calls(ADD, '{"a":4,"b":5}')
+    first = await client.responses.create(model="m", input="4+5?", tools=[asks])
+    yes = {"type": "mcp_approval_response", "approval_request_id": first.output[-1].id,
+           "approve": True}  # fmt: skip
+    with pytest.raises(openai.BadRequestError, match="MCP server that is none of the tools"):
+        await client.responses.create(model="m", input=[yes], previous_response_id=first.id)
+    assert len(router.engine.asked) == 1 and calculator.asked == []
+
+
 async def test_a_call_that_is_denied_is_not_run(router, client, calculator):
     """The model is told so, with the reason."""
     asks = tool(calculator, require_approval={"always": {"tool_names": ["add"]}})

@@ -231,3 +231,19 @@ async def test_other_tenants_see_nothing(start, method, path):
         answer = await http.request(method, path, json=follow, headers=other)
         assert answer.status_code == 404
         assert (await http.request(method, path, json=follow, headers=mine)).status_code == 200
+
+
+async def test_what_a_stored_response_cannot_be_told_with_is_refused(router, client):
+    """By name, as where it is made; what it holds anyway may be asked for."""
+    made = (await client.responses.create(model="m", input="Hi")).id
+    known = await client.responses.retrieve(made, include=["message.output_text.logprobs"])
+    assert known.id == made
+    for refused, name in (
+        ({"include": ["web_search_call.results"]}, "web_search_call.results"),
+        ({"include_obfuscation": True}, "include_obfuscation"),
+    ):
+        with pytest.raises(openai.InternalServerError, match=name) as caught:
+            await client.responses.retrieve(made, **refused)
+        assert caught.value.status_code == 501
+    with pytest.raises(openai.BadRequestError, match="nonsense"):
+        await client.responses.retrieve(made, include=["nonsense"])

@@ -10,6 +10,7 @@ from sessile.engines.kinds import engine
 from sessile.errors import InvalidRequest, NotSupported, PromptTooLong
 from sessile.relay import UsageRelay, events, read_reply
 from sessile.router.engine import Reply, Usage
+from sessile.router.needs import AUDIO, CALLS, IMAGES
 
 RECORDED = Path(__file__).with_name("recorded") / "llama-server"
 ADAPTER = engine("llamacpp")
@@ -56,6 +57,16 @@ def test_a_restart_is_seen() -> None:
     assert first.context_tokens == 8192
     assert first.incarnation is not None and first.incarnation != restarted.incarnation
     ADAPTER.read_health(*replies("health"))
+
+
+def test_what_its_model_lacks_is_told() -> None:
+    """By `/props`; a build that does not say is taken to have all of it."""
+    told = replies("identity")
+    assert ADAPTER.read_identity(told).lacks == {IMAGES, AUDIO, CALLS}
+    props = json.loads(told[1].body)
+    del props["modalities"], props["chat_template_caps"]["supports_tools"]
+    silent = Reply(200, json.dumps(props).encode())
+    assert ADAPTER.read_identity((told[0], silent, *told[2:])).lacks == frozenset()
 
 
 def test_its_load_follows_what_runs() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from sessile import errors
-from sessile.api.wire import WIRE, engine_error, openai_error
+from sessile.api.wire import WIRE, engine_error, openai_error, retry_headers
 
 
 def test_every_leaf_is_in_the_table_and_in_the_docstring():
@@ -31,6 +31,17 @@ def test_the_openai_shape_has_exactly_its_four_fields():
         "param": "model",
         "code": "model_not_found",
     }
+
+
+def test_official_sdks_do_not_retry_what_is_of_no_use():
+    """They take 409 and 5xx for a reason to, unless they are told that it is none."""
+    stop = [(b"x-should-retry", b"false")]
+    assert retry_headers(errors.NotSupported("no grammars")) == stop
+    assert retry_headers(errors.TurnCancelled("cancelled")) == stop
+    assert retry_headers(errors.InvalidRequest("bad")) == []  # they do not retry a 400 anyway
+    assert retry_headers(errors.ReplicaUnreachable("gone")) == []
+    assert retry_headers(errors.SessionBusy("busy", retry_after_s=1.0)) == [(b"retry-after", b"1")]
+    assert retry_headers(errors.SessileError("the router failed")) == []
 
 
 @pytest.mark.parametrize(

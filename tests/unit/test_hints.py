@@ -93,3 +93,20 @@ def test_whatever_a_body_holds_is_no_error(body):
     assert 0 <= hints.priority <= 9
     assert hints.deadline_s is None or hints.deadline_s > 0
     assert hints.output_tokens is None or hints.output_tokens >= 0
+
+
+def test_what_is_to_become_of_a_turn_at_a_busy_session_is_declared():
+    """One of three words; without it the protocol decides."""
+    for value in ("queue", "fork", "refuse"):
+        assert read_hints([(b"x-sessile-when-busy", value.encode())], {}).when_busy == value
+    assert read_hints([(b"x-priority", b"1")], {}).when_busy is None
+    with pytest.raises(InvalidRequest, match="must be queue, fork or refuse") as caught:
+        read_hints([(b"x-sessile-when-busy", b"wait")], {})
+    assert caught.value.param == "x-sessile-when-busy"
+
+
+def test_a_turn_out_of_the_way_keeps_its_other_hints():
+    """Only what it would have waited for is gone."""
+    hints = Hints(priority=3, when_busy="queue")
+    assert hints.out_of_the_way() == Hints(priority=3)
+    assert Hints(priority=3).out_of_the_way() == Hints(priority=3)

@@ -113,3 +113,11 @@ def test_ids_are_new_for_responses_and_fixed_for_items():
     """Each response has its own id; its items have the same ids whenever it is told."""
     assert new_response_id() != new_response_id()
     assert item_id("msg", "resp_ab", 1) == item_id("msg", "resp_ab", 1) == "msg_ab01"
+
+
+def test_a_response_whose_ancestor_is_not_stored_says_so(turns):
+    """The client knows the response it named, and not that one: both are told."""
+    turns.add("a", None)
+    turns.add("c", "b")
+    with pytest.raises(ResponseNotFound, match="'c' goes back to 'b', which is not stored"):
+        walk(Transcripts(turns), "c")

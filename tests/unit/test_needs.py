@@ -1,0 +1,37 @@
+"""What a turn cannot do without, told from its chat request."""
+
+from typing import Any
+
+import pytest
+
+from sessile.router.needs import AUDIO, CALLS, IMAGES, needs
+
+CALL = {"type": "function", "function": {"name": "look"}}
+
+
+def said(*parts: Any) -> dict[str, Any]:
+    """A request of one message."""
+    return {"messages": [{"role": "user", "content": list(parts)}]}
+
+
+@pytest.mark.parametrize(
+    ("document", "found"),
+    [
+        ({"messages": [{"role": "user", "content": "hi"}]}, set()),
+        (said({"type": "text", "text": "hi"}), set()),
+        (said({"type": "text", "text": "hi"}, {"type": "image_url", "image_url": {}}), {IMAGES}),
+        (said({"type": "input_audio", "input_audio": {}}), {AUDIO}),
+        ({"tools": [CALL], "tool_choice": "auto"}, set()),
+        ({"tools": [CALL], "tool_choice": "none"}, set()),
+        ({"tools": [CALL], "tool_choice": "required"}, {CALLS}),
+        ({"tools": [CALL], "tool_choice": CALL}, {CALLS}),
+        ({"prompt": "hi"}, set()),
+        ({"messages": [None, {"content": [None, {"type": []}]}], "tool_choice": 1}, set()),
+    ],
+)
+def test_a_turn_needs_what_it_brings_and_what_it_demands(
+    document: dict[str, Any], found: set[str]
+) -> None:
+    """Media in any message, and a call that must be made; tools that may be left alone are none,
+    and what is malformed is the engine's to refuse."""
+    assert needs(document) == found
