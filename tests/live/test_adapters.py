@@ -40,6 +40,7 @@ def declare(site: Any) -> Iterator[Any]:
 def _ask(site: Any, model: str, messages: list[dict[str, Any]], session: str) -> Any:
     """One turn: its answer and its receipt."""
     body = {"model": model, "messages": messages, "max_tokens": 8, "temperature": 0}
+    body |= {"logprobs": True}
     answer = site.http.post(_CHAT, json=body, headers={"X-Session-ID": session})
     assert answer.status_code == 200, answer.text
     return answer.json(), site.receipt(answer.headers["x-sessile-turn"])
@@ -49,7 +50,8 @@ def test_each_adapter_answers_in_its_own_way_and_keeps_its_own_cache(
     site: Any, declare: Any
 ) -> None:
     """The same prompt, of one session id, to the base and two adapters: three answers, none of them
-    helped by another's cache, and each found again by its next turn."""
+    helped by another's cache, and each found again by its next turn. Two may say the same words,
+    but not with the same probabilities."""
     rules = f"You are {uuid.uuid4().hex}. " + " ".join(f"Rule {n}: say {n * 7}." for n in range(60))
     session = uuid.uuid4().hex
     said = set()
@@ -58,7 +60,7 @@ def test_each_adapter_answers_in_its_own_way_and_keeps_its_own_cache(
         answer, first = _ask(site, model, messages, session)
         assert (first["cached_tokens"], first["predicted_cached_tokens"]) == (0, 0)
         message = answer["choices"][0]["message"]
-        said.add(message["content"])
+        said.add(tuple(word["logprob"] for word in answer["choices"][0]["logprobs"]["content"]))
         messages += [{"role": "assistant", "content": message["content"]},
                      {"role": "user", "content": "Go on."}]  # fmt: skip
         _, second = _ask(site, model, messages, session)
