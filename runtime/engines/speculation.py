@@ -1,14 +1,16 @@
 """`[pool.speculation]` as each engine's own flags, and the refusal of what it cannot do.
 
-Pure. A draft model must have the vocabulary of its model: what the files of both tell is compared
-here, before an engine has loaded for minutes.
+Pure, but for the heads of GGUF files. A draft model must have the vocabulary of its model: what
+the files of both tell is compared here, before an engine has loaded for minutes.
 """
 
 import json
 from collections import Counter
 from collections.abc import Hashable, Sequence
+from pathlib import Path
 
 from sessile.engines.flags import Flag, Flags
+from sessile.engines.gguf import read_vocabulary, serves_as_draft
 from sessile.engines.model_facts import ModelFacts
 from sessile.errors import SettingsError
 from sessile.pool_settings import SpeculationSettings
@@ -74,11 +76,26 @@ def check_draft(model: ModelFacts, draft: ModelFacts) -> None:
         return
     same = model.tokenizer == draft.tokenizer or None in (model.tokenizer, draft.tokenizer)
     if model.vocabulary != draft.vocabulary or not same:
-        raise SettingsError(
-            f"speculation.draft_model: {draft.source} has another vocabulary "
-            f"({draft.vocabulary} tokens) than {model.source} ({model.vocabulary}): "
-            "take a draft of the same family, or method = \"ngram\", which needs none"
-        )  # fmt: skip
+        raise _other_vocabulary(model.source, model.vocabulary, draft.source, draft.vocabulary)
+
+
+def check_draft_file(model: Path, draft: Path) -> None:
+    """Raise `SettingsError` where llama.cpp would not take the one GGUF file as the draft of the
+    other: it tells that in its log only, and serves without the draft."""
+    ours = read_vocabulary(model, "model")
+    theirs = read_vocabulary(draft, "speculation.draft_model")
+    if ours is not None and theirs is not None and not serves_as_draft(ours, theirs):
+        raise _other_vocabulary(model, len(ours.tokens), draft, len(theirs.tokens))
+
+
+def _other_vocabulary(
+    model: object, model_tokens: int, draft: object, draft_tokens: int
+) -> SettingsError:
+    return SettingsError(
+        f"speculation.draft_model: {draft} has another vocabulary ({draft_tokens} tokens) than "
+        f'{model} ({model_tokens}): take a draft of the same family, or method = "ngram", which '
+        "needs none"
+    )
 
 
 def sglang(
