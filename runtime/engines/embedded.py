@@ -60,7 +60,10 @@ def serve(arguments: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     threading.Thread(target=_until_input_ends, args=(stopping,), daemon=True).start()
-    server = xllamacpp.Server(params)
+    try:
+        server = xllamacpp.Server(params)
+    except RuntimeError:
+        sys.exit(1)  # llama.cpp has said why; what is raised does not
     print(f"serving {arguments.alias} on {server.listening_address}", flush=True)
     stopping.wait()
     # NOTE: llama.cpp's own shutdown waits for running turns; nobody is left to read them.

@@ -25,7 +25,8 @@ _STAGES = (
 )  # fmt: skip
 _SHARE = re.compile(r"(\d+)%")
 _TELLING = re.compile(
-    r"(\w*Error\b|\w*Exception\b|error:|out of memory|already in use|No such file|not supported)"
+    r"(\w*Error\b|\w*Exception\b|error:|out of memory|already in use|No such file|not supported|"
+    r"error loading|failed to load draft)"
 )
 _EMPTY_TALK = re.compile(
     r"Traceback|sigquit|Received signal|engine core initialization failed|See root cause|"
@@ -33,7 +34,8 @@ _EMPTY_TALK = re.compile(
     re.I,
 )
 _STAMP = re.compile(
-    r"^(\(\w+[^)]*\) )?(\[[^\]]*\] |(ERROR|WARNING|INFO) [\d-]+ [\d:.]+ (\[[^\]]*\] )?)?"
+    r"^(\(\w+[^)]*\) )?(\[[^\]]*\] |(ERROR|WARNING|INFO) [\d-]+ [\d:.]+ (\[[^\]]*\] )?|"
+    r"[\d.]+ E +(\w+ +)?(?=\w+: ))?"
 )
 _MINOR = re.compile(r"^(\(\w+[^)]*\) )?(\[[^\]]*\] )?(WARNING|INFO|DEBUG)\b")
 _REMEDIES = (

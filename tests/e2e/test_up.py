@@ -181,7 +181,8 @@ def test_a_model_that_does_not_load_is_said_with_the_engine_s_last_words(tmp_pat
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert ended.returncode == 2
-    assert "cannot start" in ended.stderr and "Traceback" not in ended.stderr
+    assert "cannot start" in ended.stderr and "error loading model" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def alive(pids: dict[int, str]) -> list[str]:

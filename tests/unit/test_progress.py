@@ -50,6 +50,24 @@ def test_the_last_words_are_the_errors_not_the_noise_after_them():
     assert "fewer replicas" in (remedy(words) or "")
 
 
+def test_llama_cpp_tells_which_file_it_could_not_load():
+    """Whatever it says after that, and though it tries twice."""
+    words = last_words(
+        [
+            "0.00.444.814 E llama_model_load: error loading model: tensor 'x' is not in the file",
+            "0.00.444.825 E llama_model_load_from_file_impl: failed to load model",
+            "0.01.139.907 E llama_model_load: error loading model: tensor 'x' is not in the file",
+            "0.01.139.916 E llama_model_load_from_file_impl: failed to load model",
+            "0.01.139.922 E srv    load_model: failed to load draft model, '/d.gguf'",
+            "0.01.147.856 E srv          init: exiting due to model loading error",
+        ]
+    )
+    assert words == (
+        "llama_model_load: error loading model: tensor 'x' is not in the file | "
+        "load_model: failed to load draft model, '/d.gguf'"
+    )
+
+
 def test_without_an_error_the_last_lines_are_its_last_words():
     """An engine that was killed says nothing of it."""
     assert last_words(["one", "", "two", "three", "four"]) == "two | three | four"
