@@ -383,7 +383,8 @@ class Pool:
                 self.on_change()
 
     def set_incarnation(self, name: str, incarnation: str) -> None:
-        """A launcher started the server anew; it is `starting` until a probe finds it up."""
+        """A launcher started the server anew; it is `starting` until a probe finds it up. Why the
+        last one ended stays to be seen meanwhile."""
         server = self._servers.get(name)
         if server is None:
             return
@@ -391,7 +392,7 @@ class Pool:
         for replica in server.replicas:
             replica.spec = msgspec.structs.replace(replica.spec, incarnation=incarnation)
             replica.incarnation = incarnation
-            replica.state, replica.why = "starting", None
+            replica.state, replica.why = "starting", replica.why or "it is being started"
             replica.outlook.reset(incarnation)
             replica.ghosts.reset()
             replica.doubts.reset()

@@ -72,11 +72,18 @@ class Probe:
         except ReplicaError as error:
             self._missed += 1
             self._looks = 0
-            if self._missed > 1 or isinstance(error, ReplicaUnreachable):
-                self._pool.mark_down(name, error.message)
-            for replica in server.replicas:
-                replica.why = error.message
+            unreachable = isinstance(error, ReplicaUnreachable)
+            if not (unreachable and self._is_awaited()):
+                if self._missed > 1 or unreachable:
+                    self._pool.mark_down(name, error.message)
+                for replica in server.replicas:
+                    replica.why = error.message
             server.refuses = isinstance(error, ReplicaRefused)
+
+    def _is_awaited(self) -> bool:
+        """Whether its launcher has told more than that it does not serve yet."""
+        server = self._server
+        return server.launched and server.state in ("starting", "down")
 
     async def _detect(self) -> None:
         """Find out which engine answers, where nobody has said. Asked anew each time it comes up:

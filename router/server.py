@@ -20,6 +20,11 @@ class Server:
         return next((state for state in states if state != "draining"), "draining")
 
     @property
+    def launched(self) -> bool:
+        """Whether it was started here: who started it tells of each start and each end."""
+        return self.spec.incarnation is not None
+
+    @property
     def in_flight(self) -> int:
         """Turns of this router at all of its replicas."""
         return sum(replica.in_flight for replica in self.replicas)

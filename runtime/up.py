@@ -50,9 +50,9 @@ async def up(
         )
         app = create_app(settings, store=make_store(settings), specs=supervisor.specs)
         await stack.enter_async_context(supervisor)
-        stack.callback(tell, f"stopping {_counted(len(launches))}")  # it may take a while
+        stack.callback(tell, f"stopping {counted(len(launches))}")  # it may take a while
         for (model, engine), count in Counter((e.model, e.engine) for e in launches).items():
-            tell(f"starting {_counted(count)} of {model} ({engine})")
+            tell(f"starting {counted(count)} of {model} ({engine})")
 
         async def ready(url: str) -> None:
             await _until_ready(app, supervisor, tell)
@@ -61,7 +61,8 @@ async def up(
         await serve(app, settings, listener=listener, on_ready=ready)
 
 
-def _counted(replicas: int) -> str:
+def counted(replicas: int) -> str:
+    """So many replicas, in words."""
     return "1 replica" if replicas == 1 else f"{replicas} replicas"
 
 

@@ -223,7 +223,7 @@ def _up(tree: Any) -> None:
 
     async def ready(app: App, url: str) -> None:
         models = ", ".join(app.pool.models())
-        served = f"[bold]{models}[/bold] on [bold]{url}/v1[/bold], {len(app.pool)} replicas"
+        served = f"[bold]{models}[/bold] on [bold]{url}/v1[/bold], {local.counted(len(app.pool))}"
         console.print(f"{served}, ready in {_running_s():.1f} s")
         console.print(f"  from openai import OpenAI; OpenAI(base_url='{url}/v1', api_key='-')")
         console.print("  watch it with: sessile status; stop it with Ctrl-C", highlight=False)
@@ -253,6 +253,7 @@ def _serve(tree: Any) -> None:
     from sessile.app import create_app
     from sessile.logs import set_up_logs
     from sessile.server import bind, serve
+    from sessile.up import counted
 
     set_up_logs(tree.log.format, tree.log.level)
     app = create_app(tree)
@@ -260,7 +261,7 @@ def _serve(tree: Any) -> None:
 
     async def ready(url: str) -> None:
         console = Console(stderr=True)
-        console.print(f"serving on {url}/v1, {len(app.pool)} replicas")
+        console.print(f"serving on {url}/v1, {counted(len(app.pool))}")
         for each in app.discovery.followed:
             console.print(f"  finding replicas by {each.name}", highlight=False)
 

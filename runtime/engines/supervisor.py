@@ -93,7 +93,7 @@ class Supervised:
                 if words := last_words(self.last_lines):
                     why += f": {words}"
                 self.ended = why
-                self._listener.stopped(self.name, why)
+                self._listener.stopped(self.name, f"it is started again, since {why}")
                 pause_s = _FIRST_PAUSE_S if lived_s > _STEADY_S else pause_s
                 log.warning(
                     "process ended replica=%s restart_s=%.1f why=%r", self.name, pause_s, why

@@ -24,6 +24,7 @@ class Up:
     def __init__(self, process: subprocess.Popen[str], url: str) -> None:
         self.process = process
         self.url = url
+        self.said: list[str] = []
 
     def replicas(self) -> dict[str, dict[str, Any]]:
         """The replicas by id, as the router tells."""
@@ -55,12 +56,11 @@ def running(*flags: str) -> Iterator[Up]:
     up = Up(process, f"http://127.0.0.1:{port}")
     assert process.stderr is not None
     try:
-        said = []
         for line in process.stderr:
-            said.append(line)
+            up.said.append(line)
             if "Ctrl-C" in line:
                 break
-        assert process.poll() is None, "".join(said)
+        assert process.poll() is None, "".join(up.said)
         yield up
     finally:
         process.kill()
@@ -87,8 +87,15 @@ def test_it_serves_heals_and_leaves_nothing_after_ctrl_c():
         port = up.replicas()[home]["url"].rpartition(":")[2]
         child = next(pid for pid, command in up.children().items() if f"\0{port}\0" in command)
         os.kill(child, signal.SIGKILL)
-        until(lambda: up.replicas()[home]["incarnation"] != before)
-        until(lambda: up.replicas()[home]["state"] == "ready")
+        told = set()
+
+        def anew() -> bool:
+            replica = up.replicas()[home]
+            told.add(replica["why"])
+            return replica["incarnation"] != before and replica["state"] == "ready"
+
+        until(anew)
+        assert any(why and why.startswith("it is started again, since its pro") for why in told)
         reply = httpx2.post(
             f"{up.url}/v1/chat/completions", json=body, headers={"x-session-id": "s"}, timeout=60
         )
@@ -105,6 +112,7 @@ def test_it_serves_heals_and_leaves_nothing_after_ctrl_c():
 def test_sigkill_leaves_nothing():
     """Whatever ends the parent ends the replicas and the store."""
     with running("--replicas", "1") as up:
+        assert "1 replica, ready in" in " ".join("".join(up.said).split())
         children = up.children()
         up.process.kill()
         up.process.wait()

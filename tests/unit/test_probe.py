@@ -129,6 +129,32 @@ async def test_a_replica_that_refuses_connections_is_down_and_comes_back(watched
     assert watched.replica.incarnation != before
 
 
+async def test_what_its_launcher_said_of_a_replica_stays_until_it_serves(
+    watched: Watched,
+) -> None:
+    """While it is started, and while it is started again; an answer that makes no sense is told,
+    as it is of a replica that nobody here has started."""
+    watched.upstream.pages[READY] = ReplicaUnreachable("http://r is not reachable")
+    await watched.look()
+    assert watched.replica.why == "http://r is not reachable"
+    watched.pool.set_incarnation("r", "1")
+    watched.replica.why = None
+    watched.pool.set_incarnation("r", "1")
+    await watched.look()
+    assert (watched.replica.state, watched.replica.why) == ("starting", "it is being started")
+    watched.pool.mark_down("r", "it is started again, since its process ended")
+    watched.pool.set_incarnation("r", "2")
+    await watched.look(2)
+    assert watched.replica.why == "it is started again, since its process ended"
+    models = watched.upstream.pages[MODELS]
+    watched.upstream.pages |= {READY: Reply(200, b""), MODELS: Reply(200, b"?")}
+    await watched.look()
+    assert watched.replica.state == "starting" and "models" in (watched.replica.why or "")
+    watched.upstream.pages[MODELS] = models
+    await watched.look()
+    assert (watched.replica.state, watched.replica.why) == ("ready", None)
+
+
 async def test_a_restart_between_two_looks_is_found(watched: Watched) -> None:
     """The identity is asked for now and then, and tells a replica that was never seen down."""
     await watched.look()
