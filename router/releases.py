@@ -69,6 +69,12 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
         return self.variants if now >= self.since else self.was
 
     @property
+    def spare(self) -> str | None:
+        """The variant that may take new sessions though it is to get none, while nothing else can:
+        the source, until the swap has ended."""
+        return self.source if self.state == "under_way" else None
+
+    @property
     def settled(self) -> Variant:
         """What the name meant before the swap, and the target once that is finished."""
         source, target, *_ = self.variants
@@ -78,11 +84,14 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
 # -- which variant
 
 
-def choose(variants: Sequence[Variant], key: str, able: Collection[str]) -> Variant:
+def choose(
+    variants: Sequence[Variant], key: str, able: Collection[str], spare: str | None = None
+) -> Variant:
     """The variant of a new session, the same at every router, by weighted rendezvous hashing: more
     weight for one only ever moves keys to it. One that has no ready replica is passed over while
-    another has."""
+    another has, or the `spare` one."""
     open_to = [v for v in variants if v.weight > 0 and v.name in able]
+    open_to = open_to or [v for v in variants if v.name == spare and v.name in able]
     open_to = open_to or [v for v in variants if v.weight > 0]
     return max(open_to, key=lambda variant: (_score(variant, key), variant.name))
 

@@ -58,6 +58,7 @@ class Variants:
         if is_over(variants, now):
             return Assignment(choose(variants, key.text, able).name, new=not known)
         stays = keeping(variants, now, able)
+        spare = release.spare if release.spare in stays else None
         before = self._known.get(key) if known else None
         held = before.variant if before is not None and before.variant in stays else None
         calm = release.is_calm(now)
@@ -67,7 +68,7 @@ class Variants:
         if proposal is None and parent is not None and parent != key.session:
             proposal = (await self.of(SessionKey(key.tenant, key.model, parent))).variant
         if proposal is None:
-            proposal = choose(variants, key.text, able).name
+            proposal = choose(variants, key.text, able, spare).name
         if not known:
             return Assignment(proposal, new=True)
         at: float | None = time.monotonic()

@@ -283,6 +283,27 @@ async def test_with_no_replica_of_its_variant_left_a_session_is_told(make):
     assert await site.of(sessions[0]) == ["m"]
 
 
+@pytest.mark.parametrize("deadline_s", [None, 60, 0])
+async def test_the_old_one_stands_in_for_a_new_one_that_is_gone(make, deadline_s):
+    """A swap of all new sessions at once, whose new replicas die: new sessions begin where the
+    others run, and stay there while those do; once the swap is finished they fail."""
+    site = await make()
+    await site.swap(**({} if deadline_s is None else {"deadline_s": deadline_s}))
+    assert await site.of("mine") == ["m@green"]
+    pool = site.routers[0].app.pool
+    pool.drain("green-0")
+    assert (await site.ask("mine")).status_code == 503
+    if deadline_s == 0:  # nobody may be there any more
+        assert (await site.ask("new")).status_code == 503
+        return
+    assert await site.of("new") == ["m"]
+    pool.resume("green-0")
+    assert await site.of("mine", "new", "newer") == ["m@green", "m", "m@green"]
+    await site.command("/m/finish", {})
+    pool.drain("green-0")
+    assert (await site.ask("newest")).status_code == 503
+
+
 async def test_what_is_left_and_gone_keeps_nobody(make):
     """The old replicas may go before every session has ended: those move."""
     site = await make()

@@ -80,6 +80,15 @@ def test_a_variant_that_nothing_serves_is_passed_over():
     assert chosen(release, able=()) == chosen(release)
 
 
+def test_at_a_hundred_percent_the_source_stands_in_until_the_swap_has_ended():
+    """For a target that nothing serves, and no longer than it is served itself."""
+    release = swap(100)
+    for able, name in ((("m",), "m"), (BOTH, "m@green"), ((), "m@green")):
+        assert choose(release.variants, "k", able, release.spare).name == name
+    ended = finish(release, "m", None, at(200.0))
+    assert choose(ended.variants, "k", ("m",), ended.spare).name == "m@green"
+
+
 def test_a_release_is_in_force_from_its_time():
     """Until all routers have heard of it, what was before holds."""
     release = swap(10, since=100.0)
