@@ -30,7 +30,8 @@ _TELLING = re.compile(
 )
 _EMPTY_TALK = re.compile(
     r"Traceback|sigquit|Received signal|engine core initialization failed|See root cause|"
-    r"Warning:|warnings\.warn|Ignore import error",
+    r"Warning:|warnings\.warn|Ignore import error|"
+    r"(prefill|decode) batch, |throughput: |release_session |\"(GET|POST) /",  # its work
     re.I,
 )
 _STAMP = re.compile(

@@ -74,6 +74,20 @@ def test_without_an_error_the_last_lines_are_its_last_words():
     assert last_words([]) == "" and remedy("two") is None
 
 
+def test_what_an_engine_says_of_its_work_is_not_why_it_ended():
+    """Nor who asked it what."""
+    work = [
+        "[2026-11-27 13:37:40] Prefill batch, #new-seq: 1, #new-token: 19, #cached-token: 16",
+        "[2026-11-27 13:37:42] Decode batch, #running-req: 1, #token: 96, token usage: 0.01",
+        "[2026-11-27 13:37:43] release_session s1: indexed 1 component leaves",
+        '(APIServer pid=9) INFO:     127.0.0.1:1 - "POST /v1/chat/completions HTTP/1.1" 200 OK',
+        "(APIServer pid=9) INFO 11-27 13:37:44 [loggers.py:259] Engine 000: Avg prompt throughput:"
+        " 4.2 tokens/s",
+    ]
+    assert last_words(work) == ""
+    assert last_words(["loading", *work]) == "loading"
+
+
 def test_a_warning_that_speaks_of_errors_is_not_why_an_engine_ended():
     """vLLM warns of one at every start."""
     lines = [
