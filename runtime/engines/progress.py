@@ -46,10 +46,10 @@ _REMEDIES = (
     (re.compile(r"already in use", re.I), "leave --port out of pool.args, or take another"),
     (re.compile(r"unrecognized arguments|invalid choice|expected one argument|ambiguous option"),
      "correct pool.args"),
-    (re.compile(r"killed by SIGKILL"),
-     "the kernel does so when the host's memory is used up: fewer replicas, a shorter "
-     "context_tokens"),
 )  # fmt: skip
+_KILLED = (
+    "the kernel does so when the host's memory is used up: fewer replicas, a shorter context_tokens"
+)
 _MOST_CHARACTERS = 300
 
 
@@ -82,5 +82,9 @@ def ending(code: int) -> str:
 
 
 def remedy(words: str) -> str | None:
-    """What to do about it, where that is known."""
-    return next((told for pattern, told in _REMEDIES if pattern.search(words)), None)
+    """What to do about it, where that is known. One that was killed and has told of an error has
+    mostly killed itself, as SGLang does when one of its processes ends."""
+    told = next((told for pattern, told in _REMEDIES if pattern.search(words)), None)
+    if told is None and "killed by SIGKILL" in words and not _TELLING.search(words):
+        return _KILLED
+    return told

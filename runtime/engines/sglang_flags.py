@@ -39,7 +39,8 @@ def flags(seat: Seat) -> tuple[list[Flag], list[str]]:
     if pool.slots is not None:
         ours.append(("--max-running-requests", str(pool.slots)))
     if not seat.gpus:
-        ours.append(("--device", "cpu"))
+        # Its idle scheduler would keep a core busy, which the others compute with.
+        ours += [("--device", "cpu"), ("--sleep-on-idle", None)]
     cached = "--disable-radix-cache" not in theirs
     notes: list[str] = []
     drafts = speculation.sglang(pool.speculation, model, seat.draft, cpu=not seat.gpus, known=known)

@@ -25,7 +25,7 @@ SGLANG = """--model-path --served-model-name --host --port --log-level-http --en
     --enable-priority-scheduling --disable-priority-preemption --tool-call-parser
     --reasoning-parser --max-total-tokens --mem-fraction-static --enable-hierarchical-cache
     --hicache-ratio --schedule-policy --disable-radix-cache --radix-cache-backend
-    --speculative-algorithm"""
+    --speculative-algorithm --sleep-on-idle"""
 VLLM = """--served-model-name --host --port --disable-uvicorn-access-log --block-size
     --enable-prompt-tokens-details --scheduling-policy --tensor-parallel-size --max-model-len
     --data-parallel-size --api-server-count
@@ -114,13 +114,14 @@ def test_a_vllm_for_adapters_may_load_them_while_it_runs():
 
 
 def test_on_a_cpu_the_cores_are_shared_out_and_there_is_no_host_cache():
-    """Without a GPU there is none to hide either."""
+    """Without a GPU there is none to hide either, and who is idle leaves its core to the others."""
     launches, _ = planned({"replicas": 2, "env": {"A": "b c"}}, CPU)
     line = launches[1].shown()
     assert line.startswith(
         "PATH=/env/bin:\"$PATH\" OMP_NUM_THREADS=1 SGLANG_USE_CPU_ENGINE=1 A='b c' "
     )
-    assert "--device cpu" in line and "hicache" not in line
+    assert "--device cpu --sleep-on-idle" in line and "hicache" not in line
+    assert "--sleep-on-idle" not in planned({"gpus": 1})[0][0].shown()
     (vllm,), _ = planned({"engine": "vllm"}, CPU, names=VLLM)
     assert "OMP_NUM_THREADS=2" in vllm.shown() and "--block-size 32" in vllm.shown()
 

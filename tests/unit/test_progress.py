@@ -101,11 +101,15 @@ def test_a_warning_that_speaks_of_errors_is_not_why_an_engine_ended():
 
 
 def test_a_signal_is_told_by_its_name():
-    """And what SIGKILL mostly means, where nobody sent it."""
+    """And what SIGKILL mostly means, where nobody sent it: an engine that has told of an error has
+    ended itself."""
     assert ending(1) == "ended with 1"
     assert ending(-9) == "was killed by SIGKILL"
     assert ending(-99) == "was killed by signal 99"
-    assert "memory is used up" in (remedy(f"its process {ending(-9)} after 20.0 s") or "")
+    killed = f"its process {ending(-9)} after 20.0 s"
+    assert "memory is used up" in (remedy(killed) or "")
+    assert remedy(f"{killed}: SafetensorError: incomplete metadata") is None
+    assert "pool.memory" in (remedy(f"{killed}: torch.OutOfMemoryError: out of memory") or "")
 
 
 def test_a_bad_flag_and_a_taken_port_have_a_remedy():
