@@ -48,8 +48,8 @@ class LiveTurn:
     """
 
     __slots__ = (
-        "_bytes", "_changed", "_events", "_pace", "_teller", "_told", "accept", "ended", "fence",
-        "first", "key", "known", "leased_until", "missing", "most_bytes", "next",
+        "_bytes", "_changed", "_events", "_loop", "_pace", "_teller", "_told", "accept", "ended",
+        "fence", "first", "key", "known", "leased_until", "missing", "most_bytes", "next",
         "sent", "steered", "steers", "stop", "stopped", "tells", "written",
     )  # fmt: skip
 
@@ -84,6 +84,7 @@ class LiveTurn:
         self._bytes = 0
         self._changed: asyncio.Future[None] | None = None
         self._teller: asyncio.Future[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # asking for it costs a system call
 
     def tell(self, events: Sequence[bytes], ended: bool = False) -> None:
         """The next events; never waits. Nothing is told behind the terminal one."""
@@ -110,7 +111,9 @@ class LiveTurn:
         """Wait until clients may be told everything; for who tells it. Raises `TurnTaken`."""
         upto = self.next
         while self.sent < upto and not self._pace.late and self.stopped != "lost":
-            self._teller = asyncio.get_running_loop().create_future()
+            if self._loop is None:
+                self._loop = asyncio.get_running_loop()
+            self._teller = self._loop.create_future()
             await self._teller
         if self.stopped == "lost":
             raise TurnTaken

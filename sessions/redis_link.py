@@ -103,7 +103,14 @@ class RedisLink:
 
     async def run_all(self, commands: Sequence[Command]) -> list[Any]:
         """The replies, in order, of commands that travel together."""
-        return await asyncio.gather(*[self._submit(command) for command in commands])
+        futures = [self._submit(command) for command in commands]
+        try:
+            return [await future for future in futures]  # at a quarter of what `gather` costs
+        except BaseException:
+            for future in futures:
+                if not future.cancel() and not future.cancelled():
+                    future.exception()  # those that nobody asks would be complained of
+            raise
 
     async def run_together(
         self, commands: Sequence[Command], sent: Sent | None = None
