@@ -143,12 +143,11 @@ class LiveTurn:
     @property
     def dirty(self) -> bool:
         """Whether the log lacks something of it."""
-        here = max(self.written, self.first) < self.next
-        return self.stopped != "lost" and (here or not self.known)
+        return (self.written < self.next or not self.known) and self.stopped != "lost"
 
     def batch(self) -> Batch:
         """What is to be written next; with nothing new, the renewal of the lease."""
-        begin = max(self.written, self.first)
+        begin = self.written if self.written > self.first else self.first
         start = begin - self.first
         events = self._events[start : start + _MOST_AT_ONCE]
         if len(events) > 1:
@@ -173,8 +172,9 @@ class LiveTurn:
     def wrote(self, upto: int) -> None:
         """The log goes on at number `upto`."""
         self.known = True
-        self.written = min(upto, self.next)
-        self.sends(self.written)
+        self.written = upto = upto if upto < self.next else self.next
+        if upto > self.sent:
+            self.sends(upto)
 
     def forgotten(self) -> None:
         """The log has lost the turn: it is given all that is still here."""
