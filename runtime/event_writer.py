@@ -19,7 +19,8 @@ from sessile.sessions.stream_log import Accept, StreamLog, Written
 
 log = logging.getLogger("sessile.events")
 
-_LINGER_S = 0.004
+_LINGER_S = 0.002
+_APART_S = 0.005
 _FIRST_TELLS = 3  # of a turn are written at once: engines begin with a chunk or two without text
 _LATE_S = 0.02
 _RETRY_S = 0.1
@@ -43,6 +44,7 @@ class EventWriter:
         self._due = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._patience: asyncio.TimerHandle | None = None
+        self._flushed_at = 0.0  # by the loop's clock
         self._waiting_since: float | None = None  # for the log's word, by the loop's clock
 
     @cached_property
@@ -100,6 +102,7 @@ class EventWriter:
             self._drop_left()
             return False
         self._dirty.clear()
+        self._flushed_at = self._loop.time()
         return await self._write(turns)
 
     async def aclose(self) -> None:
@@ -192,7 +195,8 @@ class EventWriter:
 
     def _soon(self) -> None:
         if self._timer is None:
-            self._timer = self._loop.call_later(_LINGER_S, self._fire)
+            apart_s = self._flushed_at + _APART_S - self._loop.time()
+            self._timer = self._loop.call_later(max(_LINGER_S, apart_s), self._fire)
 
     def _fire(self) -> None:
         if self._timer is not None:
