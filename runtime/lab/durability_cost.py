@@ -43,9 +43,9 @@ class Round(msgspec.Struct):
 
 class Durability(msgspec.Struct):
     """Medians: of either kind of round, and of what the durable one of a pair takes against the
-    plain one, `times` its CPU and so many ms more; `pairs` has the `times` of each. `times_of_least`
-    is the cheapest durable round against the cheapest plain one: what else a machine does can only
-    add to a round's CPU."""
+    plain one, `times` its CPU and so many ms more; `pairs` has the `times` of each. As `times`, of
+    the cheapest durable round and the cheapest plain one, is `times_of_least`: what else a machine
+    does can only add to a round's CPU."""
 
     plain: Round
     durable: Round
