@@ -11,6 +11,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from functools import cached_property
 
 from sessile.errors import StoreUnavailable
 from sessile.live_turn import LiveTurn, Pace
@@ -18,7 +19,8 @@ from sessile.sessions.stream_log import Accept, StreamLog, Written
 
 log = logging.getLogger("sessile.events")
 
-_LINGER_S = 0.004
+_LINGER_S = 0.002  # that an event waits for those of other turns
+_APART_S = 0.005  # from flush to flush, but for first tells: one costs the CPU of many events
 _FIRST_TELLS = 3  # of a turn are written at once: engines begin with a chunk or two without text
 _LATE_S = 0.02
 _RETRY_S = 0.1
@@ -42,6 +44,13 @@ class EventWriter:
         self._due = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._patience: asyncio.TimerHandle | None = None
+        self._flushed_at = 0.0  # by the loop's clock
+        self._waiting_since: float | None = None  # for the log's word, by the loop's clock
+
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that all turns run on; asking for it costs a system call."""
+        return asyncio.get_running_loop()
 
     def begin(
         self, tenant: str, turn: str, record: bytes, *, session: str | None = None,
@@ -93,6 +102,7 @@ class EventWriter:
             self._drop_left()
             return False
         self._dirty.clear()
+        self._flushed_at = self._loop.time()
         return await self._write(turns)
 
     async def aclose(self) -> None:
@@ -121,12 +131,14 @@ class EventWriter:
             self._give_way()
             return False
         self._in_time()
+        leased_until = began + self._log.limits.lease_s / _TRUSTED
         for live, told in zip(turns, written, strict=True):
-            self._compare(live, told)
+            if told.missing != live.missing:
+                self._compare(live, told)
             if told.state != "ok":
                 self._settle(live, told)
                 continue
-            live.leased_until = began + self._log.limits.lease_s / _TRUSTED
+            live.leased_until = leased_until
             live.wrote(told.next)
             live.steered = told.steers
             if told.cancel and not live.ended:
@@ -174,16 +186,17 @@ class EventWriter:
 
     def _note(self, live: LiveTurn) -> None:
         self._dirty[live] = None
-        if self._patience is None:
+        if self._waiting_since is None:
             self._be_patient()
         if 0 < live.tells <= _FIRST_TELLS:
             self._fire()
-        else:
+        elif self._timer is None:
             self._soon()
 
     def _soon(self) -> None:
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_LINGER_S, self._fire)
+            apart_s = self._flushed_at + _APART_S - self._loop.time()
+            self._timer = self._loop.call_later(max(_LINGER_S, apart_s), self._fire)
 
     def _fire(self) -> None:
         if self._timer is not None:
@@ -194,19 +207,29 @@ class EventWriter:
     def _in_time(self) -> None:
         """The log has what there was: what has come since has all its time."""
         self._pace.late = False
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+        self._waiting_since = None
         if self._dirty:
             self._be_patient()
 
     def _be_patient(self) -> None:
-        if self._patience is None and not self._pace.late:
-            self._patience = asyncio.get_running_loop().call_later(_LATE_S, self._give_way)
+        """From now on the log is waited for. The timer runs on as long as events come, and is not
+        set anew for each flush."""
+        self._waiting_since = self._loop.time()
+        if self._patience is None:
+            self._patience = self._loop.call_later(_LATE_S, self._check_patience)
+
+    def _check_patience(self) -> None:
+        self._patience = None
+        if self._waiting_since is None:
+            return
+        left_s = self._waiting_since + _LATE_S - self._loop.time()
+        if left_s > 0:
+            self._patience = self._loop.call_later(left_s, self._check_patience)
+        else:
+            self._give_way()
 
     def _give_way(self) -> None:
         """The log is late: nobody waits for it."""
-        self._patience = None
         if not self._pace.late:
             self._pace.late = True
             for live in self._turns.values():

@@ -48,8 +48,8 @@ class LiveTurn:
     """
 
     __slots__ = (
-        "_bytes", "_changed", "_events", "_pace", "_teller", "_told", "accept", "ended", "fence",
-        "first", "key", "known", "leased_until", "missing", "most_bytes", "next",
+        "_bytes", "_changed", "_events", "_loop", "_pace", "_teller", "_told", "accept", "ended",
+        "fence", "first", "key", "known", "leased_until", "missing", "most_bytes", "next",
         "sent", "steered", "steers", "stop", "stopped", "tells", "written",
     )  # fmt: skip
 
@@ -84,6 +84,7 @@ class LiveTurn:
         self._bytes = 0
         self._changed: asyncio.Future[None] | None = None
         self._teller: asyncio.Future[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # asking for it costs a system call
 
     def tell(self, events: Sequence[bytes], ended: bool = False) -> None:
         """The next events; never waits. Nothing is told behind the terminal one."""
@@ -110,7 +111,9 @@ class LiveTurn:
         """Wait until clients may be told everything; for who tells it. Raises `TurnTaken`."""
         upto = self.next
         while self.sent < upto and not self._pace.late and self.stopped != "lost":
-            self._teller = asyncio.get_running_loop().create_future()
+            if self._loop is None:
+                self._loop = asyncio.get_running_loop()
+            self._teller = self._loop.create_future()
             await self._teller
         if self.stopped == "lost":
             raise TurnTaken
@@ -140,12 +143,11 @@ class LiveTurn:
     @property
     def dirty(self) -> bool:
         """Whether the log lacks something of it."""
-        here = max(self.written, self.first) < self.next
-        return self.stopped != "lost" and (here or not self.known)
+        return (self.written < self.next or not self.known) and self.stopped != "lost"
 
     def batch(self) -> Batch:
         """What is to be written next; with nothing new, the renewal of the lease."""
-        begin = max(self.written, self.first)
+        begin = self.written if self.written > self.first else self.first
         start = begin - self.first
         events = self._events[start : start + _MOST_AT_ONCE]
         if len(events) > 1:
@@ -170,8 +172,9 @@ class LiveTurn:
     def wrote(self, upto: int) -> None:
         """The log goes on at number `upto`."""
         self.known = True
-        self.written = min(upto, self.next)
-        self.sends(self.written)
+        self.written = upto = upto if upto < self.next else self.next
+        if upto > self.sent:
+            self.sends(upto)
 
     def forgotten(self) -> None:
         """The log has lost the turn: it is given all that is still here."""

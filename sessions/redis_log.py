@@ -13,7 +13,8 @@ from typing import Any, Literal
 import msgspec
 
 from sessile.sessions import log_scripts
-from sessile.sessions.redis_link import Command, RedisLink, Script
+from sessile.sessions.redis_link import RedisLink, Script
+from sessile.sessions.redis_wire import Command
 from sessile.sessions.stream_log import (
     Accept,
     Batch,

@@ -19,9 +19,10 @@ from sessile.sessions import scripts
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
 from sessile.sessions.redis_conversations import CONVERSATION_SCRIPTS, RedisConversations
 from sessile.sessions.redis_keys import Keys
-from sessile.sessions.redis_link import Command, RedisLink, Script
+from sessile.sessions.redis_link import RedisLink, Script
 from sessile.sessions.redis_log import SCRIPTS as LOG_SCRIPTS
 from sessile.sessions.redis_log import RedisLog
+from sessile.sessions.redis_wire import Command
 from sessile.sessions.store import (
     NEWS_AT_ONCE,
     NEWS_LIVE,

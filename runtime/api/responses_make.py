@@ -2,6 +2,7 @@
 tools. Each call is a turn of the flow, under the one id of the response.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -101,7 +102,8 @@ class Maker:
             await job.tell()
             calls: list[dict[str, Any]] = []
             try:
-                calls = await self._hear(job, turn)
+                # In a task of its own: what waits for each event passes through all that awaits it.
+                calls = await asyncio.create_task(self._hear(job, turn))
                 if calls and stream.waits:
                     await _run(steps, calls, job)
                 if not stream.ended and (not calls or stream.waits):

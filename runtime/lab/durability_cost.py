@@ -1,9 +1,11 @@
 """What it costs that events are kept: turns over the WebSocket, stored against not stored.
 
 `python -m sessile.lab.durability_cost [--redis URL]`: one router process on a real store, before a
-replica in this process whose tokens say when they were sent. Rounds of both kinds alternate, and
-medians are told. Each stream has the pace of a real engine, so that most batches hold one event of
-each turn: the dearest case. CPU is the router's alone; the store's own is not in it.
+replica in this process whose tokens say when they were sent. A pair is a round of either kind, one
+right after the other, the two in turn first, so that a machine that slows down or has other work
+does that to both; told is the median of the pairs. Each stream has the pace of a real engine, so
+that most batches hold one event of each turn: the dearest case. CPU is the router's alone; the
+store's own is not in it.
 """
 
 import argparse
@@ -27,20 +29,31 @@ from sessile.lab.processes import child, cpu_s
 _STREAMS = 32
 _TOKENS = 100
 _PAUSE_S = 0.02
-_ROUNDS = 8
+_ROUNDS = 12
+
+
+class Round(msgspec.Struct):
+    """CPU of the router an event, in microseconds, and how long an event takes from the replica to
+    the client."""
+
+    cpu_us: float
+    p50_ms: float
+    p99_ms: float
 
 
 class Durability(msgspec.Struct):
-    """CPU of the router an event, in microseconds, and how long an event takes from the replica to
-    the client, in ms; `times` is how many times the plain path's CPU the durable one takes."""
+    """Medians: of either kind of round, and of what the durable one of a pair takes against the
+    plain one, `times` its CPU and so many ms more; `pairs` has the `times` of each. As `times`, of
+    the cheapest durable round and the cheapest plain one, is `times_of_least`: what else a machine
+    does can only add to a round's CPU."""
 
-    plain_cpu_us: float
-    durable_cpu_us: float
+    plain: Round
+    durable: Round
     times: float
-    plain_p50_ms: float
-    plain_p99_ms: float
-    durable_p50_ms: float
-    durable_p99_ms: float
+    times_of_least: float
+    added_p50_ms: float
+    added_p99_ms: float
+    pairs: list[float]
     events: int
 
 
@@ -96,7 +109,7 @@ async def _replica(tokens: int, pause_s: float) -> AsyncIterator[str]:
 async def measure(
     redis: str | None, *, streams: int, tokens: int, pause_s: float, rounds: int
 ) -> Durability:
-    """Rounds of streams over open WebSockets, plain and durable in turn."""
+    """Pairs of rounds of streams over open WebSockets."""
     async with AsyncExitStack() as stack:
         store = redis or await stack.enter_async_context(embedded_store())
         if store is None:
@@ -113,27 +126,34 @@ async def measure(
             for _ in range(streams)
         ]
         await _round(sockets, True)
-        cost: dict[bool, list[float]] = {False: [], True: []}
-        taken: dict[bool, list[float]] = {False: [], True: []}
-        events = 0
-        for _ in range(rounds):
-            for stored in (False, True):
+        plain: list[Round] = []
+        durable: list[Round] = []
+        for pair in range(rounds):
+            for stored in (False, True) if pair % 2 == 0 else (True, False):
                 before = cpu_s(pid)
                 latencies = await _round(sockets, stored)
                 await asyncio.sleep(0.1)  # what is written behind belongs to it
-                cost[stored].append((cpu_s(pid) - before) / len(latencies))
-                taken[stored] += latencies
-                events += len(latencies)
-    plain, durable = median(cost[False]), median(cost[True])
+                cpu_us = (cpu_s(pid) - before) / len(latencies) * 1e6
+                found = Round(cpu_us, _ms(latencies, 0.5), _ms(latencies, 0.99))
+                (durable if stored else plain).append(found)
+    both = list(zip(plain, durable, strict=True))
+    times = [kept.cpu_us / not_kept.cpu_us for not_kept, kept in both]
     return Durability(
-        plain_cpu_us=plain * 1e6,
-        durable_cpu_us=durable * 1e6,
-        times=durable / plain,
-        plain_p50_ms=_ms(taken[False], 0.5),
-        plain_p99_ms=_ms(taken[False], 0.99),
-        durable_p50_ms=_ms(taken[True], 0.5),
-        durable_p99_ms=_ms(taken[True], 0.99),
-        events=events,
+        plain=_middle(plain),
+        durable=_middle(durable),
+        times=median(times),
+        times_of_least=min(kept.cpu_us for kept in durable) / min(one.cpu_us for one in plain),
+        added_p50_ms=median(kept.p50_ms - not_kept.p50_ms for not_kept, kept in both),
+        added_p99_ms=median(kept.p99_ms - not_kept.p99_ms for not_kept, kept in both),
+        pairs=[round(one, 3) for one in times],
+        events=2 * rounds * streams * tokens,
+    )
+
+
+def _middle(rounds: list[Round]) -> Round:
+    """The median of each figure."""
+    return Round(
+        *(median(column) for column in zip(*map(msgspec.structs.astuple, rounds), strict=True))
     )
 
 
@@ -169,7 +189,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=_STREAMS, help="turns at once")
     parser.add_argument("--tokens", type=int, default=_TOKENS, help="events of a turn")
     parser.add_argument("--pause", type=float, default=_PAUSE_S, help="seconds between two of them")
-    parser.add_argument("--rounds", type=int, default=_ROUNDS)
+    parser.add_argument("--rounds", type=int, default=_ROUNDS, help="rounds of each kind")
     asked = parser.parse_args()
     found = asyncio.run(
         measure(
