@@ -16,7 +16,7 @@ import msgspec
 
 from sessile.router.outlook import Outlook
 from sessile.router.policy import Ask
-from sessile.router.yields import Yields
+from sessile.router.yields import UNKNOWN, Yields
 
 _WEIGHT = 0.15  # of what is newest, once enough was seen
 _GROWS = {False: 0.007, True: 0.025}
@@ -28,7 +28,11 @@ _SURE = 6.0
 _TWICE = 2.0
 _LEAST_OWN = 0.25
 _SHARED = 1.25  # a step that is so much longer while others are busy shares a device with them
-_MOST_BLIND = 8  # tries of a kind that tells nothing
+_MOST_BLIND = 8  # sessions begun with a kind that tells nothing
+_STEP_S = 0.01  # of a replica that does not speculate, before anything was seen
+_DEARER = 1.6  # is a step that verifies drafts, before it was seen: 1.5 to 3.2 were measured
+_DEAREST = 4.0
+_DEAREST_GROWS = 0.06  # a batch has more to verify: 1.6 times a step alone, 3.2 times one of 16
 _WORTH = 1.03  # by so much the other kind must be slower, if all are to move
 _LATE = 3.0  # a first token that takes so many times as long as foreseen is not told, perhaps
 _STALLED = 0.7  # at most so much of a turn's decoding was others' prefill
@@ -36,7 +40,7 @@ _BESIDE, _ALONE = 0.6, 0.1  # of the time, at least and at most
 _LEAST_TOKENS = 8
 _LEAST_STEPS = 0.05  # a token
 _SURPRISE = 0.8  # of the steps that were expected of a token
-_CROWD_S = 10.0
+_CROWD_S = 5.0
 _OLD_S = 20.0  # what was seen less long ago need not be tried again
 _TRIAL = 0.01
 """Of all decoding so much may be given away for trying the kind that seems worse."""
@@ -147,7 +151,7 @@ class Pace:
         self._spare_s = 0.0
         self._surprised: bool | None = None
         self._told_at = {False: 0.0, True: 0.0}
-        self._blind = {False: 0, True: 0}  # trials of a kind that has told nothing yet
+        self._blind = {False: 0, True: 0}  # sessions begun with a kind that has told nothing yet
 
     def describe(self) -> dict[str, Any]:
         """What is believed, for people: seconds a step by turns running, and tokens a step."""
@@ -178,6 +182,13 @@ class Pace:
         return (self._slower if self._compared else _TWICE) - 1.0
 
     @property
+    def _mute(self) -> bool:
+        """Whether a kind was used and has told nothing."""
+        return any(
+            self._blind[kind] >= _MOST_BLIND and not self._seen(kind) for kind in (False, True)
+        )
+
+    @property
     def _apart(self) -> bool:
         """Whether it is known that they do not."""
         return self._compared and not self._shares
@@ -190,11 +201,15 @@ class Pace:
         return self._seen(False) and self._seen(True)
 
     def step_s(self, speculates: bool, running: float) -> float:
-        """Seconds a step of that kind, which was seen, with so many running there and, if replicas
-        wait for each other, none elsewhere."""
-        seen = self._at(speculates, running)
-        assert seen is not None
-        return _grown(speculates, seen, running)
+        """Seconds a step of that kind with so many running there and, if replicas wait for each
+        other, none elsewhere. Of a kind that was not seen yet it is taken from the other's."""
+        dearer = _DEARER if speculates else 1.0 / _DEARER
+        for kind, times in ((speculates, 1.0), (not speculates, dearer)):
+            seen = self._at(kind, running) if self._seen(kind) else None
+            if seen is not None:
+                return times * _grown(kind, seen, running)
+        step_s = _STEP_S * (_DEARER if speculates else 1.0)
+        return _grown(speculates, At(step_s, 0.0, 1.0), running)
 
     def _at(self, kind: bool, running: float) -> At | None:
         alone, beside = self._alone[kind].at(running), self._beside[kind].at(running)
@@ -211,10 +226,19 @@ class Pace:
         self, ask: Ask, outlooks: Sequence[Outlook], later: float, prefill_tokens: float
     ) -> dict[str, float]:
         """Seconds that decoding the turn, and the `later` ones of its session, takes at each, and
-        costs the others there; all alike while not both kinds have been seen. `prefill_tokens` are
-        those that all these turns will compute, about."""
-        if not self.known:
+        costs the others there; all alike where a kind tells nothing. `prefill_tokens` are those
+        that all these turns will compute, about."""
+        if self._mute:
             return {o.id: 0.0 for o in outlooks}
+        costs = self._weigh(ask, outlooks, later, prefill_tokens)
+        if ask.bound is not None and not self.known:  # nobody moves on a guess
+            here = costs.get(ask.bound.replica, 0.0)
+            costs = {name: max(cost_s, here) for name, cost_s in costs.items()}
+        return costs
+
+    def _weigh(
+        self, ask: Ask, outlooks: Sequence[Outlook], later: float, prefill_tokens: float
+    ) -> dict[str, float]:
         rates = self.yields.expect(ask.session, group_of(ask))
         if self._shares:
             return self._weigh_together(ask, outlooks, later, prefill_tokens, rates)
@@ -259,8 +283,9 @@ class Pace:
         if stray is most and here and cost_s[stray] < _WORTH * cost_s[not stray]:
             stray = not stray
         cost_s[stray] += self._waits * here * cost_s[not stray]
+        held_up = sum(o.others for o in outlooks)
         return {
-            o.id: cost_s[o.speculates] + o.rates.slope_s * prefill_tokens * (here - o.in_flight)
+            o.id: cost_s[o.speculates] + o.rates.slope_s * prefill_tokens * (held_up - o.others)
             for o in outlooks
         }
 
@@ -290,10 +315,18 @@ class Pace:
                     turn_s = ask.output_tokens * self.step_s(False, self._crowd + 1)
                     cost_s += self._waits * self._crowd * turn_s
                 return o if self._surprised is kind or (old and cost_s <= self._spare_s) else None
+            if not self._seen(not kind) or self._mute or self._hopeless(kind, ask):
+                return None
             runs = any(mark.outlook.speculates is kind for mark in self._turns.values())
-            tried = runs or self._seen(kind) or self._blind[kind] >= _MOST_BLIND
-            return None if tried else o
+            return None if runs or self._seen(kind) else o
         return None
+
+    def _hopeless(self, kind: bool, ask: Ask) -> bool:
+        """Whether so much is accepted that not speculating cannot be faster, whatever it costs."""
+        if kind or not self._seen(True):
+            return False
+        rates = self.yields.expect(ask.session, group_of(ask))
+        return sum(rates) / len(rates) * _DEAREST * (1.0 + _DEAREST_GROWS * self._crowd) < 1.0
 
     # -- what becomes of a turn
 
@@ -304,16 +337,19 @@ class Pace:
         if not all(o.id in self._outlooks for o in open_to) or len(self._outlooks) > len(open_to):
             self._watch(open_to, now)
         self._mark(ask.turn, outlook, ask.session, group_of(ask), now, foreseen_s)
-        if outlook.speculates is self._surprised and (ask.bound is None or ask.claimed):
-            self._surprised = None  # a new session goes there
+        if _is_new(ask):
+            kind = outlook.speculates
+            if kind is self._surprised:
+                self._surprised = None  # a new session goes there
+            if not self._seen(kind):
+                self._blind[kind] += 1
         clock = self._clocks[outlook.id]
         clock.until = max(clock.until, now + _LATE * foreseen_s)
 
-    def tried(self, outlook: Outlook) -> None:
+    def tried(self) -> None:
         """A trial was booked: what it may cost is spent."""
         self._spare_s = 0.0
         self._surprised = None
-        self._blind[outlook.speculates] += 1
 
     def first_token(self, turn: str, now: float) -> None:
         """Its first token has come."""
@@ -350,6 +386,8 @@ class Pace:
             if self._shares:
                 step_s *= 1.0 + self._waits * beside
             steps = min(1.0, max(_LEAST_STEPS, token_s / step_s))
+        elif outlook.speculates:
+            steps = UNKNOWN
         return Decoded(
             model, outlook.speculates, running, beside, token_s / steps, steps, mark.group
         )
@@ -421,13 +459,18 @@ class Pace:
             clock.at = now
             if name != here:
                 busy += clock.busy
-        self._crowd = max(crowd, self._crowd * _CROWD_S / (_CROWD_S + passed_s))
+        if crowd:  # while nothing runs nothing is told of how many will
+            self._crowd = max(crowd, self._crowd * _CROWD_S / (_CROWD_S + passed_s))
         return busy
 
 
 def group_of(ask: Ask) -> int:
     """Sessions that begin alike, with the same system prompt, are of one kind of agent."""
     return ask.blocks[0] if ask.blocks else 0
+
+
+def _is_new(ask: Ask) -> bool:
+    return ask.bound is None or ask.claimed is not None
 
 
 def _grown(kind: bool, seen: At, running: float) -> float:

@@ -233,7 +233,49 @@ def test_another_router_learns_from_the_news():
 
 
 def test_an_engine_that_tells_nothing_is_not_tried_for_ever():
-    """New sessions go where they would have gone, after some tries."""
+    """Once some have begun there, new sessions go where they would have gone."""
     world = World(shared=False, counts=False)
-    world.run([1.0], 1, 60)
-    assert 0 < world.reasons["trial"] <= 16
+    world.run([1.0], 1, 8)
+    assert world.where == {(1.0, "on"): 8}
+    world.run([1.0], 1, 40)
+    assert world.where[1.0, "off"] > 10
+    assert set(world.reasons) == {"new"}
+
+
+@pytest.mark.parametrize(("batch", "shared"), [(1, True), (4, True), (1, False)])
+def test_a_router_that_knows_nothing_begins_where_agents_are_mostly_faster(batch, shared):
+    """And where so much is accepted that nothing else can be, the other kind is not tried."""
+    world = World(shared=shared, device="0" if shared else None)
+    world.run([11.9] * batch, 3, 1)
+    assert world.where == {(11.9, "on"): 3 * batch}
+
+
+def test_nobody_moves_on_a_guess():
+    """A session is moved once both kinds were seen, and new ones try the other before."""
+    world = World(shared=False)
+    world.run([1.0], 6, 1)
+    assert world.where == {(1.0, "on"): 6}
+    world.run([1.0], 6, 2)
+    assert world.where[1.0, "off"] >= 11
+
+
+@pytest.mark.parametrize("length", [1.85, 4.0])
+def test_sessions_that_begin_in_one_moment_do_not_each_count_from_nothing(length):
+    """How many ran when any did is kept while none does, so that the first of sixteen go where all
+    of them are faster."""
+    world = World(shared=True, device="0")
+    world.run([length] * 16, 3, 8)
+    world.where.clear()
+    world.now += 30.0
+    world.run([length] * 16, 3, 1)
+    assert len(world.where) == 1 and (length, "on" if length > 2 else "off") in world.where
+
+
+def test_sessions_that_pause_beside_a_new_one_are_held_up_by_it_wherever_it_runs():
+    """On one device there is nothing to spread."""
+    world = World(shared=True, device="0")
+    world.run([4.0] * 4, 3, 3)
+    world.where.clear()
+    world.pool[1].paused |= {f"paused {number}" for number in range(100)}
+    world.run([4.0], 3, 1)
+    assert world.where == {(4.0, "on"): 3}
