@@ -7,7 +7,6 @@ from itertools import count
 import pytest
 
 from sessile.router.outlook import Outlook
-from sessile.router.pace import Curve
 from sessile.router.policy import Ask
 from sessile.router.scheduler import Limits, Scheduler
 from sessile.sessions.record import Binding
@@ -169,21 +168,6 @@ def test_auto_is_as_fast_as_the_better_of_on_and_off(batch, length, shared, tell
         world.reasons,
         world.brain._chooser.paces["m"].describe(),
     )
-
-
-def test_a_curve_keeps_what_is_not_seen_any_longer():
-    """And lies between what it has seen; one turn that was late by chance does not move it far."""
-    curve = Curve()
-    assert curve.at(3) is None
-    for _ in range(20):
-        curve.add(1, 0.010)
-    for _ in range(200):
-        curve.add(16, 0.013)
-    curve.add(16, 5.0)
-    near = curve.at(1)
-    assert near is not None and near.step_s == pytest.approx(0.010) and near.away == 0
-    between = curve.at(8.5)
-    assert between is not None and 0.0115 < between.step_s < 0.0135
 
 
 def test_sessions_that_accept_well_speculate_and_the_others_do_not():
