@@ -49,14 +49,15 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 # -- the passes
 
 
-async def measure(setup: Setup, sides: Sequence[Side]) -> AsyncIterator[list[Pass]]:
-    """The passes of each kind and batch, one after another. Raises `SessileError`."""
+async def measure(setup: Setup, sides: Sequence[Side]) -> AsyncIterator[Pass]:
+    """The passes, those of each kind and batch one after another. Raises `SessileError`."""
     for kind in setup.kinds:
         for batch in setup.batches:
-            yield await _cell(setup, sides, kind, batch)
+            async for each in _point(setup, sides, kind, batch):
+                yield each
 
 
-async def _cell(setup: Setup, sides: Sequence[Side], kind: str, batch: int) -> list[Pass]:
+async def _point(setup: Setup, sides: Sequence[Side], kind: str, batch: int) -> AsyncIterator[Pass]:
     async def one(side: Side, number: int, label: str, drawn: str) -> Pass:
         scripts = [
             conversation(kind, setup.turns, setup.output, Random(f"{drawn} {index}"))
@@ -69,14 +70,12 @@ async def _cell(setup: Setup, sides: Sequence[Side], kind: str, batch: int) -> l
         for number in range(_unmeasured(setup, side.name, batch)):
             drawn = "again" if setup.again else f"learn {number}"
             await one(side, number, "-learn", f"{setup.seed} {kind} {batch} {drawn}")
-    passes = []
     for number in range(setup.rounds):
         first = number % len(sides)
         for side in (*sides[first:], *sides[:first]):
             own = f"{number} {'auto' if side.name == 'auto' else ''}"
             drawn = f"{setup.seed} {kind} {batch} {'again' if setup.again else own}"
-            passes.append(await one(side, number, "", drawn))
-    return passes
+            yield await one(side, number, "", drawn)
 
 
 def _unmeasured(setup: Setup, side: str, batch: int) -> int:
@@ -92,23 +91,26 @@ def _unmeasured(setup: Setup, side: str, batch: int) -> int:
 async def _run(
     setup: Setup, sides: Sequence[Side], file: Path | None, seconds: float | None
 ) -> list[Row]:
-    """All rows; after so many seconds those of the points that are done by then."""
+    """All rows; after so many seconds those of which both engines have a pass by then."""
     console = Console(stderr=True)
     passes: list[Pass] = []
+    point = setup.rounds * len(sides)
     async with AsyncExitStack() as stack:
         for side in sides:
             stack.push_async_callback(side.aclose)
             await side.find()
         try:
             async with asyncio.timeout(seconds):
-                async for cell in measure(setup, sides):
-                    passes += cell
-                    console.print(table(rows(cell)))
+                async for each in measure(setup, sides):
+                    passes.append(each)
                     if file is not None:  # after each of them: who is killed leaves something
                         _write(file, setup, passes)
+                    if len(passes) % point == 0:
+                        console.print(table(rows(passes[-point:])))
         except TimeoutError:
             points = len(setup.kinds) * len(setup.batches)
-            console.print(f"cut off after {seconds:g} s: {len(rows(passes))} of {points} points")
+            done = f"{len(passes)} of {points * point} passes"
+            console.print(f"cut off after {seconds:g} s, with {done}")
     return rows(passes)
 
 

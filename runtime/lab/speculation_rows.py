@@ -43,11 +43,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def rows(passes: Sequence[Pass]) -> list[Row]:
-    """The medians of each kind and batch, in the order of the passes."""
+    """The medians of each kind and batch of which both engines have a pass, in their order."""
     cells: dict[tuple[str, int], list[Pass]] = {}
     for each in passes:
         cells.setdefault((each.kind, each.batch), []).append(each)
-    return [_row(kind, batch, found) for (kind, batch), found in cells.items()]
+    return [
+        _row(kind, batch, found)
+        for (kind, batch), found in cells.items()
+        if {"off", "on"} <= {each.side for each in found}
+    ]
 
 
 def _row(kind: str, batch: int, passes: Sequence[Pass]) -> Row:

@@ -39,7 +39,7 @@ async def measured(setup: Setup, **urls: str) -> list[Any]:
     try:
         for side in sides:
             await side.find()
-        return [each async for cell in measure(setup, sides) for each in cell]
+        return [each async for each in measure(setup, sides)]
     finally:
         for side in sides:
             await side.aclose()
@@ -174,7 +174,7 @@ async def test_the_file_has_all_figures(
 async def test_a_run_that_is_cut_off_shows_what_it_has(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """The points that are done by then, in the file too."""
+    """The points of which both engines have a pass by then; the file has every pass."""
     _, url = await serve(FakeReplica(model="m", always=SLOW))
     _, on_url = await serve(FakeReplica(model="m", faults=deque([SLOW, Fault(hang=True)])))
     file = tmp_path / "f.json"
@@ -184,5 +184,6 @@ async def test_a_run_that_is_cut_off_shows_what_it_has(
     await asyncio.to_thread(main)
     told = capsys.readouterr()
     assert "json" in told.out and "prose" not in told.out
-    assert "cut off after 2 s: 1 of 2 points" in told.err
-    assert len(msgspec.json.decode(file.read_bytes())["rows"]) == 1
+    assert "cut off after 2 s, with 3 of 4 passes" in told.err
+    whole = msgspec.json.decode(file.read_bytes())
+    assert (len(whole["rows"]), len(whole["passes"])) == (1, 3)

@@ -68,7 +68,8 @@ def test_break_even_is_where_on_is_as_fast_as_off() -> None:
 
 
 def test_rows_are_medians_and_auto_is_held_to_the_better() -> None:
-    """Also where that is off; and where its turns went is counted over the rounds."""
+    """Also where that is off; where its turns went is counted over the rounds, and a point that one
+    engine has not come to is left out."""
     passes = [made("off", tok_s, n) for n, tok_s in enumerate((90.0, 100.0, 500.0))]
     passes += [made("on", 200.0, n, acceptance=a) for n, a in enumerate((2.0, 3.0, 9.0))]
     passes += [made("auto", 190.0, n, turns_at={"one": 1, "two": n}) for n in range(3)]
@@ -80,6 +81,7 @@ def test_rows_are_medians_and_auto_is_held_to_the_better() -> None:
     assert edits.auto_at == {"one": 3, "two": 3}
     assert (prose.on_ratio, prose.auto_tok_s, prose.acceptance) == (0.8, None, None)
     assert edits.spread == 4.1 and prose.spread is None
+    assert rows([*passes, made("off", 50.0, kind="code")]) == rows(passes)
     slow = rows([*passes, made("auto", 49.0, kind="prose")])[1]
     assert slow.auto_ratio == pytest.approx(0.98)
 
