@@ -9,7 +9,8 @@ A router has texts of its own: an engine that drafts from all that it has said w
 the pass before. `--again` holds the conversations of a point once unmeasured first and then the
 same in each round, which is the case of an agent that does again what it did before; so all have
 the same texts. `--learn` lets the router see some first: what it makes of a kind of text that it
-knows is measured then, not how it finds out.
+knows is measured then, not how it finds out. On cores that others share, `--pids OFF,ON` times by
+what the engines' processes compute; where both of them run at once for auto, that is their sum.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import msgspec
 from rich.console import Console
 
 from sessile.errors import SessileError, SettingsError
-from sessile.lab.speculation_load import Pass, Side, run_pass
+from sessile.lab.speculation_load import Pass, Side, computed_s, run_pass
 from sessile.lab.speculation_rows import Row, read, rows, table, verdict
 from sessile.lab.speculation_texts import KINDS, conversation
 
@@ -140,6 +141,19 @@ def _setup(given: argparse.Namespace) -> Setup:
     )  # fmt: skip
 
 
+def _pids(given: str | None) -> dict[str, tuple[int, ...]]:
+    """The processes to be timed of each side; none, where the clock is to count."""
+    if given is None:
+        return {"off": (), "on": (), "auto": ()}
+    try:
+        off, on = map(int, given.split(","))
+    except ValueError as error:
+        raise SettingsError(f"--pids: {given!r} is not two process ids by comma") from error
+    for pid in (off, on):
+        computed_s(pid)  # that they are there is to be known before anything is asked
+    return {"off": (off,), "on": (on,), "auto": (off, on)}
+
+
 def main() -> None:
     """The command; its defaults are those of `Setup`."""
     default = Setup()
@@ -161,6 +175,8 @@ def main() -> None:
                         help="hold the same in each round, once unmeasured first")  # fmt: skip
     parser.add_argument("--seed", type=int, default=default.seed,
                         help="another for servers that know the texts of the last run")  # fmt: skip
+    parser.add_argument("--pids", metavar="OFF,ON",
+                        help="time by what these processes compute, not by the clock")  # fmt: skip
     parser.add_argument("--seconds", type=float, help="end after so long with what there is")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all figures, as far as it came")
     parser.add_argument("--table", type=Path, metavar="FILE", nargs="+",
@@ -172,7 +188,12 @@ def main() -> None:
             found = read(given.table)
         else:
             setup = _setup(given)
-            sides = [Side(name, url, given.key, given.model) for name, url in urls.items() if url]
+            pids = _pids(given.pids)
+            sides = [
+                Side(name, url, given.key, given.model, pids[name])
+                for name, url in urls.items()
+                if url
+            ]
             found = asyncio.run(_run(setup, sides, given.json, given.seconds))
     except SessileError as error:
         sys.exit(f"error: {error.message}")

@@ -6,6 +6,7 @@ it. The counts are the engine's own.
 """
 
 import asyncio
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -63,10 +64,14 @@ class Pass(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Side:
-    """One server under test: `off`, `on` or `auto`. Lives as long as the benchmark."""
+    """One server under test: `off`, `on` or `auto`. Lives as long as the benchmark. With `pids` its
+    time is what these processes compute, where others compute on the same cores."""
 
-    def __init__(self, name: str, url: str, key: str, model: str | None = None) -> None:
+    def __init__(
+        self, name: str, url: str, key: str, model: str | None = None, pids: Sequence[int] = ()
+    ) -> None:
         self.name = name
+        self._pids = pids
         self.model = model or ""
         self._url = url.rstrip("/").removesuffix("/v1")
         self._upstream = Upstream(self._url, _TIMEOUTS)
@@ -87,6 +92,12 @@ class Side:
 
     async def aclose(self) -> None:
         await self._upstream.aclose()
+
+    def now_s(self) -> float:
+        """The clock by which it is timed."""
+        if not self._pids:
+            return time.perf_counter()
+        return sum(computed_s(pid) for pid in self._pids)
 
     async def counters(self) -> dict[str, float]:
         """What its metrics count of speculation; empty where it has none."""
@@ -110,7 +121,7 @@ class Side:
         relay = UsageRelay(relay_usage=True)
         pieces: list[str] = []
         timings: dict[str, Any] | None = None
-        began = time.perf_counter()
+        began = self.now_s()
         first = last = 0.0
         async with await self._upstream.open(
             "POST", "/v1/chat/completions", body, headers
@@ -119,7 +130,7 @@ class Side:
                 said = b"".join([chunk async for chunk in response])[:300]
                 raise self._refused(f"{response.status} {said.decode('utf-8', 'replace')}")
             async for chunk in response:
-                now = time.perf_counter()
+                now = self.now_s()
                 for event in events(relay.feed(chunk)):
                     if event.get("error"):
                         raise self._refused(str(event["error"]))
@@ -141,6 +152,17 @@ class Side:
 
     def _refused(self, said: str) -> ReplicaRefused:
         return ReplicaRefused(f"--{self.name} {self._url} failed a turn: {said}")
+
+
+def computed_s(pid: int) -> float:
+    """Processor time of a process, from Linux's /proc/PID/stat; its name may hold spaces. Raises
+    `SettingsError`."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError as error:
+        raise SettingsError(f"--pids: there is no process {pid} to be timed ({error})") from error
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _piece(event: Mapping[str, Any]) -> str:
@@ -165,7 +187,7 @@ async def run_pass(
     """All of `scripts` at once. Raises `ReplicaError`: a figure with a turn
     missing would be of another load."""
     before = await side.counters()
-    began = time.perf_counter()
+    began = side.now_s()
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [
@@ -174,7 +196,7 @@ async def run_pass(
             ]
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
-    wall_s = time.perf_counter() - began
+    wall_s = side.now_s() - began
     held = [task.result() for task in tasks]
     acceptance = stepped([turn for each in held for turn in each], before, await side.counters())
     return summed(held, side.name, kind, number, wall_s, acceptance)

@@ -1,7 +1,9 @@
 """The speculation benchmark before real servers: two fake engines and a router before both."""
 
 import asyncio
+import os
 import sys
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -123,6 +125,20 @@ async def test_a_turn_that_fails_ends_the_run(serve: Serve) -> None:
         await measured(SMALL, off=off_url, on=on_url)
 
 
+async def test_on_shared_cores_what_an_engine_computes_is_its_time(serve: Serve) -> None:
+    """Not the time that passes; of several processes it is the sum."""
+    _, url = await serve(FakeReplica(model="m"))
+    side = Side("off", url, "key", pids=(os.getpid(), os.getpid()))
+    before, began = side.now_s(), time.process_time()
+    while time.process_time() - began < 0.1:
+        pass
+    assert side.now_s() - before > 0.15
+    before = side.now_s()
+    await asyncio.sleep(0.5)
+    assert side.now_s() - before < 0.5
+    await side.aclose()
+
+
 async def test_an_address_where_nothing_answers_is_told_with_what_to_do() -> None:
     """It names the argument."""
     with pytest.raises(SettingsError, match=r"--on http://127.0.0.1:9: .*start it first"):
@@ -136,6 +152,8 @@ async def test_an_address_where_nothing_answers_is_told_with_what_to_do() -> Non
         (["--batches", "1,x"], "'1,x' is not numbers"),
         (["--output", "1"], "--output at 2"),
         (["--json", "/nowhere/f.json"], "there is no folder /nowhere"),
+        (["--pids", "1,x"], "--pids: '1,x' is not two process ids"),
+        (["--pids", "0,0"], "--pids: there is no process 0 to be timed"),
         (["--on", ""], "--off and --on are the engines to compare"),
         (["--table", "/nowhere/f.json"], "--table: /nowhere/f.json is no file of this benchmark"),
         ([], "--off http://127.0.0.1:9: no OpenAI-compatible server"),
