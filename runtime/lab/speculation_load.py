@@ -109,15 +109,20 @@ class Side:
         found = {name: samples.total(name) for name in (_VERIFIED, _ACCEPTED)}
         return {name: value for name, value in found.items() if value is not None}
 
-    async def ask(self, messages: Sequence[Any], session: str, tokens: int) -> Turn:
-        """One streamed turn. Raises `ReplicaError` with the server's own words."""
+    async def ask(
+        self, messages: Sequence[Any], session: str, tokens: int, *, final: bool = False
+    ) -> Turn:
+        """One streamed turn; one that is its session's `final` one says so, for nothing is to be
+        held for those that are over. Raises `ReplicaError` with the server's own words."""
         body = msgspec.json.encode(
             {
                 "model": self.model, "messages": messages, "max_tokens": tokens, "temperature": 0,
                 "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True},
             }
         )  # fmt: skip
-        headers = (*self._headers, (b"x-session-id", session.encode()))
+        headers = [*self._headers, (b"x-session-id", session.encode())]
+        if final:
+            headers.append((b"x-dynamo-session-final", b"true"))
         relay = UsageRelay(relay_usage=True)
         pieces: list[str] = []
         timings: dict[str, Any] | None = None
@@ -173,10 +178,11 @@ def _piece(event: Mapping[str, Any]) -> str:
 async def converse(side: Side, script: Script, session: str, tokens: int) -> list[Turn]:
     """One conversation, each turn asked once the last one is answered."""
     messages: list[Any] = list(script.before)
-    turns = []
+    turns: list[Turn] = []
     for words in script.asked:
         messages.append({"role": "user", "content": words})
-        turns.append(await side.ask(messages, session, tokens))
+        final = len(turns) + 1 == len(script.asked)
+        turns.append(await side.ask(messages, session, tokens, final=final))
         messages.append({"role": "assistant", "content": turns[-1].text})
     return turns
 

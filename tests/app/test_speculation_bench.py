@@ -71,6 +71,8 @@ async def test_the_servers_take_turns_with_the_same_texts(serve: Serve) -> None:
     assert len(first) == 3
     assert len({seen.headers["x-session-id"] for seen in off.seen}) == 4
     assert all(seen.body["ignore_eos"] and seen.body["temperature"] == 0 for seen in on.seen)
+    over = [each.headers.get("x-dynamo-session-final") for each in off.seen]
+    assert over == 2 * [None, None, "true", "true"]
     (row,) = rows(passes)
     assert row.acceptance == pytest.approx(2.0)
     assert row.off_tok_s > 0 and row.auto_tok_s is None
