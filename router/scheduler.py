@@ -182,7 +182,7 @@ class Scheduler:
         foreseen_s = decision.predicted_ttft_s or outlook.price(ask, now).ttft_s
         pace.start(ask, outlook, open_to, foreseen_s, now)
         if decision.reason == "trial":
-            pace.tried(outlook)
+            pace.tried()
 
     def _confirmed(self, ask: Ask, now: float) -> Decision | None:
         """What was proposed for the turn, if the session has been bound there; it counts there no

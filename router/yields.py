@@ -11,7 +11,7 @@ _MOST_SESSIONS = 20_000
 _MOST_GROUPS = 2_000
 _LAST = 6  # sessions that stand for those to come
 _ENOUGH = 3
-_UNKNOWN = 0.6  # steps a token before any was seen
+UNKNOWN = 0.4  # steps a token before any was seen: agents repeat much
 
 
 class Yields:
@@ -47,7 +47,7 @@ class Yields:
         like = self._groups.get(group, self._all)
         if len(like) < _ENOUGH:
             like = self._all
-        return tuple(like.values()) or (_UNKNOWN,)
+        return tuple(like.values()) or (UNKNOWN,)
 
     def typical(self) -> float | None:
         """Tokens a step of the last sessions, None before any was seen."""

@@ -6,34 +6,35 @@ turns within a round, in another order each, so that what drifts drifts for all;
 medians over the rounds.
 
 A router has texts of its own: an engine that drafts from all that it has said would know those of
-the pass before. `--again` holds each conversation once unmeasured first, which is the case of an
-agent that does again what it did before; then all have the same texts.
+the pass before. `--again` holds the conversations of a point once unmeasured first and then the
+same in each round, which is the case of an agent that does again what it did before; so all have
+the same texts. `--learn` lets the router see some first: what it makes of a kind of text that it
+knows is measured then, not how it finds out. On cores that others share, `--pids OFF,ON` times by
+what the engines' processes compute; where both of them run at once for auto, that is their sum.
 """
 
 import argparse
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
-from statistics import median
 
 import msgspec
 from rich.console import Console
-from rich.table import Table
 
 from sessile.errors import SessileError, SettingsError
-from sessile.lab.speculation_load import Pass, Side, run_pass
+from sessile.lab.speculation_load import Pass, Side, computed_s, run_pass
+from sessile.lab.speculation_rows import Row, read, rows, table, verdict
 from sessile.lab.speculation_texts import KINDS, conversation
-
-_CLOSE = 0.97  # of the better of on and off, which auto is to reach
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked of every server. `output` is tokens a turn, `learn` the conversations of each
-    kind and batch before the measured ones; `name` tells this run's sessions from all others."""
+    kind and batch that the router has before the measured ones; `name` tells this run's sessions
+    from all others."""
 
     kinds: tuple[str, ...] = tuple(KINDS)
     batches: tuple[int, ...] = (1, 4, 16)
@@ -46,39 +47,18 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     name: str = "spec"
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One kind of text and batch. Speeds are decoded tokens a second; `whole` ones count the
-    prompts' time too. `break_even` is the acceptance at which on is as fast as off, by the cost of
-    their steps; None where the acceptance is not told. The ratios of auto are to the better."""
-
-    kind: str
-    batch: int
-    off_tok_s: float
-    on_tok_s: float
-    on_ratio: float
-    on_whole_ratio: float
-    acceptance: float | None
-    break_even: float | None
-    off_tpot_s: float
-    on_tpot_s: float
-    auto_tok_s: float | None = None
-    auto_tpot_s: float | None = None
-    auto_ratio: float | None = None
-    auto_whole_ratio: float | None = None
-    auto_at: dict[str, int] = {}
-
-
 # -- the passes
 
 
-async def measure(setup: Setup, sides: Sequence[Side]) -> AsyncIterator[list[Pass]]:
-    """The passes of each kind and batch, one after another. Raises `SessileError`."""
+async def measure(setup: Setup, sides: Sequence[Side]) -> AsyncIterator[Pass]:
+    """The passes, those of each kind and batch one after another. Raises `SessileError`."""
     for kind in setup.kinds:
         for batch in setup.batches:
-            yield await _cell(setup, sides, kind, batch)
+            async for each in _point(setup, sides, kind, batch):
+                yield each
 
 
-async def _cell(setup: Setup, sides: Sequence[Side], kind: str, batch: int) -> list[Pass]:
+async def _point(setup: Setup, sides: Sequence[Side], kind: str, batch: int) -> AsyncIterator[Pass]:
     async def one(side: Side, number: int, label: str, drawn: str) -> Pass:
         scripts = [
             conversation(kind, setup.turns, setup.output, Random(f"{drawn} {index}"))
@@ -88,126 +68,61 @@ async def _cell(setup: Setup, sides: Sequence[Side], kind: str, batch: int) -> l
         return await run_pass(side, kind, scripts, name, number=number, tokens=setup.output)
 
     for side in sides:
-        for number in range(-(-setup.learn // batch)):
-            await one(side, number, "-learn", f"{setup.seed} learn {kind} {batch} {number}")
-    passes = []
+        for number in range(_unmeasured(setup, side.name, batch)):
+            drawn = "again" if setup.again else f"learn {number}"
+            await one(side, number, "-learn", f"{setup.seed} {kind} {batch} {drawn}")
     for number in range(setup.rounds):
         first = number % len(sides)
         for side in (*sides[first:], *sides[:first]):
-            own = "auto" if side.name == "auto" and not setup.again else ""
-            drawn = f"{setup.seed} {kind} {batch} {number} {own}"
-            if setup.again:
-                await one(side, number, "-before", drawn)
-            passes.append(await one(side, number, "", drawn))
-    return passes
+            own = f"{number} {'auto' if side.name == 'auto' else ''}"
+            drawn = f"{setup.seed} {kind} {batch} {'again' if setup.again else own}"
+            yield await one(side, number, "", drawn)
 
 
-# -- the figures
-
-
-def rows(passes: Sequence[Pass]) -> list[Row]:
-    """The medians of each kind and batch, in the order of the passes."""
-    cells: dict[tuple[str, int], list[Pass]] = {}
-    for each in passes:
-        cells.setdefault((each.kind, each.batch), []).append(each)
-    return [_row(kind, batch, found) for (kind, batch), found in cells.items()]
-
-
-def _row(kind: str, batch: int, passes: Sequence[Pass]) -> Row:
-    def of(side: str, figure: Callable[[Pass], float]) -> float:
-        return median(figure(each) for each in passes if each.side == side)
-
-    def speed(side: str) -> float:
-        return of(side, lambda each: each.decode_tok_s)
-
-    def whole(side: str) -> float:
-        return of(side, lambda each: each.whole_tok_s)
-
-    def tpot(side: str) -> float:
-        return of(side, lambda each: each.tpot_p50_s)
-
-    off, on = speed("off"), speed("on")
-    told = [each.acceptance for each in passes if each.side == "on" and each.acceptance]
-    acceptance = median(told) if told else None
-    row = Row(
-        kind=kind, batch=batch, off_tok_s=off, on_tok_s=on, on_ratio=on / off,
-        on_whole_ratio=whole("on") / whole("off"), acceptance=acceptance,
-        break_even=break_even(acceptance, off, on), off_tpot_s=tpot("off"), on_tpot_s=tpot("on"),
-    )  # fmt: skip
-    auto = [each for each in passes if each.side == "auto"]
-    if not auto:
-        return row
-    at: dict[str, int] = {}
-    for each in auto:
-        for replica, turns in each.turns_at.items():
-            at[replica] = at.get(replica, 0) + turns
-    return msgspec.structs.replace(
-        row, auto_tok_s=speed("auto"), auto_tpot_s=tpot("auto"),
-        auto_ratio=speed("auto") / max(off, on),
-        auto_whole_ratio=whole("auto") / max(whole("off"), whole("on")), auto_at=at,
-    )  # fmt: skip
-
-
-def break_even(acceptance: float | None, off_tok_s: float, on_tok_s: float) -> float | None:
-    """What a step costs with speculation in steps without: as many tokens it has to make. A step
-    without makes one token of each sequence, one with makes `acceptance`."""
-    return acceptance * off_tok_s / on_tok_s if acceptance else None
+def _unmeasured(setup: Setup, side: str, batch: int) -> int:
+    """How many passes come before those that are measured. An engine has nothing to learn but what
+    it says, and what comes with the first prompts of that size."""
+    learns = -(-setup.learn // batch)
+    return max(learns if side == "auto" else min(learns, 1), setup.again)
 
 
 # -- the command
 
 
-def table(found: Sequence[Row]) -> Table:
-    """For people."""
-    shown = Table(header_style="bold")
-    shown.add_column("kind")
-    for name in ("batch", "off tok/s", "on (of off)", "tokens a step", "break-even",
-                 "auto (of the better)", "with prompts: on, auto"):  # fmt: skip
-        shown.add_column(name, justify="right")
-    for row in found:
-        shown.add_row(
-            row.kind, str(row.batch), f"{row.off_tok_s:.1f}",
-            f"{row.on_tok_s:.1f} ({row.on_ratio:.2f})",
-            _figure(row.acceptance), _figure(row.break_even),
-            "-" if row.auto_tok_s is None else f"{row.auto_tok_s:.1f} ({_figure(row.auto_ratio)})",
-            f"{row.on_whole_ratio:.2f}, {_figure(row.auto_whole_ratio)}",
-        )  # fmt: skip
-    return shown
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def verdict(found: Sequence[Row]) -> str:
-    """Whether auto is where it should be; empty without it."""
-    ratios = [row.auto_ratio for row in found if row.auto_ratio is not None]
-    if not ratios:
-        return ""
-    close = sum(ratio >= _CLOSE for ratio in ratios)
-    return (
-        f"auto is within 3 % of the better of on and off, or above it, at {close} of "
-        f"{len(ratios)} points; the worst is {min(ratios):.2f} of it"
-    )
-
-
-async def _run(setup: Setup, sides: Sequence[Side], file: Path | None) -> list[Row]:
+async def _run(
+    setup: Setup, sides: Sequence[Side], file: Path | None, seconds: float | None
+) -> list[Row]:
+    """All rows; after so many seconds those of which both engines have a pass by then."""
     console = Console(stderr=True)
     passes: list[Pass] = []
+    point = setup.rounds * len(sides)
     async with AsyncExitStack() as stack:
         for side in sides:
             stack.push_async_callback(side.aclose)
             await side.find()
-        async for cell in measure(setup, sides):
-            passes += cell
-            console.print(table(rows(cell)))
-            if file is not None:  # after each of them: a run that is cut short has something
-                whole = {"setup": setup, "rows": rows(passes), "passes": passes}
-                file.write_bytes(msgspec.json.format(msgspec.json.encode(whole)) + b"\n")  # noqa: ASYNC240 - no turn is under way
+        try:
+            async with asyncio.timeout(seconds):
+                async for each in measure(setup, sides):
+                    passes.append(each)
+                    if file is not None:  # after each of them: who is killed leaves something
+                        _write(file, setup, passes)
+                    if len(passes) % point == 0:
+                        console.print(table(rows(passes[-point:])))
+        except TimeoutError:
+            points = len(setup.kinds) * len(setup.batches)
+            done = f"{len(passes)} of {points * point} passes"
+            console.print(f"cut off after {seconds:g} s, with {done}")
     return rows(passes)
 
 
+def _write(file: Path, setup: Setup, passes: Sequence[Pass]) -> None:
+    whole = {"setup": setup, "rows": rows(passes), "passes": passes}
+    file.write_bytes(msgspec.json.format(msgspec.json.encode(whole)) + b"\n")
+
+
 def _setup(given: argparse.Namespace) -> Setup:
+    if not (given.off and given.on):
+        raise SettingsError("--off and --on are the engines to compare; name the URLs of both")
     kinds = tuple(given.kinds.split(","))
     if unknown := sorted(set(kinds) - set(KINDS)):
         raise SettingsError(f"--kinds: there is no {unknown[0]!r}; there are {', '.join(KINDS)}")
@@ -226,12 +141,25 @@ def _setup(given: argparse.Namespace) -> Setup:
     )  # fmt: skip
 
 
+def _pids(given: str | None) -> dict[str, tuple[int, ...]]:
+    """The processes to be timed of each side; none, where the clock is to count."""
+    if given is None:
+        return {"off": (), "on": (), "auto": ()}
+    try:
+        off, on = map(int, given.split(","))
+    except ValueError as error:
+        raise SettingsError(f"--pids: {given!r} is not two process ids by comma") from error
+    for pid in (off, on):
+        computed_s(pid)  # that they are there is to be known before anything is asked
+    return {"off": (off,), "on": (on,), "auto": (off, on)}
+
+
 def main() -> None:
     """The command; its defaults are those of `Setup`."""
     default = Setup()
     parser = argparse.ArgumentParser(prog="python -m sessile.lab.speculation_bench")
-    parser.add_argument("--off", required=True, help="URL of an engine that does not speculate")
-    parser.add_argument("--on", required=True, help="URL of one that does")
+    parser.add_argument("--off", help="URL of an engine that does not speculate")
+    parser.add_argument("--on", help="URL of one that does")
     parser.add_argument("--auto", help="URL of a router before both")
     parser.add_argument("--model", help="default: the first that each serves")
     parser.add_argument("--key", default="none")
@@ -242,18 +170,31 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=default.turns, help="of a conversation")
     parser.add_argument("--rounds", type=int, default=default.rounds)
     parser.add_argument("--learn", type=int, default=default.learn,
-                        help="unmeasured conversations first, of each kind and batch")  # fmt: skip
+                        help="unmeasured ones first, of each point, for the router")  # fmt: skip
     parser.add_argument("--again", action="store_true",
-                        help="hold each conversation once unmeasured first")  # fmt: skip
+                        help="hold the same in each round, once unmeasured first")  # fmt: skip
     parser.add_argument("--seed", type=int, default=default.seed,
                         help="another for servers that know the texts of the last run")  # fmt: skip
+    parser.add_argument("--pids", metavar="OFF,ON",
+                        help="time by what these processes compute, not by the clock")  # fmt: skip
+    parser.add_argument("--seconds", type=float, help="end after so long with what there is")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all figures, as far as it came")
+    parser.add_argument("--table", type=Path, metavar="FILE", nargs="+",
+                        help="measure nothing, show what these files of --json hold")  # fmt: skip
     given = parser.parse_args()
     urls = {"off": given.off, "on": given.on, "auto": given.auto}
     try:
-        setup = _setup(given)
-        sides = [Side(name, url, given.key, given.model) for name, url in urls.items() if url]
-        found = asyncio.run(_run(setup, sides, given.json))
+        if given.table:
+            found = read(given.table)
+        else:
+            setup = _setup(given)
+            pids = _pids(given.pids)
+            sides = [
+                Side(name, url, given.key, given.model, pids[name])
+                for name, url in urls.items()
+                if url
+            ]
+            found = asyncio.run(_run(setup, sides, given.json, given.seconds))
     except SessileError as error:
         sys.exit(f"error: {error.message}")
     console = Console()

@@ -6,6 +6,7 @@ it. The counts are the engine's own.
 """
 
 import asyncio
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -63,10 +64,14 @@ class Pass(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Side:
-    """One server under test: `off`, `on` or `auto`. Lives as long as the benchmark."""
+    """One server under test: `off`, `on` or `auto`. Lives as long as the benchmark. With `pids` its
+    time is what these processes compute, where others compute on the same cores."""
 
-    def __init__(self, name: str, url: str, key: str, model: str | None = None) -> None:
+    def __init__(
+        self, name: str, url: str, key: str, model: str | None = None, pids: Sequence[int] = ()
+    ) -> None:
         self.name = name
+        self._pids = pids
         self.model = model or ""
         self._url = url.rstrip("/").removesuffix("/v1")
         self._upstream = Upstream(self._url, _TIMEOUTS)
@@ -88,6 +93,12 @@ class Side:
     async def aclose(self) -> None:
         await self._upstream.aclose()
 
+    def now_s(self) -> float:
+        """The clock by which it is timed."""
+        if not self._pids:
+            return time.perf_counter()
+        return sum(computed_s(pid) for pid in self._pids)
+
     async def counters(self) -> dict[str, float]:
         """What its metrics count of speculation; empty where it has none."""
         try:
@@ -98,19 +109,24 @@ class Side:
         found = {name: samples.total(name) for name in (_VERIFIED, _ACCEPTED)}
         return {name: value for name, value in found.items() if value is not None}
 
-    async def ask(self, messages: Sequence[Any], session: str, tokens: int) -> Turn:
-        """One streamed turn. Raises `ReplicaError` with the server's own words."""
+    async def ask(
+        self, messages: Sequence[Any], session: str, tokens: int, *, final: bool = False
+    ) -> Turn:
+        """One streamed turn; one that is its session's `final` one says so, for nothing is to be
+        held for those that are over. Raises `ReplicaError` with the server's own words."""
         body = msgspec.json.encode(
             {
                 "model": self.model, "messages": messages, "max_tokens": tokens, "temperature": 0,
                 "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True},
             }
         )  # fmt: skip
-        headers = (*self._headers, (b"x-session-id", session.encode()))
+        headers = [*self._headers, (b"x-session-id", session.encode())]
+        if final:
+            headers.append((b"x-dynamo-session-final", b"true"))
         relay = UsageRelay(relay_usage=True)
         pieces: list[str] = []
         timings: dict[str, Any] | None = None
-        began = time.perf_counter()
+        began = self.now_s()
         first = last = 0.0
         async with await self._upstream.open(
             "POST", "/v1/chat/completions", body, headers
@@ -119,7 +135,7 @@ class Side:
                 said = b"".join([chunk async for chunk in response])[:300]
                 raise self._refused(f"{response.status} {said.decode('utf-8', 'replace')}")
             async for chunk in response:
-                now = time.perf_counter()
+                now = self.now_s()
                 for event in events(relay.feed(chunk)):
                     if event.get("error"):
                         raise self._refused(str(event["error"]))
@@ -143,6 +159,17 @@ class Side:
         return ReplicaRefused(f"--{self.name} {self._url} failed a turn: {said}")
 
 
+def computed_s(pid: int) -> float:
+    """Processor time of a process, from Linux's /proc/PID/stat; its name may hold spaces. Raises
+    `SettingsError`."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError as error:
+        raise SettingsError(f"--pids: there is no process {pid} to be timed ({error})") from error
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _piece(event: Mapping[str, Any]) -> str:
     choices = event.get("choices")
     return (choices[0].get("delta") or {}).get("content") or "" if choices else ""
@@ -151,10 +178,11 @@ def _piece(event: Mapping[str, Any]) -> str:
 async def converse(side: Side, script: Script, session: str, tokens: int) -> list[Turn]:
     """One conversation, each turn asked once the last one is answered."""
     messages: list[Any] = list(script.before)
-    turns = []
+    turns: list[Turn] = []
     for words in script.asked:
         messages.append({"role": "user", "content": words})
-        turns.append(await side.ask(messages, session, tokens))
+        final = len(turns) + 1 == len(script.asked)
+        turns.append(await side.ask(messages, session, tokens, final=final))
         messages.append({"role": "assistant", "content": turns[-1].text})
     return turns
 
@@ -165,7 +193,7 @@ async def run_pass(
     """All of `scripts` at once. Raises `ReplicaError`: a figure with a turn
     missing would be of another load."""
     before = await side.counters()
-    began = time.perf_counter()
+    began = side.now_s()
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [
@@ -174,7 +202,7 @@ async def run_pass(
             ]
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
-    wall_s = time.perf_counter() - began
+    wall_s = side.now_s() - began
     held = [task.result() for task in tasks]
     acceptance = stepped([turn for each in held for turn in each], before, await side.counters())
     return summed(held, side.name, kind, number, wall_s, acceptance)

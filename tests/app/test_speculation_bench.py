@@ -1,7 +1,10 @@
 """The speculation benchmark before real servers: two fake engines and a router before both."""
 
 import asyncio
+import os
 import sys
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,9 @@ from starlette.types import Receive, Scope, Send
 
 from sessile.errors import ReplicaRefused, SettingsError
 from sessile.lab.fake_replica import FakeReplica, Fault
-from sessile.lab.speculation_bench import Setup, main, measure, rows
+from sessile.lab.speculation_bench import Setup, main, measure
 from sessile.lab.speculation_load import Side
+from sessile.lab.speculation_rows import rows
 
 Serve = Callable[..., Awaitable[tuple[Any, str]]]
 
@@ -37,7 +41,7 @@ async def measured(setup: Setup, **urls: str) -> list[Any]:
     try:
         for side in sides:
             await side.find()
-        return [each async for cell in measure(setup, sides) for each in cell]
+        return [each async for each in measure(setup, sides)]
     finally:
         for side in sides:
             await side.aclose()
@@ -67,6 +71,8 @@ async def test_the_servers_take_turns_with_the_same_texts(serve: Serve) -> None:
     assert len(first) == 3
     assert len({seen.headers["x-session-id"] for seen in off.seen}) == 4
     assert all(seen.body["ignore_eos"] and seen.body["temperature"] == 0 for seen in on.seen)
+    over = [each.headers.get("x-dynamo-session-final") for each in off.seen]
+    assert over == 2 * [None, None, "true", "true"]
     (row,) = rows(passes)
     assert row.acceptance == pytest.approx(2.0)
     assert row.off_tok_s > 0 and row.auto_tok_s is None
@@ -88,17 +94,29 @@ async def test_a_router_has_texts_of_its_own_and_says_where_its_turns_went(
 
 
 async def test_what_is_held_again_is_known_to_all(serve: Serve) -> None:
-    """Each conversation comes twice, the first time under another session, and is counted once;
-    the conversations to learn from come before."""
+    """The conversations of all rounds are the same, and come once before, under other sessions."""
     off, off_url = await serve(FakeReplica(model="m", always=SLOW))
-    setup = msgspec.structs.replace(SMALL, rounds=1, again=True, learn=3)
+    setup = msgspec.structs.replace(SMALL, again=True)
     passes = await measured(setup, off=off_url, on=off_url)
-    assert len(passes) == 2
+    assert len(passes) == 4
     sessions = [seen.headers["x-session-id"] for seen in off.seen]
-    learned = [name for name in sessions if "-learn-" in name]
-    assert len(set(learned)) == 8 and sessions[: len(learned)] == learned
-    once = {words: said(off).count(words) for words in said(off)[len(learned) :]}
-    assert set(once.values()) == {4}
+    before = [name for name in sessions if "-learn-" in name]
+    assert len(set(before)) == 4 and sessions[: len(before)] == before
+    assert {words: said(off).count(words) for words in said(off)} == dict.fromkeys(said(off), 6)
+
+
+async def test_the_router_has_conversations_to_learn_from(start: Any, serve: Serve) -> None:
+    """As many as were asked for, an engine one pass of them: there is nothing that it could
+    learn."""
+    off, off_url = await serve(FakeReplica(model="m", always=SLOW))
+    replica = FakeReplica(model="m", always=SLOW)
+    router = await start([replica])
+    setup = msgspec.structs.replace(SMALL, rounds=1, learn=5)
+    passes = await measured(setup, off=off_url, on=off_url, auto=router.url)
+    assert len(passes) == 3
+    learned = [n for each in off.seen if "-learn-" in (n := each.headers["x-session-id"])]
+    assert len(set(learned)) == 4
+    assert len(replica.seen) == 2 * (6 + 2)
 
 
 async def test_a_turn_that_fails_ends_the_run(serve: Serve) -> None:
@@ -107,6 +125,20 @@ async def test_a_turn_that_fails_ends_the_run(serve: Serve) -> None:
     _, on_url = await serve(FakeReplica(model="m", always=Fault(status=500)))
     with pytest.raises(ReplicaRefused, match=r"--on http.* failed a turn: 500 .*The engine broke"):
         await measured(SMALL, off=off_url, on=on_url)
+
+
+async def test_on_shared_cores_what_an_engine_computes_is_its_time(serve: Serve) -> None:
+    """Not the time that passes; of several processes it is the sum."""
+    _, url = await serve(FakeReplica(model="m"))
+    side = Side("off", url, "key", pids=(os.getpid(), os.getpid()))
+    before, began = side.now_s(), time.process_time()
+    while time.process_time() - began < 0.1:
+        pass
+    assert side.now_s() - before > 0.15
+    before = side.now_s()
+    await asyncio.sleep(0.5)
+    assert side.now_s() - before < 0.5
+    await side.aclose()
 
 
 async def test_an_address_where_nothing_answers_is_told_with_what_to_do() -> None:
@@ -122,6 +154,10 @@ async def test_an_address_where_nothing_answers_is_told_with_what_to_do() -> Non
         (["--batches", "1,x"], "'1,x' is not numbers"),
         (["--output", "1"], "--output at 2"),
         (["--json", "/nowhere/f.json"], "there is no folder /nowhere"),
+        (["--pids", "1,x"], "--pids: '1,x' is not two process ids"),
+        (["--pids", "0,0"], "--pids: there is no process 0 to be timed"),
+        (["--on", ""], "--off and --on are the engines to compare"),
+        (["--table", "/nowhere/f.json"], "--table: /nowhere/f.json is no file of this benchmark"),
         ([], "--off http://127.0.0.1:9: no OpenAI-compatible server"),
     ],
 )
@@ -150,3 +186,24 @@ async def test_the_file_has_all_figures(
     assert [row["kind"] for row in whole["rows"]] == ["prose"]
     assert whole["setup"]["output"] == 5 and len(whole["passes"]) == 2
     assert "prose" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["bench", "--table", str(file), str(file)])
+    main()
+    assert capsys.readouterr().out.count("prose") == 2
+
+
+async def test_a_run_that_is_cut_off_shows_what_it_has(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The points of which both engines have a pass by then; the file has every pass."""
+    _, url = await serve(FakeReplica(model="m", always=SLOW))
+    _, on_url = await serve(FakeReplica(model="m", faults=deque([SLOW, Fault(hang=True)])))
+    file = tmp_path / "f.json"
+    line = ["--off", url, "--on", on_url, "--kinds", "json,prose", "--batches", "1"]
+    more = ["--output", "5", "--turns", "1", "--rounds", "1", "--seconds", "2", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", ["bench", *line, *more])
+    await asyncio.to_thread(main)
+    told = capsys.readouterr()
+    assert "json" in told.out and "prose" not in told.out
+    assert "cut off after 2 s, with 3 of 4 passes" in told.err
+    whole = msgspec.json.decode(file.read_bytes())
+    assert (len(whole["rows"]), len(whole["passes"])) == (1, 3)

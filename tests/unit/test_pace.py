@@ -7,7 +7,6 @@ from itertools import count
 import pytest
 
 from sessile.router.outlook import Outlook
-from sessile.router.pace import Curve
 from sessile.router.policy import Ask
 from sessile.router.scheduler import Limits, Scheduler
 from sessile.sessions.record import Binding
@@ -171,21 +170,6 @@ def test_auto_is_as_fast_as_the_better_of_on_and_off(batch, length, shared, tell
     )
 
 
-def test_a_curve_keeps_what_is_not_seen_any_longer():
-    """And lies between what it has seen; one turn that was late by chance does not move it far."""
-    curve = Curve()
-    assert curve.at(3) is None
-    for _ in range(20):
-        curve.add(1, 0.010)
-    for _ in range(200):
-        curve.add(16, 0.013)
-    curve.add(16, 5.0)
-    near = curve.at(1)
-    assert near is not None and near.step_s == pytest.approx(0.010) and near.away == 0
-    between = curve.at(8.5)
-    assert between is not None and 0.0115 < between.step_s < 0.0135
-
-
 def test_sessions_that_accept_well_speculate_and_the_others_do_not():
     """Each has a replica of its own device: both kinds of text end where they are faster, though
     they come together and begin alike."""
@@ -233,7 +217,49 @@ def test_another_router_learns_from_the_news():
 
 
 def test_an_engine_that_tells_nothing_is_not_tried_for_ever():
-    """New sessions go where they would have gone, after some tries."""
+    """Once some have begun there, new sessions go where they would have gone."""
     world = World(shared=False, counts=False)
-    world.run([1.0], 1, 60)
-    assert 0 < world.reasons["trial"] <= 16
+    world.run([1.0], 1, 8)
+    assert world.where == {(1.0, "on"): 8}
+    world.run([1.0], 1, 40)
+    assert world.where[1.0, "off"] > 10
+    assert set(world.reasons) == {"new"}
+
+
+@pytest.mark.parametrize(("batch", "shared"), [(1, True), (4, True), (1, False)])
+def test_a_router_that_knows_nothing_begins_where_agents_are_mostly_faster(batch, shared):
+    """And where so much is accepted that nothing else can be, the other kind is not tried."""
+    world = World(shared=shared, device="0" if shared else None)
+    world.run([11.9] * batch, 3, 1)
+    assert world.where == {(11.9, "on"): 3 * batch}
+
+
+def test_nobody_moves_on_a_guess():
+    """A session is moved once both kinds were seen, and new ones try the other before."""
+    world = World(shared=False)
+    world.run([1.0], 6, 1)
+    assert world.where == {(1.0, "on"): 6}
+    world.run([1.0], 6, 2)
+    assert world.where[1.0, "off"] >= 11
+
+
+@pytest.mark.parametrize("length", [1.85, 4.0])
+def test_sessions_that_begin_in_one_moment_do_not_each_count_from_nothing(length):
+    """How many ran when any did is kept while none does, so that the first of sixteen go where all
+    of them are faster."""
+    world = World(shared=True, device="0")
+    world.run([length] * 16, 3, 8)
+    world.where.clear()
+    world.now += 30.0
+    world.run([length] * 16, 3, 1)
+    assert len(world.where) == 1 and (length, "on" if length > 2 else "off") in world.where
+
+
+def test_sessions_that_pause_beside_a_new_one_are_held_up_by_it_wherever_it_runs():
+    """On one device there is nothing to spread."""
+    world = World(shared=True, device="0")
+    world.run([4.0] * 4, 3, 3)
+    world.where.clear()
+    world.pool[1].paused |= {f"paused {number}" for number in range(100)}
+    world.run([4.0], 3, 1)
+    assert world.where == {(4.0, "on"): 3}

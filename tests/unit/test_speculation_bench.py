@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from sessile.errors import SettingsError
-from sessile.lab.speculation_bench import break_even, rows, table, verdict
 from sessile.lab.speculation_load import Pass, Turn, stepped, summed
+from sessile.lab.speculation_rows import break_even, rows, table, verdict
 from sessile.lab.speculation_texts import KINDS, conversation
 
 
@@ -68,7 +68,8 @@ def test_break_even_is_where_on_is_as_fast_as_off() -> None:
 
 
 def test_rows_are_medians_and_auto_is_held_to_the_better() -> None:
-    """Also where that is off; and where its turns went is counted over the rounds."""
+    """Also where that is off; where its turns went is counted over the rounds, and a point that one
+    engine has not come to is left out."""
     passes = [made("off", tok_s, n) for n, tok_s in enumerate((90.0, 100.0, 500.0))]
     passes += [made("on", 200.0, n, acceptance=a) for n, a in enumerate((2.0, 3.0, 9.0))]
     passes += [made("auto", 190.0, n, turns_at={"one": 1, "two": n}) for n in range(3)]
@@ -79,19 +80,25 @@ def test_rows_are_medians_and_auto_is_held_to_the_better() -> None:
     assert (edits.acceptance, edits.break_even) == (3.0, 1.5)
     assert edits.auto_at == {"one": 3, "two": 3}
     assert (prose.on_ratio, prose.auto_tok_s, prose.acceptance) == (0.8, None, None)
+    assert edits.spread == 4.1 and prose.spread is None
+    assert rows([*passes, made("off", 50.0, kind="code")]) == rows(passes)
     slow = rows([*passes, made("auto", 49.0, kind="prose")])[1]
     assert slow.auto_ratio == pytest.approx(0.98)
 
 
 def test_what_is_not_told_is_a_dash() -> None:
-    """And the verdict is on auto alone."""
+    """And the verdict is on auto alone, which says where its turns went."""
     passes = [made("off", 100.0), made("on", 200.0)]
-    console = Console(width=120)
+    console = Console(width=180)
     with console.capture() as shown:
         console.print(table(rows(passes)))
     assert "200.0 (2.00)" in shown.get() and " - " in shown.get()
     assert verdict(rows(passes)) == ""
     assert "at 0 of 1 points" in verdict(rows([*passes, made("auto", 190.0)]))
+    went = made("auto", 190.0, turns_at={"one": 2, "two": 1})
+    with console.capture() as shown:
+        console.print(table(rows([*passes, went])))
+    assert "one 2, two 1" in shown.get()
     assert "at 1 of 1 points" in verdict(rows([*passes, made("auto", 195.0)]))
 
 

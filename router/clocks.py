@@ -1,0 +1,136 @@
+"""What passes at the replicas of a model while a turn decodes: how many run there, how many others
+are busy, and for how long a prefill keeps the decoding waiting. Pure.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from sessile.router.outlook import Outlook
+from sessile.router.policy import Ask
+
+_LATE = 3.0  # a first token that takes so many times as long as foreseen is not told, perhaps
+_STALLED = 0.7  # at most so much of a turn's decoding was others' prefill
+_LEAST_SHARE = 0.2  # of its time, that a turn must have decoded if it is to tell anything
+_CROWD_S = 5.0
+
+
+class _Clock(msgspec.Struct):
+    """What has passed at a replica: turns times seconds, seconds in which any ran, and those in
+    which one waited for its first token, so that the others did not decode."""
+
+    at: float
+    turns: float = 0.0
+    busy: float = 0.0
+    prefill: float = 0.0
+    until: float = 0.0  # a prefill may go on there
+
+
+class Mark(msgspec.Struct):
+    """A turn under way: the clocks as its decoding began."""
+
+    outlook: Outlook
+    session: str
+    group: int
+    at: float
+    turns: float
+    busy: float
+    prefill: float
+    foreseen_s: float = 0.0  # until its first token, as long as that has not come
+
+
+class Passed(msgspec.Struct, frozen=True):
+    """What a turn met: seconds of decoding, and of these without the prefills of others; `running`
+    and `beside` are means, of the turns there and of the other replicas that were busy."""
+
+    mark: Mark
+    decode_s: float
+    own_s: float
+    running: float
+    beside: float
+
+
+class Clocks:
+    """Of one model. `crowd` is the most that ran at once of late, `one_device` whether replicas of
+    both kinds are on one, as their launcher says."""
+
+    def __init__(self) -> None:
+        self.crowd = 0.0
+        self.one_device = False
+        self._clocks: dict[str, _Clock] = {}
+        self._outlooks: dict[str, Outlook] = {}
+        self._turns: dict[str, Mark] = {}
+
+    def under_way(self) -> Iterator[Mark]:
+        """The turns that run."""
+        yield from self._turns.values()
+
+    def start(
+        self, ask: Ask, group: int, outlook: Outlook, open_to: Sequence[Outlook],
+        foreseen_s: float, now: float,
+    ) -> None:  # fmt: skip
+        """A turn is about to be booked at one of those, its first token foreseen."""
+        if not all(o.id in self._outlooks for o in open_to) or len(self._outlooks) > len(open_to):
+            self._watch(open_to, now)
+        self._mark(ask.turn, outlook, ask.session, group, now, foreseen_s)
+        clock = self._clocks[outlook.id]
+        clock.until = max(clock.until, now + _LATE * foreseen_s)
+
+    def first_token(self, turn: str, now: float) -> None:
+        """Its first token has come."""
+        mark = self._turns.get(turn)
+        if mark is not None:
+            self._mark(turn, mark.outlook, mark.session, mark.group, now)
+
+    def end(self, turn: str, now: float) -> Passed | None:
+        """It is over; None if it has hardly decoded. To be called before its outlook is told."""
+        mark = self._turns.pop(turn, None)
+        if mark is None:
+            return None
+        busy = self._tick(now, mark.outlook.id)
+        passed_s = now - mark.at
+        decode_s = passed_s - mark.foreseen_s
+        if decode_s <= _LEAST_SHARE * passed_s:
+            return None
+        clock = self._clocks[mark.outlook.id]
+        stalled_s = min(clock.prefill - mark.prefill, _STALLED * decode_s)
+        running = max(1.0, (clock.turns - mark.turns) / passed_s)
+        return Passed(mark, decode_s, decode_s - stalled_s, running, (busy - mark.busy) / passed_s)
+
+    def _mark(
+        self, turn: str, outlook: Outlook, session: str, group: int, now: float,
+        foreseen_s: float = 0.0,
+    ) -> None:  # fmt: skip
+        busy = self._tick(now, outlook.id)
+        clock = self._clocks[outlook.id]
+        self._turns[turn] = Mark(
+            outlook, session, group, now, clock.turns, busy, clock.prefill, foreseen_s
+        )
+
+    def _watch(self, open_to: Sequence[Outlook], now: float) -> None:
+        """These are there now; those that have gone are kept while a turn runs there."""
+        self._tick(now, "")
+        there = {mark.outlook.id: mark.outlook for mark in self._turns.values()}
+        self._outlooks = there | {o.id: o for o in open_to}
+        devices = [{o.device for o in open_to if o.speculates is kind} for kind in (False, True)]
+        self.one_device = bool((devices[0] & devices[1]) - {None})
+        self._clocks = {name: self._clocks.get(name) or _Clock(now) for name in self._outlooks}
+
+    def _tick(self, now: float, here: str) -> float:
+        """Let all clocks go on to now; returns the busy seconds of all replicas but one."""
+        busy = crowd = passed_s = 0.0
+        for name, outlook in self._outlooks.items():
+            clock = self._clocks[name]
+            running = outlook.in_flight
+            crowd += running
+            passed_s = max(passed_s, now - clock.at)
+            clock.turns += running * (now - clock.at)
+            clock.busy += (now - clock.at) if running else 0.0
+            if outlook.computes and clock.at < clock.until:
+                clock.prefill += min(now, clock.until) - clock.at
+            clock.at = now
+            if name != here:
+                busy += clock.busy
+        if crowd:  # while nothing runs nothing is told of how many will
+            self.crowd = max(crowd, self.crowd * _CROWD_S / (_CROWD_S + passed_s))
+        return busy

@@ -1,0 +1,48 @@
+"""Seconds a decoding step, by kind of replica, by how many run, and beside busy others."""
+
+import pytest
+
+from sessile.router.steps import Curve, Steps
+
+
+def test_a_curve_keeps_what_is_not_seen_any_longer():
+    """And lies between what it has seen; one turn that was late by chance does not move it far."""
+    curve = Curve()
+    assert curve.at(3) is None
+    for _ in range(20):
+        curve.add(1, 0.010)
+    for _ in range(200):
+        curve.add(16, 0.013)
+    curve.add(16, 5.0)
+    near = curve.at(1)
+    assert near is not None and near.step_s == pytest.approx(0.010) and near.away == 0
+    between = curve.at(8.5)
+    assert between is not None and 0.0115 < between.step_s < 0.0135
+
+
+def test_a_kind_that_was_not_seen_is_taken_from_the_other():
+    """Dearer where it verifies drafts, by as much either way, until turns enough have told."""
+    steps = Steps()
+    assert steps.step_s(True, 1) > steps.step_s(False, 1)
+    for _ in range(3):
+        steps.add(False, 1, 0.0, 0.010)
+    assert not steps.known
+    assert steps.step_s(False, 1) == pytest.approx(0.010)
+    assert steps.step_s(True, 1) == pytest.approx(0.016)
+    for _ in range(3):
+        steps.add(True, 1, 0.0, 0.020)
+    assert steps.known
+    assert steps.step_s(True, 1) == pytest.approx(0.020)
+
+
+@pytest.mark.parametrize(("beside_s", "shared"), [(0.018, True), (0.0101, False)])
+def test_replicas_of_one_device_are_found_by_their_steps(beside_s, shared):
+    """They are longer while the others are busy; what is told of the device holds until then."""
+    steps = Steps()
+    steps.one_device = not shared
+    assert steps.shared is not shared
+    for _ in range(6):
+        steps.add(False, 1, 0.0, 0.010)
+        steps.add(False, 1, 1.0, beside_s)
+    assert steps.shared is shared
+    assert steps.waits == pytest.approx(beside_s / 0.010 - 1.0)
