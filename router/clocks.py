@@ -1,29 +1,33 @@
 """What passes at the replicas of a model while a turn decodes: how many run there, how many others
-are busy, and for how long a prefill keeps the decoding waiting. Pure.
+are busy, and the most that ran at once. Pure.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from sessile.router.outlook import Outlook
 from sessile.router.policy import Ask
 
-_LATE = 3.0  # a first token that takes so many times as long as foreseen is not told, perhaps
-_STALLED = 0.7  # at most so much of a turn's decoding was others' prefill
 _LEAST_SHARE = 0.2  # of its time, that a turn must have decoded if it is to tell anything
-_CROWD_S = 5.0
+_CROWD_WEIGHT = 0.5  # of the newest turn
 
 
 class _Clock(msgspec.Struct):
-    """What has passed at a replica: turns times seconds, seconds in which any ran, and those in
-    which one waited for its first token, so that the others did not decode."""
+    """What has passed at a replica: turns times seconds, and seconds in which any ran."""
 
     at: float
     turns: float = 0.0
     busy: float = 0.0
-    prefill: float = 0.0
-    until: float = 0.0  # a prefill may go on there
+
+
+class _Peak(NamedTuple):
+    """So many ran at once, and fewer ever since."""
+
+    at: float
+    running: int
 
 
 class Mark(msgspec.Struct):
@@ -35,24 +39,23 @@ class Mark(msgspec.Struct):
     at: float
     turns: float
     busy: float
-    prefill: float
     foreseen_s: float = 0.0  # until its first token, as long as that has not come
 
 
 class Passed(msgspec.Struct, frozen=True):
-    """What a turn met: seconds of decoding, and of these without the prefills of others; `running`
-    and `beside` are means, of the turns there and of the other replicas that were busy."""
+    """What a turn met: seconds of decoding; `running` and `beside` are means, of the turns there
+    and of the other replicas that were busy."""
 
     mark: Mark
     decode_s: float
-    own_s: float
     running: float
     beside: float
 
 
 class Clocks:
-    """Of one model. `crowd` is the most that ran at once of late, `one_device` whether replicas of
-    both kinds are on one, as their launcher says."""
+    """Of one model. `crowd` is the most that run at once: a mean over the turns of late, so that it
+    is kept over any pause and is as fast as the model is. `one_device` is whether replicas of both
+    kinds are on one, as their launcher says."""
 
     def __init__(self) -> None:
         self.crowd = 0.0
@@ -60,6 +63,7 @@ class Clocks:
         self._clocks: dict[str, _Clock] = {}
         self._outlooks: dict[str, Outlook] = {}
         self._turns: dict[str, Mark] = {}
+        self._peaks: list[_Peak] = []
 
     def under_way(self) -> Iterator[Mark]:
         """The turns that run."""
@@ -73,8 +77,6 @@ class Clocks:
         if not all(o.id in self._outlooks for o in open_to) or len(self._outlooks) > len(open_to):
             self._watch(open_to, now)
         self._mark(ask.turn, outlook, ask.session, group, now, foreseen_s)
-        clock = self._clocks[outlook.id]
-        clock.until = max(clock.until, now + _LATE * foreseen_s)
 
     def first_token(self, turn: str, now: float) -> None:
         """Its first token has come."""
@@ -88,14 +90,15 @@ class Clocks:
         if mark is None:
             return None
         busy = self._tick(now, mark.outlook.id)
+        most = self._peaks[bisect_left(self._peaks, mark.at, key=_at)].running
+        self.crowd += _CROWD_WEIGHT * (most - self.crowd)
         passed_s = now - mark.at
         decode_s = passed_s - mark.foreseen_s
         if decode_s <= _LEAST_SHARE * passed_s:
             return None
         clock = self._clocks[mark.outlook.id]
-        stalled_s = min(clock.prefill - mark.prefill, _STALLED * decode_s)
         running = max(1.0, (clock.turns - mark.turns) / passed_s)
-        return Passed(mark, decode_s, decode_s - stalled_s, running, (busy - mark.busy) / passed_s)
+        return Passed(mark, decode_s, running, (busy - mark.busy) / passed_s)
 
     def _mark(
         self, turn: str, outlook: Outlook, session: str, group: int, now: float,
@@ -103,9 +106,7 @@ class Clocks:
     ) -> None:  # fmt: skip
         busy = self._tick(now, outlook.id)
         clock = self._clocks[outlook.id]
-        self._turns[turn] = Mark(
-            outlook, session, group, now, clock.turns, busy, clock.prefill, foreseen_s
-        )
+        self._turns[turn] = Mark(outlook, session, group, now, clock.turns, busy, foreseen_s)
 
     def _watch(self, open_to: Sequence[Outlook], now: float) -> None:
         """These are there now; those that have gone are kept while a turn runs there."""
@@ -118,19 +119,21 @@ class Clocks:
 
     def _tick(self, now: float, here: str) -> float:
         """Let all clocks go on to now; returns the busy seconds of all replicas but one."""
-        busy = crowd = passed_s = 0.0
+        busy, running = 0.0, 0
         for name, outlook in self._outlooks.items():
             clock = self._clocks[name]
-            running = outlook.in_flight
-            crowd += running
-            passed_s = max(passed_s, now - clock.at)
-            clock.turns += running * (now - clock.at)
-            clock.busy += (now - clock.at) if running else 0.0
-            if outlook.computes and clock.at < clock.until:
-                clock.prefill += min(now, clock.until) - clock.at
+            running += outlook.in_flight
+            clock.turns += outlook.in_flight * (now - clock.at)
+            clock.busy += (now - clock.at) if outlook.in_flight else 0.0
             clock.at = now
             if name != here:
                 busy += clock.busy
-        if crowd:  # while nothing runs nothing is told of how many will
-            self.crowd = max(crowd, self.crowd * _CROWD_S / (_CROWD_S + passed_s))
+        while self._peaks and self._peaks[-1].running <= running:
+            self._peaks.pop()
+        self._peaks.append(_Peak(now, running))
+        self.crowd = max(self.crowd, running)
         return busy
+
+
+def _at(peak: _Peak) -> float:
+    return peak.at

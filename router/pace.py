@@ -122,7 +122,7 @@ class Pace:
         go to those of one kind, by what all of them yield together. Whoever does not makes a step
         longer for all, and its prefills keep all waiting, not only those whom its price counts."""
         here = sum(o.in_flight for o in outlooks)
-        running = max(here, self._clocks.crowd)
+        running = max(here + 1, self._clocks.crowd)
         every = [sum(rates) / len(rates)]
         for mark in self._clocks.under_way():
             known = self.yields.expect(mark.session, mark.group)
@@ -130,7 +130,7 @@ class Pace:
         steps = {False: 1.0, True: sum(every) / len(every)}
         tokens = ask.output_tokens * (1.0 + later)
         cost_s = {
-            kind: tokens * steps[kind] * self._steps.step_s(kind, running + 1)
+            kind: tokens * steps[kind] * self._steps.step_s(kind, running)
             for kind in (False, True)
         }
         most = 2 * sum(o.in_flight for o in outlooks if o.speculates) > here
@@ -219,7 +219,7 @@ class Pace:
             return None
         self._spare_s += _TRIAL * passed.decode_s
         kind, running, beside = passed.mark.outlook.speculates, passed.running, passed.beside
-        token_s = passed.own_s / (tokens - 1)
+        token_s = passed.decode_s / (tokens - 1)
         steps = 1.0
         if kind and yielded is not None:
             steps = 1.0 / yielded
