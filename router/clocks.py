@@ -1,5 +1,9 @@
 """What passes at the replicas of a model while a turn decodes: how many run there, how many others
-are busy, and the most that ran at once. Pure.
+are busy, what others' prefills took of its time, and the most that ran at once. Pure.
+
+NOTE: a prefill is taken to last as long as it is priced to, not until its first token comes: most
+of that is waiting, in which the others decode. So each second is counted once, as a price or as a
+step, and is the same for both kinds of replica.
 """
 
 from bisect import bisect_left
@@ -12,15 +16,18 @@ from sessile.router.outlook import Outlook
 from sessile.router.policy import Ask
 
 _LEAST_SHARE = 0.2  # of its time, that a turn must have decoded if it is to tell anything
+_STALLED = 0.5  # at most so much of a turn's decoding was others' prefill
 _CROWD_WEIGHT = 0.5  # of the newest turn
 
 
 class _Clock(msgspec.Struct):
-    """What has passed at a replica: turns times seconds, and seconds in which any ran."""
+    """What has passed at a replica: turns times seconds, seconds in which any ran, and those that
+    its prefills took of the decoding."""
 
     at: float
     turns: float = 0.0
     busy: float = 0.0
+    prefill: float = 0.0
 
 
 class _Peak(NamedTuple):
@@ -39,27 +46,27 @@ class Mark(msgspec.Struct):
     at: float
     turns: float
     busy: float
+    prefill: float
     foreseen_s: float = 0.0  # until its first token, as long as that has not come
 
 
 class Passed(msgspec.Struct, frozen=True):
-    """What a turn met: seconds of decoding; `running` and `beside` are means, of the turns there
-    and of the other replicas that were busy."""
+    """What a turn met: seconds of decoding, and of these without the prefills of others; `running`
+    and `beside` are means, of the turns there and of the other replicas that were busy."""
 
     mark: Mark
     decode_s: float
+    own_s: float
     running: float
     beside: float
 
 
 class Clocks:
     """Of one model. `crowd` is the most that run at once: a mean over the turns of late, so that it
-    is kept over any pause and is as fast as the model is. `one_device` is whether replicas of both
-    kinds are on one, as their launcher says."""
+    is kept over any pause and is as fast as the model is."""
 
     def __init__(self) -> None:
         self.crowd = 0.0
-        self.one_device = False
         self._clocks: dict[str, _Clock] = {}
         self._outlooks: dict[str, Outlook] = {}
         self._turns: dict[str, Mark] = {}
@@ -82,6 +89,7 @@ class Clocks:
         """Its first token has come."""
         mark = self._turns.get(turn)
         if mark is not None:
+            self._computed(turn, mark.outlook)
             self._mark(turn, mark.outlook, mark.session, mark.group, now)
 
     def end(self, turn: str, now: float) -> Passed | None:
@@ -97,8 +105,9 @@ class Clocks:
         if decode_s <= _LEAST_SHARE * passed_s:
             return None
         clock = self._clocks[mark.outlook.id]
+        stalled_s = min(clock.prefill - mark.prefill, _STALLED * decode_s)
         running = max(1.0, (clock.turns - mark.turns) / passed_s)
-        return Passed(mark, decode_s, running, (busy - mark.busy) / passed_s)
+        return Passed(mark, decode_s, decode_s - stalled_s, running, (busy - mark.busy) / passed_s)
 
     def _mark(
         self, turn: str, outlook: Outlook, session: str, group: int, now: float,
@@ -106,15 +115,21 @@ class Clocks:
     ) -> None:  # fmt: skip
         busy = self._tick(now, outlook.id)
         clock = self._clocks[outlook.id]
-        self._turns[turn] = Mark(outlook, session, group, now, clock.turns, busy, foreseen_s)
+        self._turns[turn] = Mark(
+            outlook, session, group, now, clock.turns, busy, clock.prefill, foreseen_s
+        )
+
+    def _computed(self, turn: str, outlook: Outlook) -> None:
+        """The others there waited for so long."""
+        run = outlook.runs.get(turn)
+        if run is not None:
+            self._clocks[outlook.id].prefill += outlook.rates.slope_s * run.work
 
     def _watch(self, open_to: Sequence[Outlook], now: float) -> None:
         """These are there now; those that have gone are kept while a turn runs there."""
         self._tick(now, "")
         there = {mark.outlook.id: mark.outlook for mark in self._turns.values()}
         self._outlooks = there | {o.id: o for o in open_to}
-        devices = [{o.device for o in open_to if o.speculates is kind} for kind in (False, True)]
-        self.one_device = bool((devices[0] & devices[1]) - {None})
         self._clocks = {name: self._clocks.get(name) or _Clock(now) for name in self._outlooks}
 
     def _tick(self, now: float, here: str) -> float:

@@ -84,6 +84,7 @@ class Pace:
         that all these turns will compute, about."""
         if self._mute:
             return {o.id: 0.0 for o in outlooks}
+        self._steps.one_device = _one_device(outlooks)
         costs = self._weigh(ask, outlooks, later, prefill_tokens)
         if ask.bound is not None and not self.known:  # nobody moves on a guess
             here = costs.get(ask.bound.replica, 0.0)
@@ -192,7 +193,6 @@ class Pace:
     ) -> None:  # fmt: skip
         """A turn is about to be booked at one of those, its first token foreseen."""
         self._clocks.start(ask, group_of(ask), outlook, open_to, foreseen_s, now)
-        self._steps.one_device = self._clocks.one_device
         if ask.bound is None or ask.claimed is not None:
             kind = outlook.speculates
             if kind is self._surprised:
@@ -219,7 +219,7 @@ class Pace:
             return None
         self._spare_s += _TRIAL * passed.decode_s
         kind, running, beside = passed.mark.outlook.speculates, passed.running, passed.beside
-        token_s = passed.decode_s / (tokens - 1)
+        token_s = passed.own_s / (tokens - 1)
         steps = 1.0
         if kind and yielded is not None:
             steps = 1.0 / yielded
@@ -247,3 +247,11 @@ class Pace:
 def group_of(ask: Ask) -> int:
     """Sessions that begin alike, with the same system prompt, are of one kind of agent."""
     return ask.blocks[0] if ask.blocks else 0
+
+
+def _one_device(outlooks: Sequence[Outlook]) -> bool:
+    """Whether both kinds are on one, as their launcher says."""
+    plain, speculating = (
+        {o.device for o in outlooks if o.speculates is kind} for kind in (False, True)
+    )
+    return bool((plain & speculating) - {None})
