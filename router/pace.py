@@ -173,7 +173,7 @@ class Pace:
                 return o if self._surprised is kind or (old and cost_s <= self._spare_s) else None
             if not self._steps.seen(not kind) or self._mute or self._hopeless(kind, ask):
                 return None
-            runs = any(mark.outlook.speculates is kind for mark in self._clocks.under_way())
+            runs = any(each.in_flight for each in outlooks if each.speculates is kind)
             return None if runs or self._steps.seen(kind) else o
         return None
 
