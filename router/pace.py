@@ -173,8 +173,10 @@ class Pace:
                 return o if self._surprised is kind or (old and cost_s <= self._spare_s) else None
             if not self._steps.seen(not kind) or self._mute or self._hopeless(kind, ask):
                 return None
+            if self._steps.seen(kind):
+                return None
             runs = any(each.in_flight for each in outlooks if each.speculates is kind)
-            return None if runs or self._steps.seen(kind) else o
+            return o if self._steps.shared or not runs else None
         return None
 
     def _hopeless(self, kind: bool, ask: Ask) -> bool:

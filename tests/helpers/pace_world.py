@@ -44,6 +44,7 @@ class World:
         self.latency_s, self.base_s, self.slope_s = latency_s, base_s, slope_s
         self.plain, self.verify = plain, verify
         self.now = 0.0
+        self.decode_s = 0.0  # of all turns, from their first tokens to their last
         self.reasons = Counter()
         self.where = Counter()
         self._ids = count()
@@ -125,6 +126,7 @@ class World:
             elif p.prefill_s:
                 p.prefill_s = _less(p.prefill_s, rate * passes_s)
                 if not p.prefill_s:
+                    p.first_at = self.now
                     self.brain.first_token(p.turn, self.now)
             else:
                 p.tokens -= rate * passes_s
@@ -146,6 +148,7 @@ class World:
         return mine, share / step_s
 
     def _end(self, place, turns):
+        self.decode_s += self.now - place.first_at
         yielded = place.accepts if self.tells and place.bound.replica == "on" else None
         place.done = (place.done + 1) % turns
         over = not place.done

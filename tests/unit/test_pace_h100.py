@@ -60,9 +60,10 @@ def hold(world, engine, kind, batch, drawn, only=None):
         tuple(max(1.0, mean * each * random.uniform(0.85, 1.15)) for _ in range(TURNS))
         for each in (random.uniform(0.85, 1.15) for _ in range(batch))
     ]
-    found = world.run(lengths, TURNS, 1, only)
+    before_s = world.decode_s
+    world.run(lengths, TURNS, 1, only)
     world.now += 1.0
-    return found
+    return batch * len(lengths) * TURNS / (world.decode_s - before_s)
 
 
 def points(engine, order=1, learn=1, rounds=2, skip=()):
