@@ -26,7 +26,6 @@ _DEAREST_GROWS = 0.06  # a batch has more to verify: 1.6 times a step alone, 3.2
 _WORTH = 1.06  # by so much the other kind must be slower, if all are to move
 _LEAST_TOKENS = 8
 _LEAST_STEPS = 0.05  # a token
-_SURPRISE = 0.8  # of the steps that were expected of a token
 _OLD_S = 20.0  # what was seen less long ago need not be tried again
 _TRIAL = 0.01
 """Of all decoding so much may be given away for trying the kind that seems worse."""
@@ -170,7 +169,8 @@ class Pace:
                 if self._steps.shared:  # all who come meanwhile pay for it
                     turn_s = ask.output_tokens * self._steps.step_s(False, self._clocks.crowd + 1)
                     cost_s += self._steps.waits * self._clocks.crowd * turn_s
-                return o if self._surprised is kind or (old and cost_s <= self._spare_s) else None
+                surprised = self._surprised is kind and not self._steps.shared
+                return o if surprised or (old and cost_s <= self._spare_s) else None
             if not self._steps.seen(not kind) or self._mute or self._hopeless(kind, ask):
                 return None
             if self._steps.seen(kind):
@@ -239,11 +239,22 @@ class Pace:
         """Some turn, of this router or another, was decoded so."""
         self._told_at[told.speculates] = now
         if told.speculates:
-            expected = self.yields.expect(session, told.group)
-            if self.yields.typical() and told.steps < _SURPRISE * sum(expected) / len(expected):
+            if self._is_surprise(session, told):
                 self._surprised = True
             self.yields.learn(session, told.group, told.steps)
         self._steps.add(told.speculates, told.running, told.beside, told.step_s)
+
+
+    def _is_surprise(self, session: str, told: Decoded) -> bool:
+        """Whether speculating was the faster for a session of which it was not expected."""
+        expected = self.yields.expect(session, told.group)
+        speculated = self._steps.step_s(True, told.running)
+        plain = self._steps.step_s(False, told.running)
+        return (
+            self.known
+            and told.steps * speculated < plain
+            and sum(expected) / len(expected) * speculated > plain
+        )
 
 
 def group_of(ask: Ask) -> int:
