@@ -30,7 +30,7 @@ class World:
     which the others decode, and then the computing of the prompt, in which they wait."""
 
     def __init__(
-        self, *, shared, tells=True, device=None, counts=True, latency_s=0.0, base_s=0.03,
+        self, *, shared, tells=True, device=None, counts=True, latency_s=0.02, base_s=0.01,
         slope_s=1 / 20_000,
     ):  # fmt: skip
         self.brain = Scheduler(Limits())
