@@ -130,8 +130,7 @@ class Pace:
         steps = {False: 1.0, True: sum(every) / len(every)}
         tokens = ask.output_tokens * (1.0 + later)
         cost_s = {
-            kind: tokens * steps[kind] * self._steps.step_s(kind, running)
-            for kind in (False, True)
+            kind: tokens * steps[kind] * self._steps.step_s(kind, running) for kind in (False, True)
         }
         most = 2 * sum(o.in_flight for o in outlooks if o.speculates) > here
         stray = cost_s[True] > cost_s[False]  # the kind that is slower for all of them
@@ -243,7 +242,6 @@ class Pace:
                 self._surprised = True
             self.yields.learn(session, told.group, told.steps)
         self._steps.add(told.speculates, told.running, told.beside, told.step_s)
-
 
     def _is_surprise(self, session: str, told: Decoded) -> bool:
         """Whether speculating was the faster for a session of which it was not expected."""

@@ -6,6 +6,7 @@ from pace_world import World
 
 from sessile.router.scheduler import Limits, Scheduler
 
+
 def best(shared, accepts, turns, sessions, tells=True):
     """Tokens a second with speculation for all, and for nobody, on one replica."""
     found = []
