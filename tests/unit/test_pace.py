@@ -2,8 +2,8 @@
 in a small world in virtual time."""
 
 import pytest
-from pace_world import World
 
+from pace_world import World
 from sessile.router.scheduler import Limits, Scheduler
 
 

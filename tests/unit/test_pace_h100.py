@@ -5,6 +5,7 @@ from collections import Counter
 from random import Random
 
 import pytest
+
 from pace_world import TOKENS, World
 
 BATCHES = (1, 4, 16)
