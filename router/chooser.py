@@ -130,6 +130,10 @@ class Chooser:
                 return self.paces.get(model) or self.paces.setdefault(model, Pace())
         return None
 
+    def tried(self, ask: Ask) -> None:
+        """A trial was decided and will be: no other is to be, in the same moment."""
+        self.paces[ask.base or ask.model].tried()
+
     def _lean(self, model: str, open_to: Sequence[Outlook]) -> None:
         """What is believed of each replica leans on what is seen of all. NOTE: here, and not only
         where a replica is seen itself: one whose turns do not end would be believed for ever what

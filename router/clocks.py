@@ -1,29 +1,40 @@
 """What passes at the replicas of a model while a turn decodes: how many run there, how many others
-are busy, and for how long a prefill keeps the decoding waiting. Pure.
+are busy, what others' prefills took of its time, and the most that ran at once. Pure.
+
+NOTE: a prefill is taken to last as long as it is priced to, not until its first token comes: most
+of that is waiting, in which the others decode. So each second is counted once, as a price or as a
+step, and is the same for both kinds of replica.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from sessile.router.outlook import Outlook
 from sessile.router.policy import Ask
 
-_LATE = 3.0  # a first token that takes so many times as long as foreseen is not told, perhaps
-_STALLED = 0.7  # at most so much of a turn's decoding was others' prefill
 _LEAST_SHARE = 0.2  # of its time, that a turn must have decoded if it is to tell anything
-_CROWD_S = 5.0
+_STALLED = 0.5  # at most so much of a turn's decoding was others' prefill
+_CROWD_WEIGHT = 0.5  # of the newest turn
 
 
 class _Clock(msgspec.Struct):
-    """What has passed at a replica: turns times seconds, seconds in which any ran, and those in
-    which one waited for its first token, so that the others did not decode."""
+    """What has passed at a replica: turns times seconds, seconds in which any ran, and those that
+    its prefills took of the decoding."""
 
     at: float
     turns: float = 0.0
     busy: float = 0.0
     prefill: float = 0.0
-    until: float = 0.0  # a prefill may go on there
+
+
+class _Peak(NamedTuple):
+    """So many ran at once, and fewer ever since."""
+
+    at: float
+    running: int
 
 
 class Mark(msgspec.Struct):
@@ -51,15 +62,15 @@ class Passed(msgspec.Struct, frozen=True):
 
 
 class Clocks:
-    """Of one model. `crowd` is the most that ran at once of late, `one_device` whether replicas of
-    both kinds are on one, as their launcher says."""
+    """Of one model. `crowd` is the most that run at once: a mean over the turns of late, so that it
+    is kept over any pause and is as fast as the model is."""
 
     def __init__(self) -> None:
         self.crowd = 0.0
-        self.one_device = False
         self._clocks: dict[str, _Clock] = {}
         self._outlooks: dict[str, Outlook] = {}
         self._turns: dict[str, Mark] = {}
+        self._peaks: list[_Peak] = []
 
     def under_way(self) -> Iterator[Mark]:
         """The turns that run."""
@@ -73,13 +84,12 @@ class Clocks:
         if not all(o.id in self._outlooks for o in open_to) or len(self._outlooks) > len(open_to):
             self._watch(open_to, now)
         self._mark(ask.turn, outlook, ask.session, group, now, foreseen_s)
-        clock = self._clocks[outlook.id]
-        clock.until = max(clock.until, now + _LATE * foreseen_s)
 
     def first_token(self, turn: str, now: float) -> None:
         """Its first token has come."""
         mark = self._turns.get(turn)
         if mark is not None:
+            self._computed(turn, mark.outlook)
             self._mark(turn, mark.outlook, mark.session, mark.group, now)
 
     def end(self, turn: str, now: float) -> Passed | None:
@@ -88,6 +98,8 @@ class Clocks:
         if mark is None:
             return None
         busy = self._tick(now, mark.outlook.id)
+        most = self._peaks[bisect_left(self._peaks, mark.at, key=_at)].running
+        self.crowd += _CROWD_WEIGHT * (most - self.crowd)
         passed_s = now - mark.at
         decode_s = passed_s - mark.foreseen_s
         if decode_s <= _LEAST_SHARE * passed_s:
@@ -107,30 +119,36 @@ class Clocks:
             outlook, session, group, now, clock.turns, busy, clock.prefill, foreseen_s
         )
 
+    def _computed(self, turn: str, outlook: Outlook) -> None:
+        """The others there waited for so long."""
+        run = outlook.runs.get(turn)
+        if run is not None:
+            self._clocks[outlook.id].prefill += outlook.rates.slope_s * run.work
+
     def _watch(self, open_to: Sequence[Outlook], now: float) -> None:
         """These are there now; those that have gone are kept while a turn runs there."""
         self._tick(now, "")
         there = {mark.outlook.id: mark.outlook for mark in self._turns.values()}
         self._outlooks = there | {o.id: o for o in open_to}
-        devices = [{o.device for o in open_to if o.speculates is kind} for kind in (False, True)]
-        self.one_device = bool((devices[0] & devices[1]) - {None})
         self._clocks = {name: self._clocks.get(name) or _Clock(now) for name in self._outlooks}
 
     def _tick(self, now: float, here: str) -> float:
         """Let all clocks go on to now; returns the busy seconds of all replicas but one."""
-        busy = crowd = passed_s = 0.0
+        busy, running = 0.0, 0
         for name, outlook in self._outlooks.items():
             clock = self._clocks[name]
-            running = outlook.in_flight
-            crowd += running
-            passed_s = max(passed_s, now - clock.at)
-            clock.turns += running * (now - clock.at)
-            clock.busy += (now - clock.at) if running else 0.0
-            if outlook.computes and clock.at < clock.until:
-                clock.prefill += min(now, clock.until) - clock.at
+            running += outlook.in_flight
+            clock.turns += outlook.in_flight * (now - clock.at)
+            clock.busy += (now - clock.at) if outlook.in_flight else 0.0
             clock.at = now
             if name != here:
                 busy += clock.busy
-        if crowd:  # while nothing runs nothing is told of how many will
-            self.crowd = max(crowd, self.crowd * _CROWD_S / (_CROWD_S + passed_s))
+        while self._peaks and self._peaks[-1].running <= running:
+            self._peaks.pop()
+        self._peaks.append(_Peak(now, running))
+        self.crowd = max(self.crowd, running)
         return busy
+
+
+def _at(peak: _Peak) -> float:
+    return peak.at

@@ -23,10 +23,9 @@ from sessile.router.yields import UNKNOWN, Yields
 _MOST_BLIND = 8  # sessions begun with a kind that tells nothing
 _DEAREST = 4.0  # is a step that verifies drafts at most
 _DEAREST_GROWS = 0.06  # a batch has more to verify: 1.6 times a step alone, 3.2 times one of 16
-_WORTH = 1.03  # by so much the other kind must be slower, if all are to move
+_WORTH = 1.06  # by so much the other kind must be slower, if all are to move
 _LEAST_TOKENS = 8
 _LEAST_STEPS = 0.05  # a token
-_SURPRISE = 0.8  # of the steps that were expected of a token
 _OLD_S = 20.0  # what was seen less long ago need not be tried again
 _TRIAL = 0.01
 """Of all decoding so much may be given away for trying the kind that seems worse."""
@@ -84,6 +83,7 @@ class Pace:
         that all these turns will compute, about."""
         if self._mute:
             return {o.id: 0.0 for o in outlooks}
+        self._steps.one_device = _one_device(outlooks)
         costs = self._weigh(ask, outlooks, later, prefill_tokens)
         if ask.bound is not None and not self.known:  # nobody moves on a guess
             here = costs.get(ask.bound.replica, 0.0)
@@ -122,7 +122,7 @@ class Pace:
         go to those of one kind, by what all of them yield together. Whoever does not makes a step
         longer for all, and its prefills keep all waiting, not only those whom its price counts."""
         here = sum(o.in_flight for o in outlooks)
-        running = max(here, self._clocks.crowd)
+        running = max(here + 1, self._clocks.crowd)
         every = [sum(rates) / len(rates)]
         for mark in self._clocks.under_way():
             known = self.yields.expect(mark.session, mark.group)
@@ -130,8 +130,7 @@ class Pace:
         steps = {False: 1.0, True: sum(every) / len(every)}
         tokens = ask.output_tokens * (1.0 + later)
         cost_s = {
-            kind: tokens * steps[kind] * self._steps.step_s(kind, running + 1)
-            for kind in (False, True)
+            kind: tokens * steps[kind] * self._steps.step_s(kind, running) for kind in (False, True)
         }
         most = 2 * sum(o.in_flight for o in outlooks if o.speculates) > here
         stray = cost_s[True] > cost_s[False]  # the kind that is slower for all of them
@@ -169,11 +168,14 @@ class Pace:
                 if self._steps.shared:  # all who come meanwhile pay for it
                     turn_s = ask.output_tokens * self._steps.step_s(False, self._clocks.crowd + 1)
                     cost_s += self._steps.waits * self._clocks.crowd * turn_s
-                return o if self._surprised is kind or (old and cost_s <= self._spare_s) else None
+                surprised = self._surprised is kind and not self._steps.shared
+                return o if surprised or (old and cost_s <= self._spare_s) else None
             if not self._steps.seen(not kind) or self._mute or self._hopeless(kind, ask):
                 return None
-            runs = any(mark.outlook.speculates is kind for mark in self._clocks.under_way())
-            return None if runs or self._steps.seen(kind) else o
+            if self._steps.seen(kind):
+                return None
+            runs = any(each.in_flight for each in outlooks if each.speculates is kind)
+            return o if self._steps.shared or not runs else None
         return None
 
     def _hopeless(self, kind: bool, ask: Ask) -> bool:
@@ -192,7 +194,6 @@ class Pace:
     ) -> None:  # fmt: skip
         """A turn is about to be booked at one of those, its first token foreseen."""
         self._clocks.start(ask, group_of(ask), outlook, open_to, foreseen_s, now)
-        self._steps.one_device = self._clocks.one_device
         if ask.bound is None or ask.claimed is not None:
             kind = outlook.speculates
             if kind is self._surprised:
@@ -237,13 +238,31 @@ class Pace:
         """Some turn, of this router or another, was decoded so."""
         self._told_at[told.speculates] = now
         if told.speculates:
-            expected = self.yields.expect(session, told.group)
-            if self.yields.typical() and told.steps < _SURPRISE * sum(expected) / len(expected):
+            if self._is_surprise(session, told):
                 self._surprised = True
             self.yields.learn(session, told.group, told.steps)
         self._steps.add(told.speculates, told.running, told.beside, told.step_s)
+
+    def _is_surprise(self, session: str, told: Decoded) -> bool:
+        """Whether speculating was the faster for a session of which it was not expected."""
+        expected = self.yields.expect(session, told.group)
+        speculated = self._steps.step_s(True, told.running)
+        plain = self._steps.step_s(False, told.running)
+        return (
+            self.known
+            and told.steps * speculated < plain
+            and sum(expected) / len(expected) * speculated > plain
+        )
 
 
 def group_of(ask: Ask) -> int:
     """Sessions that begin alike, with the same system prompt, are of one kind of agent."""
     return ask.blocks[0] if ask.blocks else 0
+
+
+def _one_device(outlooks: Sequence[Outlook]) -> bool:
+    """Whether both kinds are on one, as their launcher says."""
+    plain, speculating = (
+        {o.device for o in outlooks if o.speculates is kind} for kind in (False, True)
+    )
+    return bool((plain & speculating) - {None})

@@ -77,6 +77,8 @@ class Scheduler:
             outlook = next(o for o in open_to if o.id == decision.replica)
             outlook.start(ask, decision.predicted_cached_tokens or 0, now)
             self._proposed[ask.turn] = (outlook, decision)
+            if decision.reason == "trial":
+                self._chooser.tried(ask)
         return decision
 
     def submit(
@@ -181,8 +183,8 @@ class Scheduler:
             return
         foreseen_s = decision.predicted_ttft_s or outlook.price(ask, now).ttft_s
         pace.start(ask, outlook, open_to, foreseen_s, now)
-        if decision.reason == "trial":
-            pace.tried()
+        if decision.reason == "trial" and ask.claimed is None:
+            self._chooser.tried(ask)
 
     def _confirmed(self, ask: Ask, now: float) -> Decision | None:
         """What was proposed for the turn, if the session has been bound there; it counts there no

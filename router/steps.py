@@ -104,10 +104,8 @@ class Steps:
 
     @property
     def shared(self) -> bool:
-        """Whether they do: they share a device, as was measured, or as their launcher knows."""
-        if not self._compared and self.one_device:
-            return True
-        return self._slower > _SHARED
+        """Whether they do: they share a device, as their launcher knows, or as was measured."""
+        return self.one_device or self._slower > _SHARED
 
     @property
     def waits(self) -> float:

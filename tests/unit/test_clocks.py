@@ -5,6 +5,7 @@ import pytest
 from sessile.router.clocks import Clocks
 from sessile.router.outlook import Outlook
 from sessile.router.policy import Ask
+from sessile.router.price import work
 
 
 class Site:
@@ -39,23 +40,27 @@ def test_a_turn_meets_those_that_run_beside_it_and_the_replicas_that_are_busy():
     site.start("b", 0, 5.0)
     site.start("c", 1, 8.0)
     passed = site.end("a", 0, 10.0)
-    assert (passed.decode_s, passed.own_s) == (10.0, 10.0)
+    assert passed.decode_s == 10.0
     assert passed.running == pytest.approx(1.5)
     assert passed.beside == pytest.approx(0.2)
     assert (passed.mark.outlook.id, passed.mark.session, passed.mark.group) == ("one", "a", 7)
 
 
 def test_the_prefill_of_others_is_no_decoding():
-    """It kept the turn waiting; one that never tells of its first token is not waited for."""
+    """For as long as it is priced to take, however long its first token does, and for half of the
+    decoding at most."""
     site = Site()
+    priced_s = site.pool[0].rates.slope_s * work(0, 100)
     site.start("a", 0, 0.0)
     site.start("b", 0, 2.0, first=False)
     site.first("b", 0, 4.0)
+    site.start("c", 1, 4.0)
     passed = site.end("a", 0, 10.0)
-    assert (passed.decode_s, passed.own_s) == (10.0, 8.0)
-    site.start("c", 0, 20.0)
-    site.start("d", 0, 20.0, first=False)
-    assert site.end("c", 0, 40.0).own_s == pytest.approx(17.0)
+    assert (passed.decode_s, passed.own_s) == (10.0, pytest.approx(10.0 - priced_s))
+    site.start("d", 0, 20.0)
+    for n in range(3):
+        site.start(f"e{n}", 0, 20.0)
+    assert site.end("d", 0, 20.0 + priced_s).own_s == pytest.approx(priced_s / 2)
 
 
 def test_a_turn_that_has_hardly_decoded_tells_nothing():
@@ -67,13 +72,18 @@ def test_a_turn_that_has_hardly_decoded_tells_nothing():
 
 
 def test_the_crowd_is_kept_while_nothing_runs():
-    """And fades while fewer do."""
+    """And fades with each turn that meets fewer, however short it is; who is the last of a crowd
+    has met all of it."""
     site = Site()
     for n in range(8):
         site.start(f"t{n}", n % 2, 0.0)
     for n in range(8):
-        site.end(f"t{n}", n % 2, 1.0)
+        site.end(f"t{n}", n % 2, 1.0 + n)
     site.start("later", 0, 100.0)
     assert site.clocks.crowd == 8.0
-    site.end("later", 0, 200.0)
-    assert site.clocks.crowd < 2.0
+    site.end("later", 0, 100.1)
+    assert site.clocks.crowd == pytest.approx(4.5)
+    for n in range(6):
+        site.start(f"l{n}", 0, 101.0 + n)
+        site.end(f"l{n}", 0, 101.1 + n)
+    assert site.clocks.crowd < 1.1

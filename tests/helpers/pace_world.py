@@ -1,0 +1,178 @@
+"""Two replicas in virtual time, one of which speculates, under sessions that a scheduler places."""
+
+from collections import Counter
+from itertools import count
+
+from msgspec import structs
+
+from sessile.router.outlook import Outlook
+from sessile.router.policy import Ask
+from sessile.router.scheduler import Limits, Scheduler
+from sessile.sessions.record import Binding
+
+TOKENS = 200
+
+
+def plain(running):
+    """A step of an 8B model on an H100."""
+    return 0.0061 + 0.00004 * running
+
+
+def verify(running):
+    """The same with n-grams to verify: it pays from 1.5 tokens a step, and in a batch from 1.9."""
+    return 0.009 + 0.00025 * running
+
+
+class World:
+    """Two replicas, one of which speculates; `shared` lets them take their steps in turn, as two
+    processes on one GPU do, or says by how much both are slower while both are busy. Sessions run
+    one turn after another, each decoded at its acceptance. A first token takes `latency_s`, in
+    which the others decode, and then the computing of the prompt, in which they wait."""
+
+    def __init__(
+        self, *, shared, tells=True, device=None, counts=True, latency_s=0.02, base_s=0.01,
+        slope_s=1 / 20_000,
+    ):  # fmt: skip
+        self.brain = Scheduler(Limits())
+        self.pool = [Outlook("off", "1"), Outlook("on", "1")]
+        self.pool[1].speculates = True
+        for outlook in self.pool:
+            outlook.device = device
+        self.shared = shared
+        self.tells = tells
+        self.counts = counts
+        self.latency_s, self.base_s, self.slope_s = latency_s, base_s, slope_s
+        self.plain, self.verify = plain, verify
+        self.now = 0.0
+        self.decode_s = 0.0  # of all turns, from their first tokens to their last
+        self.reasons = Counter()
+        self.where = Counter()
+        self._ids = count()
+
+    def run(self, accepts, turns, sessions, only=None):
+        """Run so many sessions of each of those acceptances at once, one after another in each
+        place; returns tokens a second of all. An acceptance may be of each turn."""
+        places = [Place(length) for length in accepts]
+        began, made = self.now, 0
+        self.left = sessions * len(places)
+        while [p for p in places if p.turn or p.done] or self.left:
+            coming = []
+            for place in places:
+                if place.turn is None and (place.done or self.left):
+                    self.left -= not place.done
+                    coming.append((place, self._ask(place)))
+            self._begin(coming, only)
+            self._pass([p for p in places if p.turn is not None])
+            for place in places:
+                if place.turn is not None and place.tokens <= 1e-9:
+                    made += TOKENS
+                    self._end(place, turns)
+        return made / (self.now - began)
+
+    def _ask(self, place):
+        if not place.done:
+            place.session, place.bound = f"s{next(self._ids)}", None
+        place.turn = f"t{next(self._ids)}"
+        return Ask(
+            session=place.session, turn=place.turn, model="m", bound=place.bound,
+            prompt_tokens=500 + 300 * place.done, output_tokens=TOKENS,
+        )  # fmt: skip
+
+    def _begin(self, coming, only):
+        """Those that come in one moment are all proposed before any is bound and booked."""
+        if only is not None:
+            for place, ask in coming:
+                decision = self.brain.decide(ask, [only], self.now)
+                self.brain.book(ask, decision, [only], self.now)
+                self._sent(place, ask, decision)
+            return
+        proposed = {
+            ask.turn: self.brain.propose(ask, self.pool, self.now)
+            for _, ask in coming
+            if ask.bound is None
+        }
+        for place, ask in coming:
+            decision = proposed.get(ask.turn)
+            if decision is not None:
+                bound = Binding(decision.replica, "1", 1)
+                ask = structs.replace(ask, bound=bound, claimed=decision.reason)
+            self._sent(place, ask, self.brain.submit(ask, self.pool, self.now))
+
+    def _sent(self, place, ask, decision):
+        self.reasons[decision.reason] += 1
+        self.where[place.length, decision.replica] += 1
+        moved = place.bound is None or place.bound.replica != decision.replica
+        place.bound = Binding(decision.replica, "1", 1)
+        place.cached = 0 if moved else ask.prompt_tokens - 300
+        place.prompt = ask.prompt_tokens
+        place.wait_s = self.latency_s
+        place.prefill_s = self.base_s + (place.prompt - place.cached) * self.slope_s
+        place.tokens = TOKENS
+
+    def _pass(self, running):
+        """Let time go on until the next thing happens. A prefill stops the decoding of the others
+        at its replica, as SGLang's does."""
+        rates = {p: 1.0 for p in running if p.wait_s}
+        for o in self.pool:
+            mine, share = self._work(o, [p for p in running if not p.wait_s])
+            for p in mine:
+                decodes = o.speculates and not p.prefill_s
+                rates[p] = share * (p.accepts if decodes else 1.0)
+        passes_s = min((p.wait_s or p.prefill_s or p.tokens) / rate for p, rate in rates.items())
+        self.now += passes_s
+        for p, rate in rates.items():
+            if p.wait_s:
+                p.wait_s = _less(p.wait_s, rate * passes_s)
+            elif p.prefill_s:
+                p.prefill_s = _less(p.prefill_s, rate * passes_s)
+                if not p.prefill_s:
+                    p.first_at = self.now
+                    self.brain.first_token(p.turn, self.now)
+            else:
+                p.tokens -= rate * passes_s
+
+    def _work(self, outlook, running):
+        """What goes on at a replica, and how fast: a prefill in seconds, or steps."""
+        mine = [p for p in running if p.bound.replica == outlook.id]
+        prefill = [p for p in mine if p.prefill_s][:1]
+        step_s = (self.verify if outlook.speculates else self.plain)(max(1, len(mine)))
+        others = [p for p in running if p not in mine]
+        share = 1.0
+        if self.shared and others:
+            share = 0.5 if self.shared is True else 1.0 / self.shared
+            if self.shared is True and not prefill and not any(p.prefill_s for p in others):
+                other_s = (self.plain if outlook.speculates else self.verify)(len(others))
+                share = step_s / (step_s + other_s)
+        if prefill:
+            return prefill, share
+        return mine, share / step_s
+
+    def _end(self, place, turns):
+        self.decode_s += self.now - place.first_at
+        yielded = place.accepts if self.tells and place.bound.replica == "on" else None
+        place.done = (place.done + 1) % turns
+        over = not place.done
+        self.brain.end(
+            place.turn, self.now, prompt_tokens=place.prompt, cached_tokens=place.cached,
+            output_tokens=TOKENS if self.counts else None, yielded=yielded,
+            pause=None if over else "tool",
+        )  # fmt: skip
+        place.turn = None
+
+
+class Place:
+    """Where one session runs after another."""
+
+    def __init__(self, length):
+        self.length = length
+        self.done = 0
+        self.turn = None
+
+    @property
+    def accepts(self):
+        """Tokens a step of the turn that runs."""
+        return self.length[self.done] if isinstance(self.length, tuple) else self.length
+
+
+def _less(left, gone):
+    return left - gone if left - gone > 1e-12 else 0.0
