@@ -86,6 +86,14 @@ Steps = Generator[Call, Reply, None]
 """Calls to one replica, each made from the replies to those before; `ReplicaRefused` ends them."""
 
 
+class Own(msgspec.Struct, frozen=True):
+    """A request to a path of the engine's for the very API that the client speaks."""
+
+    path: str
+    document: Mapping[str, Any]
+    headers: Headers = ()
+
+
 class FollowUp(msgspec.Struct, frozen=True):
     """The request that goes on with an answer from its text; `tokens` is how many that text has,
     None where the replica does not say."""
@@ -173,6 +181,13 @@ class Engine(Protocol):
 
     def headers(self, session: str | None) -> Headers:
         """Headers to send beside the fields, where a field would be refused by older versions."""
+
+    def messages(
+        self, body: Mapping[str, Any], fields: Mapping[str, Any], identity: Identity
+    ) -> Own | None:
+        """The Anthropic Messages request of `body` for a replica that speaks that API, with all
+        that `fields` would set on the chat request in its place; None where it does not speak it,
+        or would leave something aside there."""
 
     def adapter_fields(self, name: str) -> Mapping[str, Any]:
         """Body fields that run a request with an adapter; none where the model's name does."""

@@ -7,7 +7,7 @@ Responses read events from them. It knows no client protocol and no status code.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from functools import cached_property, partial
 from random import Random
 from types import TracebackType
@@ -26,6 +26,7 @@ from sessile.once import begin_once, end_once
 from sessile.placement import Placement
 from sessile.prewarm import carry
 from sessile.rescue import Rescue
+from sessile.router.connection import UpstreamResponse
 from sessile.router.decide import Decision
 from sessile.router.policy import make_policy
 from sessile.router.pool import Pool
@@ -281,17 +282,11 @@ class Flow:
             if follow is None:
                 return
             path, document = follow.path, follow.document
-        body = self._body.of(turn, replica, document)
         replica.in_flight += 1
         turn.runs = True
         replica.doubts.sent(turn.id, turn.waits(path))
         try:
-            headers = replica.engine.headers(turn.attribution)
-            begin = partial(replica.upstream.begin, path, body, refused.__contains__, headers)
-            response, first = await begin()
-            if turn.holds is not None and await self.loader.is_lost(turn, response.status):
-                response.close()
-                response, first = await begin()
+            response, first, own = await self._ask(turn, replica, path, document, refused)
         except BaseException as error:  # cancelled too: it is not under way there any more
             replica.in_flight -= 1
             turn.runs = False
@@ -303,9 +298,32 @@ class Flow:
             raise
         replica.doubts.answered(turn.id, response.status, time.monotonic())
         keep = request.claims.lineage is not None or request.idempotency_key is not None
-        turn.opened(replica, response, first, keep, self._rescue)
+        turn.opened(replica, response, first, keep, self._rescue, own=own)
         if turn.reads_stream:
             self._placement.first_token(turn)
+
+    async def _ask(
+        self, turn: Turn, replica: Replica, path: str, document: Mapping[str, Any] | None,
+        refused: tuple[int, ...],
+    ) -> tuple[UpstreamResponse, bytes, bool]:  # fmt: skip
+        """The replica's answer, its first bytes, and whether it is in the client's own form, which
+        is how the turn is sent where the replica takes that. What it refuses so is asked as a chat:
+        clients read one kind of refusal."""
+        headers = replica.engine.headers(turn.attribution)
+        begin = partial(replica.upstream.begin, refused=refused.__contains__)
+        own = self._body.own(turn, replica)
+        if own is not None:
+            body = msgspec.json.encode(own.document)
+            response, first = await begin(own.path, body, headers=(*headers, *own.headers))
+            if response.status < 400:
+                return response, first, True
+            response.close()
+        begin = partial(begin, path, self._body.of(turn, replica, document), headers=headers)
+        response, first = await begin()
+        if turn.holds is not None and await self.loader.is_lost(turn, response.status):
+            response.close()
+            response, first = await begin()
+        return response, first, False
 
     async def _carry(self, turn: Turn, replica: Replica) -> None:
         """The turn goes elsewhere than its session's last: take along what can be taken."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from math import inf
 from typing import Any
 
@@ -11,6 +11,7 @@ import msgspec
 from sessile.carry_on import Seam, Told, beginning, failure, may_break, read_told, split
 from sessile.errors import ReplicaError, ReplicaRefused, StreamBroken
 from sessile.fold import fold
+from sessile.messages_chunks import MessagesChunks
 from sessile.relay import UsageRelay, events
 from sessile.router.connection import UpstreamResponse
 from sessile.router.decide import Decision
@@ -34,7 +35,9 @@ class TurnRequest(msgspec.Struct, kw_only=True):
     out. `relay_usage` says that the client itself asked for the usage chunk. `stateful` is a turn
     that extends its session's stored conversation: it takes the turn lock, and its end is written
     before it is over. `turn` is its id, where the protocol has made one. `told` is text of the
-    answer that its client has been given already: the turn goes on from there.
+    answer that its client has been given already: the turn goes on from there. `messages` is the
+    request as its client gave it, where that was Anthropic's Messages: an engine that speaks it is
+    sent this, though what comes of the turn is read as of a chat.
     """
 
     tenant: str
@@ -50,6 +53,7 @@ class TurnRequest(msgspec.Struct, kw_only=True):
     stateful: bool = False
     turn: str | None = None
     told: str = ""
+    messages: Mapping[str, Any] | None = None
 
     def serve_by(self, model: str) -> None:
         """Let `model` be what is asked for, where the client gave an alias of it."""
@@ -101,6 +105,7 @@ class Turn:
     _most_kept: float = _LARGEST_KEPT_BYTES
     _folds = False
     _seam: Seam | None = None
+    _chunks: MessagesChunks | None = None
     _rescue: "Rescue | None" = None
     _lost: ReplicaError | None = None
 
@@ -165,10 +170,11 @@ class Turn:
 
     def opened(
         self, replica: Replica, response: UpstreamResponse, first: bytes, keep: bool,
-        rescue: "Rescue | None" = None,
+        rescue: "Rescue | None" = None, *, own: bool = False,
     ) -> None:  # fmt: skip
         """The replica answers: `first` are the bytes that have come. `keep` asks for a copy, and
-        `rescue` is called when the replica is lost in the middle of a stream."""
+        `rescue` is called when the replica is lost in the middle of a stream. `own` says that it
+        answers in the API of the client's, and not as a chat."""
         self.first_at = self.last_at = time.monotonic()
         self.replica = replica
         self.runs = True
@@ -186,6 +192,8 @@ class Turn:
             self.content_type = b"application/json"
         if self.reads_stream and self.status < 400:
             self._rescue = rescue
+        if own and self.streams:
+            self._chunks = MessagesChunks()
         if self._relay is None or keep or self._rescue is not None:
             self._kept = []
             if self.request.told:
@@ -211,10 +219,12 @@ class Turn:
         self.replica = replica
         self.runs = True
         self._response, self._first, self._lost = response, first, None
+        self._chunks = None
 
     def ends_with(self, events: bytes) -> None:
         """All has been said but these last events; no replica is asked for them."""
-        self._response, self._first, self._lost, self._seam = None, events, None, None
+        self._response, self._first, self._lost = None, events, None
+        self._seam = self._chunks = None
 
     def ended(self, replica: Replica, events: bytes) -> None:
         """Nothing has to be asked of the replica: the answer ends with these events."""
@@ -285,6 +295,8 @@ class Turn:
             self.last_at = time.monotonic()
             if self._rescue is not None and self.replica is not None:
                 self.replica.doubts.well_at = self.last_at
+        if self._chunks is not None:
+            chunk = self._chunks.feed(chunk)
         if self._seam is not None:
             chunk = self._seam.feed(chunk)
         if self._kept is not None:

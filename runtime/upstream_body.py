@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from sessile.router.engine import Own
 from sessile.router.replica import Replica
 from sessile.turn import Turn
 
@@ -17,6 +18,26 @@ class UpstreamBody:
 
     def of(self, turn: Turn, replica: Replica, document: Mapping[str, Any] | None = None) -> bytes:
         """What is sent: the turn's request, or the `document` that goes on with its answer."""
+        request, fields = turn.request, self._fields(turn, replica)
+        if request.stream:
+            fields |= with_usage(request.document)
+        elif replica.engine.folds and request.path != "/v1/embeddings":
+            fields |= with_usage(request.document) | {"stream": True}
+        if document is not None:
+            return splice(b"", document, fields)
+        return splice(request.body, request.document, fields)
+
+    def own(self, turn: Turn, replica: Replica) -> Own | None:
+        """The turn's request in the form that its client gave it, where the replica takes that and
+        all that is to be set on it; None where it is to be sent as a chat request."""
+        request = turn.request
+        if request.messages is None or request.told or replica.identity is None:
+            return None
+        body = {**request.messages, "model": request.model}
+        return replica.engine.messages(body, self._fields(turn, replica), replica.identity)
+
+    def _fields(self, turn: Turn, replica: Replica) -> dict[str, Any]:
+        """What the router sets on a turn's request."""
         request, tenant = turn.request, turn.key.tenant
         fields = dict(
             replica.engine.fields(
@@ -31,13 +52,7 @@ class UpstreamBody:
             fields |= replica.engine.acceptance_fields()
         if turn.adapter is not None:
             fields |= replica.engine.adapter_fields(turn.adapter)
-        if request.stream:
-            fields |= with_usage(request.document)
-        elif replica.engine.folds and request.path != "/v1/embeddings":
-            fields |= with_usage(request.document) | {"stream": True}
-        if document is not None:
-            return splice(b"", document, fields)
-        return splice(request.body, request.document, fields)
+        return fields
 
 
 def with_usage(document: Mapping[str, Any]) -> dict[str, Any]:

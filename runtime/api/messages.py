@@ -1,11 +1,12 @@
 """Anthropic's Messages API, as plain ASGI: `/v1/messages` and `/v1/messages/count_tokens`.
 
-A message is a turn of the flow like any other: what it asks for goes upstream as a chat completion
-and the answer's chunks are read into events (`messages_body`, `messages_events`). SGLang, vLLM and
-llama.cpp speak this API themselves, each in its own way (what they refuse, how they render a system
-prompt of several blocks, whether they say what was cached); translating for all of them gives one
-behaviour, keeps tenant salt, session and usage set on every request, and lets the same conversation
-be recognised, and found in the cache, whichever API it is continued by.
+A message is a turn of the flow like any other: it is placed, counted and remembered as the chat
+completion that it means, and the answer's chunks are read into events (`messages_body`,
+`messages_events`). Where the engine of the replica speaks this API, and keeps all there that the
+client and the router ask for, it is sent the request as it came (`messages_own`) and answers in
+events of its own, which are read as chunks; elsewhere it is sent the chat request. Which of the
+two it was nobody sees: tenant salt, session and usage are the same, and so is the conversation that
+is recognised, and found in the cache, whichever API continues it.
 """
 
 import logging
@@ -21,6 +22,7 @@ from sessile.api.count import count_tokens
 from sessile.api.hang_up import HangUp, on_disconnect, to_nobody_too
 from sessile.api.messages_body import Asked, read_request
 from sessile.api.messages_events import MessageStream
+from sessile.api.messages_own import own_form
 from sessile.api.request import decode_object, header, idempotency_key, read_body
 from sessile.api.responses_sequence import Event
 from sessile.api.wire import anthropic_error, engine_error, retry_headers, wire_of
@@ -95,6 +97,7 @@ class Messages:
             relay_usage=True,
             idempotency_key=None if self._counting else idempotency_key(headers),
             turn=message_id,
+            messages=None if self._counting else own_form(body, asked),
         )
 
     async def _count(self, request: TurnRequest, send: Send) -> None:

@@ -30,7 +30,7 @@ def to_messages(system: Any, given: Sequence[Mapping[str, Any]]) -> list[Message
     place, as `messages[0].content[1]`.
     """
     messages: list[Message] = []
-    rules = _system(system, "system")
+    rules = system_text(system, "system")
     if rules:
         messages.append({"role": "system", "content": rules})
     called: dict[str, bool] = {}  # the calls there are: whether each has been answered
@@ -39,7 +39,7 @@ def to_messages(system: Any, given: Sequence[Mapping[str, Any]]) -> list[Message
         role = one_of(message.get("role"), ("user", "assistant", "system"), f"{where}.role")
         at = f"{where}.content"
         if role == "system":
-            messages.append({"role": "system", "content": _system(message.get("content"), at)})
+            messages.append({"role": "system", "content": system_text(message.get("content"), at)})
         elif role == "user":
             _hear(messages, _blocks(message.get("content"), at), at, called)
         else:
@@ -133,7 +133,7 @@ def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-def _system(content: Any, where: str) -> str:
+def system_text(content: Any, where: str) -> str:
     """A system prompt, a string or text blocks, as one string."""
     texts = []
     for index, block in enumerate(_blocks(content or [], where)):

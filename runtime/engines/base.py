@@ -25,6 +25,7 @@ from sessile.router.engine import (
     Headers,
     Identity,
     Load,
+    Own,
     Reply,
     Steps,
     Usage,
@@ -106,6 +107,11 @@ class OpenAIShaped:
     def headers(self, session: str | None) -> Headers:
         """SGLang and vLLM name a rank in the same header."""
         return () if self.rank is None else ((b"x-data-parallel-rank", b"%d" % self.rank),)
+
+    def messages(
+        self, body: Mapping[str, Any], fields: Mapping[str, Any], identity: Identity
+    ) -> Own | None:
+        return None
 
     def adapter_fields(self, name: str) -> Mapping[str, Any]:
         return {}
@@ -229,6 +235,12 @@ def array(reply: Reply, path: str) -> list[Any]:
 def absent(reply: Reply) -> bool:
     """Whether the replica has no such path, or was started without it."""
     return reply.status in _ABSENT
+
+
+def since(version: object, *first: int) -> bool:
+    """Whether a version, as `0.32.0`, is the `first` one or came after it."""
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version) if isinstance(version, str) else None
+    return found is not None and tuple(int(part or 0) for part in found.groups()) >= first
 
 
 def count(value: object) -> int | None:

@@ -20,11 +20,16 @@ from sessile.engines.base import (
     document,
     ratio,
     reachable,
+    since,
     tokenize_call,
 )
+from sessile.engines.messages import PATH, keeps
 from sessile.errors import ReplicaRefused
 from sessile.router.adapters import Adapter
-from sessile.router.engine import Call, FeedSource, FollowUps, Identity, Load, Reply, Usage
+from sessile.router.engine import Call, FeedSource, FollowUps, Identity, Load, Own, Reply, Usage
+
+_SEEN = (0, 5, 23)
+_SWITCHES = {"enable_thinking", "thinking"}  # which it sets by `thinking` itself
 
 
 class SGLang(OpenAIShaped):
@@ -135,6 +140,23 @@ class SGLang(OpenAIShaped):
         if not isinstance(details, Mapping):
             return read
         return structs.replace(read, acceptance_length=ratio(details.get("spec_accept_length")))
+
+    def messages(
+        self, body: Mapping[str, Any], fields: Mapping[str, Any], identity: Identity
+    ) -> Own | None:
+        """Its Messages has no place for what is set on a turn, but for that of a server that knows
+        no sessions; it does not tell which stop sequence was met. NOTE: a hang-up alone stops such
+        a turn, since its `rid` is not the turn's."""
+        unsaid = {"rid"} if identity.holds_sessions else {"rid", "session_id"}
+        switches = body.get("chat_template_kwargs", {}).keys()
+        if (
+            not since(identity.version, *_SEEN)
+            or not fields.keys() <= unsaid
+            or not switches <= _SWITCHES
+            or not keeps(body, "chat_template_kwargs")
+        ):
+            return None
+        return Own(PATH, {n: v for n, v in body.items() if n != "chat_template_kwargs"})
 
     def adapter_fields(self, name: str) -> Mapping[str, Any]:
         """NOTE: a model's name that has a colon, as `base:adapter`, would win over it."""

@@ -3,7 +3,6 @@
 `/load` is not used: it counts only under `--enable-server-load-tracking`, and says 0 otherwise.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,12 +16,14 @@ from sessile.engines.base import (
     document,
     page,
     reachable,
+    since,
     tokenize_call,
 )
+from sessile.engines.messages import PATH, keeps
 from sessile.engines.samples import Samples
 from sessile.errors import ReplicaRefused
 from sessile.router.adapters import Adapter
-from sessile.router.engine import Call, FeedSource, FollowUps, Identity, Load, Reply
+from sessile.router.engine import Call, FeedSource, FollowUps, Identity, Load, Own, Reply
 
 _STARTED = "process_start_time_seconds"
 _RUNNING = "vllm:num_requests_running"
@@ -35,9 +36,14 @@ _SEVERAL = (
     "it tells no time of its start, as with several API servers, so a restart may go unseen: start "
     "it with --api-server-count 1"
 )
-_PRIORITIES = (0, 32)
+_SEEN = (0, 32)  # to take priorities however it was started, and all of a turn beside a message
 _DRAFTS = "vllm:spec_decode_num_drafts_total"
 _ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
+_HEADERS = {
+    "request_id": b"x-request-id",
+    "session_id": b"x-session-id",
+    "priority": b"x-vllm-priority",
+}
 _NO_ROUTE = b'{"detail":"Not Found"}'
 
 
@@ -65,7 +71,7 @@ class VLLM(OpenAIShaped):
             ranks=len(_engines(metrics)) or 1,
             version=version if isinstance(version, str) else None,
             incarnation=None if started is None else f"{started:.2f}",
-            orders="low_first" if _takes_priorities(version) else None,
+            orders="low_first" if since(version, *_SEEN) else None,
             warning=_SEVERAL if started is None else None,
             speculates=metrics.total(_DRAFTS) is not None,
             acceptance_length=_acceptance(metrics),
@@ -135,6 +141,25 @@ class VLLM(OpenAIShaped):
             fields["cache_salt"] = salt
         return fields
 
+    def messages(
+        self, body: Mapping[str, Any], fields: Mapping[str, Any], identity: Identity
+    ) -> Own | None:
+        """What its Messages has no field for goes in headers. A budget for thinking breaks the
+        stream of a server without `--reasoning-parser`, which none tells."""
+        thinking = body.get("thinking") or {}
+        taken = keeps(body, "stop_sequences", "chat_template_kwargs")
+        if not taken or thinking.get("type") == "enabled" or not since(identity.version, *_SEEN):
+            return None
+        set_in = {name: value for name, value in fields.items() if name not in _HEADERS}
+        if not set_in.keys() <= {"cache_salt"}:
+            return None
+        headers = tuple(
+            (header, str(fields[name]).encode())
+            for name, header in _HEADERS.items()
+            if name in fields
+        )
+        return Own(PATH, {**body, **set_in}, headers)
+
     def adapter_call(self, adapter: Adapter) -> Call:
         about = {"lora_name": adapter.name, "lora_path": adapter.path}
         return Call("POST", "/v1/load_lora_adapter", msgspec.json.encode(about))
@@ -171,13 +196,6 @@ def _listed(told: Mapping[str, Any]) -> Any:
     if not all(key.isdigit() and isinstance(value, dict) for key, value in told.items()):
         return told.get("sources")
     return [{**source, "data_parallel_rank": int(rank)} for rank, source in told.items()]
-
-
-def _takes_priorities(version: object) -> bool:
-    """Whether it is one that was seen to take them however it was started; older ones that do not
-    order by them may refuse them."""
-    found = re.match(r"(\d+)\.(\d+)", version) if isinstance(version, str) else None
-    return found is not None and (int(found[1]), int(found[2])) >= _PRIORITIES
 
 
 def _rank_of(source: Mapping[str, Any]) -> int:

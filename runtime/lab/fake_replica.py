@@ -25,14 +25,20 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from sessile.api.messages_body import read_request
+from sessile.api.messages_events import MessageStream
+from sessile.api.responses_sequence import Event
+from sessile.errors import ReplicaRefused
 from sessile.lab.fake_adapters import FakeAdapters
 
 MODEL = "fake"
+_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+_MESSAGES = "/v1/messages"
 _CHARS_PER_TOKEN = 4
 _ECHO = "echo: "
 _CALL = re.compile(r"call (\w+) (\{.*\})(?: (\d+) times)?", re.DOTALL)
 _GARBAGE = b"data: {not json\n\n: nothing\n\nevent\n\n"
-_MESSAGES = {
+_WORDS = {
     400: "This model's maximum context length is exceeded.",
     429: "Too many requests.",
     500: "The engine broke.",
@@ -79,20 +85,22 @@ class FakeReplica:
     for none, is in the cache once it is done. `faults` is a queue
     that several replicas share. A `deaf` one goes on when its client hangs up. Each of its `ranks`
     has a cache of its own; a request that names none goes to them in turn. One that `accepts` so
-    many tokens a step tells so to who asks. `url` is known once it is served.
+    many tokens a step tells so to who asks. One with `messages` speaks Anthropic's Messages too, as
+    streams, and is of a version that does. `url` is known once it is served.
     """
 
     def __init__(
         self, *, model: str = MODEL, context_tokens: int = 1_000_000, always: Fault | None = None,
         tokens_per_s: float | None = None, faults: deque[Fault] | None = None,
-        deaf: bool = False, ranks: int = 1, accepts: float | None = None,
+        deaf: bool = False, ranks: int = 1, accepts: float | None = None, messages: bool = False,
     ) -> None:  # fmt: skip
         self.model = model
         self.context_tokens = context_tokens
         self.tokens_per_s = tokens_per_s
         self.always = always or Fault()
         self.healthy = True
-        self.version = "fake"
+        self.version = "0.5.23" if messages else "fake"
+        self.messages = messages
         self.url = ""
         self.server: uvicorn.Server | None = None
         self.seen: list[Seen] = []
@@ -173,7 +181,7 @@ class FakeReplica:
             self.fail(*msgspec.convert(faults.get("next", []), list[Fault]))
             self.always = msgspec.convert(faults.get("always", self.always), Fault)
             await _send(send, 200, {})
-        elif path in ("/v1/chat/completions", "/v1/completions", "/v1/embeddings"):
+        elif path in _PATHS or (path == _MESSAGES and self.messages):
             headers = {name.decode(): value.decode() for name, value in scope["headers"]}
             seen = Seen(path, headers, msgspec.json.decode(body, type=dict[str, Any]))
             seen.rank = int(headers.get("x-data-parallel-rank", len(self.seen) % self.ranks))
@@ -205,7 +213,8 @@ class FakeReplica:
             leaving.cancel()
 
     async def _answer(self, scope: Scope, send: Send, seen: Seen, fault: Fault) -> None:
-        body, said = _begun(seen.body)
+        asked = read_request(seen.body) if seen.path == _MESSAGES else None
+        body, said = _begun(seen.body if asked is None else asked.document)
         prompt = _prompt(body)
         seen.prompt_tokens = max(1, sum(map(len, prompt)) // _CHARS_PER_TOKEN) + _words(said)
         if fault.hang:
@@ -224,7 +233,7 @@ class FakeReplica:
             return
         status = fault.status or (400 if seen.prompt_tokens > self.context_tokens else None)
         if status is not None:
-            await _send(send, status, _error(status, _MESSAGES.get(status, "It went wrong.")))
+            await _send(send, status, _error(status, _WORDS.get(status, "It went wrong.")))
             return
         space = str(body.get("lora_path") or "")
         cached = self._cached[seen.rank]
@@ -235,7 +244,7 @@ class FakeReplica:
         if self.tokens_per_s is not None:
             await asyncio.sleep((seen.prompt_tokens - seen.cached_tokens) / self.tokens_per_s)
         cached.update(_keys(space, [*prompt, _text({"role": "assistant", **delta})]))
-        chat = seen.path == "/v1/chat/completions"
+        chat = seen.path != "/v1/completions"
         pieces = _pieces(delta)
         usage = _usage(seen, len(pieces))
         if not body.get("stream"):
@@ -258,13 +267,17 @@ class FakeReplica:
         if self.accepts is not None and body.get("return_spec_tokens_details"):
             details = {"spec_tokens_details": {"spec_accept_length": self.accepts}}
             chunks.append({**head, "choices": [], "sglext": details})
-        if (body.get("stream_options") or {}).get("include_usage"):
+        if (body.get("stream_options") or {}).get("include_usage") or asked is not None:
             chunks.append({**head, "choices": [], "usage": usage})
-        await self._stream(scope, send, seen, fault, chunks)
+        own = MessageStream(f"msg_fake{len(self.seen)}", asked) if asked is not None else None
+        await self._stream(scope, send, seen, fault, chunks, own)
 
     async def _stream(
-        self, scope: Scope, send: Send, seen: Seen, fault: Fault, chunks: list[dict[str, Any]]
-    ) -> None:
+        self, scope: Scope, send: Send, seen: Seen, fault: Fault, chunks: list[dict[str, Any]],
+        own: MessageStream | None,
+    ) -> None:  # fmt: skip
+        begun = own.start() if own is not None else []
+        end = b"data: [DONE]\n\n" if own is None else b""
         await _start(send, 200, b"text/event-stream")
         for number, chunk in enumerate(chunks):
             await asyncio.sleep(fault.pause_s)
@@ -275,13 +288,20 @@ class FakeReplica:
                 error = {"error": {"message": "the engine core died", "code": 500}}
                 chunk = error
             data = b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+            if own is not None:
+                try:
+                    own.feed(data, begun)
+                except ReplicaRefused as broken:
+                    begun += own.fail(broken)
+                data, begun = _told(begun), []
             if number == fault.garbage_after:
                 data = _GARBAGE + data
             await send({"type": "http.response.body", "body": data, "more_body": True})
             if number == fault.error_after:
                 break
-        done = {"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True}
-        await send(done)
+        else:
+            end = _told(own.finish()) if own is not None else end
+        await send({"type": "http.response.body", "body": end, "more_body": True})
         if fault.linger_s:
             await asyncio.sleep(fault.linger_s)
         await send({"type": "http.response.body", "body": b""})
@@ -308,6 +328,12 @@ class FakeReplica:
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": f"fake-{len(self.seen)}", "object": kind, "created": 1, "model": self.model}
+
+
+def _told(events: list[Event]) -> bytes:
+    return b"".join(
+        b"event: %b\ndata: %b\n\n" % (event.type.encode(), event.body) for event in events
+    )
 
 
 def _match(cached: set[bytes], space: str, prompt: list[str], prompt_tokens: int) -> int:
