@@ -47,6 +47,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     ranks: int = 1
     """Its data-parallel ranks, each of which has KV memory and a queue of its own."""
     version: str | None = None
+    counts_cached: bool = False
+    """Whether it says that each answer will tell what was found cached, if anything was."""
     host_ratio: float = 0.0
     """The host cache, as a multiple of the KV memory; 0 where there is none."""
     holds_sessions: bool = False

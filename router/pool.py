@@ -308,6 +308,7 @@ class Pool:
     def _seen(self, replica: Replica, identity: Identity) -> None:
         before, was = replica.identity, replica.incarnation
         replica.identity = identity
+        replica.counts_cached |= identity.counts_cached
         if identity.warning and (before is None or before.warning != identity.warning):
             log.warning("replica warns replica=%s why=%r", replica.id, identity.warning)
         if replica.spec.incarnation is None:  # else its launcher has told, and knows better

@@ -68,7 +68,7 @@ class Replica:
         self.turns = 0
         self.failures = 0
         self.prompt_tokens = 0
-        self.counts_cached = False  # whether its engine has ever said how much it found cached
+        self.counts_cached = False  # whether its engine tells how much it found cached
         self.acceptance_length: float | None = None  # of late, as its answers told
         self.judged_tokens = 0  # prompt tokens of turns whose cached tokens are known
         self.completion_tokens = 0

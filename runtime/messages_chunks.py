@@ -30,9 +30,11 @@ _DONE = b"data: [DONE]\n\n"
 
 
 class MessagesChunks:
-    """Reads one stream of Messages events."""
+    """Reads one stream of Messages events. Of an engine that `counts_cached`, a count that is left
+    out says that nothing was found cached."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, counts_cached: bool = False) -> None:
+        self._counts_cached = counts_cached
         self._tail = b""
         self._head: dict[str, Any] = {"object": "chat.completion.chunk"}
         self._usage: dict[str, Any] = {}
@@ -100,6 +102,8 @@ class MessagesChunks:
         if delta.get("stop_sequence") is not None:
             choice["stop_reason"] = delta["stop_sequence"]
         yield _event({**self._head, "choices": [choice]})
+        if self._counts_cached:
+            self._usage.setdefault("cache_read_input_tokens", 0)
         if (usage := _counts(self._usage)) is not None:
             yield _event({**self._head, "choices": [], "usage": usage})
 

@@ -193,7 +193,7 @@ class Turn:
         if self.reads_stream and self.status < 400:
             self._rescue = rescue
         if own and self.streams:
-            self._chunks = MessagesChunks()
+            self._chunks = MessagesChunks(counts_cached=replica.counts_cached)
         if self._relay is None or keep or self._rescue is not None:
             self._kept = []
             if self.request.told:

@@ -52,6 +52,7 @@ class SGLang(OpenAIShaped):
             context_tokens=models.context_tokens or count(info.get("context_length")),
             version=_text(info.get("version")),
             incarnation=_incarnation(info),
+            counts_cached=info.get("enable_cache_report") is True,
             host_ratio=_host_ratio(info),
             holds_sessions=info.get("enable_session_radix_cache") is True,
             speculates=_speculates(info),

@@ -9,6 +9,8 @@ what shows that its incarnation differs. Run it first, restart the replica, then
 `--only count` records a prompt's tokens as the adapter has them counted, and a turn of it.
 `--only ranks` records a server with data-parallel ranks: what it says of them and of their feeds, a
 turn sent to each while the last one still runs, and the load then.
+`--only messages` records what it streams of Anthropic's Messages, asked as the router would ask it,
+and of the chat that means the same.
 `--only kv_events` records what a replica that has just started publishes over two turns.
 `--only adapters --adapters DIR` records how it loads and lets go of the LoRA adapters there: `one`
 and `two`, made by `tests/live/make_adapter.py`, and `big`, of a rank that it was not started for.
@@ -26,6 +28,8 @@ from typing import Any
 import httpx2
 import zmq
 
+from sessile.api.messages_body import read_request
+from sessile.api.messages_own import own_form
 from sessile.engines.kinds import engine
 from sessile.router.adapters import Adapter
 from sessile.router.engine import Call, Engine, Identity, Load, Reply
@@ -235,6 +239,25 @@ def record_count(r: Recorder) -> None:
         r.save("count", r.ask(call), turn)
 
 
+def record_messages(r: Recorder, identity: Identity) -> None:
+    """A text and a forced call, each in the engine's own events and as chat chunks."""
+    rules, hello = conversation(r.nonce)
+    short = {"model": "smollm2", "max_tokens": 60, "temperature": 0, "messages": [hello]}
+    tool = {"name": "read_file", "input_schema": _TOOL["function"]["parameters"]}
+    forced = {"tools": [tool], "tool_choice": {"type": "any"}}
+    for case, more in (("messages_stream", {}), ("messages_call_stream", forced)):
+        body = {**short, "system": rules["content"], **more}
+        asked = read_request(body)
+        fields = r.engine.fields(turn=f"{case}_{r.nonce}", session="recorded", salt=None)
+        own = r.engine.messages(own_form(body, asked), fields, identity)
+        assert own is not None, "it does not speak Messages"
+        sent = {"json": own.document, "headers": list(own.headers)}
+        with r.http.stream("POST", own.path, **sent) as reply:
+            told = _exchange("POST", own.path, own.document, reply, reply.read().decode())
+        chat = {**asked.document, "stream_options": {"include_usage": True}}
+        r.save(case, told, r.post("/v1/chat/completions", chat))
+
+
 def record_kv_events(r: Recorder) -> None:
     """Two turns of one session, and all that the replica has published after each."""
     told = tuple(Reply(e["status"], reply_body(e)) for e in map(r.ask, r.engine.feed_calls()))
@@ -321,7 +344,7 @@ def main() -> None:
     parser.add_argument("replica", metavar="KIND=URL")
     parser.add_argument("--version", help="where the engine does not tell its own")
     parser.add_argument("--folder", help="below recorded/; the adapter's kind, if none is named")
-    cases = ["identity_restarted", "count", "kv_events", "adapters", "ranks"]
+    cases = ["identity_restarted", "count", "kv_events", "adapters", "ranks", "messages"]
     parser.add_argument("--only", choices=cases)
     parser.add_argument("--adapters", type=Path, help="the folder of `--only adapters`")
     options = parser.parse_args()
@@ -332,6 +355,8 @@ def main() -> None:
     r.version = options.version or _identity(r.engine, told).version
     if options.only == "kv_events":
         record_kv_events(r)
+    elif options.only == "messages":
+        record_messages(r, _identity(r.engine, told))
     elif options.only == "ranks":
         record_ranks(r)
     elif options.only == "adapters":

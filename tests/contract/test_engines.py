@@ -23,6 +23,8 @@ from sessile.errors import (
     ReplicaRefused,
     ReplicaUnreachable,
 )
+from sessile.fold import fold
+from sessile.messages_chunks import MessagesChunks
 from sessile.pool_settings import EngineKind
 from sessile.relay import UsageRelay, events, read_reply
 from sessile.router.blocks import BlockTree
@@ -254,6 +256,27 @@ def test_a_real_stream_becomes_a_message(kind: str) -> None:
         if case == "tool_call_stream" and kind in ("sglang", "vllm"):
             (block,) = stream.message["content"]
             assert block["type"] == "tool_use" and block["name"] == "read_file"
+
+
+@pytest.mark.parametrize("engine_kind", ["sglang", "vllm"])
+@pytest.mark.parametrize("case", ["messages_stream", "messages_call_stream"])
+@pytest.mark.parametrize("pieces", [1, 7, 400])
+def test_messages_of_their_own_add_up_to_what_the_chat_says(
+    engine_kind: str, case: str, pieces: int
+) -> None:
+    """However the bytes come: the same reply, finish and counts, with an end that says so."""
+    own, chat = (exchange.reply for exchange in exchanges(engine_kind, case))
+    reader, chunks = MessagesChunks(counts_cached=True), b""
+    size = math.ceil(len(own.body) / pieces)
+    for start in range(0, len(own.body), size):
+        chunks += reader.feed(own.body[start : start + size])
+    assert chunks.endswith(b"data: [DONE]\n\n")
+    told, meant = (fold(events(stream))[1] for stream in (chunks, chat.body))
+    assert read_reply([told]) == read_reply([meant])
+    assert told["choices"][0]["finish_reason"] == meant["choices"][0]["finish_reason"]
+    adapter = engine(engine_kind)
+    used, due = (adapter.read_usage(body["usage"], body) for body in (told, meant))
+    assert used == due
 
 
 @pytest.mark.parametrize("kind", COUNTING)

@@ -73,3 +73,29 @@ def test_what_the_model_began_is_continued(site: Any, client: Anthropic) -> None
     asked["messages"] += [{"role": "assistant", "content": "One, two, three, four,"}]
     made = client.messages.create(**asked, max_tokens=4, extra_body={"temperature": 0})
     assert "five" in "".join(block.text for block in made.content if block.type == "text")
+
+
+def test_either_way_reads_the_same_prompt(site: Any, client: Anthropic) -> None:
+    """A turn that an engine's own Messages has no field for is translated, those around it are not
+    where the engine speaks that; each finds what the last one left in the cache."""
+    asked = _asked(site, tools=[_TOOL], max_tokens=8)
+    asked["system"] = [{"type": "text", "text": text} for text in (asked["system"], "Be brief.")]
+    asked["messages"] = [
+        {"role": "user", "content": [{"type": "text", "text": t} for t in ("Look.", "Read on.")]},
+        {"role": "assistant", "content": [
+            {"type": "text", "text": "I look."},
+            {"type": "tool_use", "id": "toolu_1", "name": "read_file", "input": {"path": "a.txt"}},
+        ]},
+        {"role": "user", "content": [
+            {"type": "tool_result", "tool_use_id": "toolu_1",
+             "content": [{"type": "text", "text": text} for text in ("Zürich", _RULES)]},
+            {"type": "text", "text": "Thanks."},
+            {"type": "text", "text": "What now?"},
+        ]},
+    ]  # fmt: skip
+    read = []
+    for more in ({}, {"seed": 7}, {}):
+        usage = client.messages.create(**asked, extra_body={**more, "temperature": 0}).usage
+        cached, made = usage.cache_read_input_tokens or 0, usage.cache_creation_input_tokens or 0
+        read.append(cached / (cached + made + usage.input_tokens))
+    assert min(read[1:]) > 0.9
