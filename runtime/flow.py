@@ -17,6 +17,7 @@ import msgspec
 
 from sessile.accounts import settle, written
 from sessile.adapters import Loader
+from sessile.ask_own import ask_own
 from sessile.engine_calls import EngineCalls
 from sessile.errors import ReplicaError, ReplicaRefused, StoreError
 from sessile.exchange import Exchange
@@ -310,15 +311,11 @@ class Flow:
         is how the turn is sent where the replica takes that. What it refuses so is asked as a chat:
         clients read one kind of refusal."""
         headers = replica.engine.headers(turn.attribution)
-        begin = partial(replica.upstream.begin, refused=refused.__contains__)
         own = self._body.own(turn, replica)
-        if own is not None:
-            body = msgspec.json.encode(own.document)
-            response, first = await begin(own.path, body, headers=(*headers, *own.headers))
-            if response.status < 400:
-                return response, first, True
-            response.close()
-        begin = partial(begin, path, self._body.of(turn, replica, document), headers=headers)
+        if own is not None and (answer := await ask_own(replica, own, headers, refused)):
+            return *answer, True
+        body = self._body.of(turn, replica, document)
+        begin = partial(replica.upstream.begin, path, body, refused.__contains__, headers)
         response, first = await begin()
         if turn.holds is not None and await self.loader.is_lost(turn, response.status):
             response.close()

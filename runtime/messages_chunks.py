@@ -29,6 +29,18 @@ _AT_FAULT = {  # kinds of error that another engine would tell, too
 _DONE = b"data: [DONE]\n\n"
 
 
+def begins(data: bytes) -> bool | None:
+    """Whether these first events are those of an answer, or tell of an error; None where they do
+    not say yet."""
+    for event in split(data):
+        kind = (read_data(event) or {}).get("type")
+        if kind == "error":
+            return False
+        if kind not in ("message_start", "ping"):
+            return True
+    return None
+
+
 class MessagesChunks:
     """Reads one stream of Messages events. Of an engine that `counts_cached`, a count that is left
     out says that nothing was found cached."""

@@ -85,8 +85,8 @@ class FakeReplica:
     for none, is in the cache once it is done. `faults` is a queue
     that several replicas share. A `deaf` one goes on when its client hangs up. Each of its `ranks`
     has a cache of its own; a request that names none goes to them in turn. One that `accepts` so
-    many tokens a step tells so to who asks. One with `messages` speaks Anthropic's Messages too, as
-    streams, and is of a version that does. `url` is known once it is served.
+    many tokens a step tells so to who asks. One with `messages` is of a version that speaks
+    Anthropic's Messages, as streams, in which it refuses, too. `url` is known once it is served.
     """
 
     def __init__(
@@ -214,6 +214,7 @@ class FakeReplica:
 
     async def _answer(self, scope: Scope, send: Send, seen: Seen, fault: Fault) -> None:
         asked = read_request(seen.body) if seen.path == _MESSAGES else None
+        own = MessageStream(f"msg_fake{len(self.seen)}", asked) if asked is not None else None
         body, said = _begun(seen.body if asked is None else asked.document)
         prompt = _prompt(body)
         seen.prompt_tokens = max(1, sum(map(len, prompt)) // _CHARS_PER_TOKEN) + _words(said)
@@ -233,7 +234,11 @@ class FakeReplica:
             return
         status = fault.status or (400 if seen.prompt_tokens > self.context_tokens else None)
         if status is not None:
-            await _send(send, status, _error(status, _WORDS.get(status, "It went wrong.")))
+            refusal = _error(status, _WORDS.get(status, "It went wrong."))
+            if own is not None and status < 500:
+                await self._stream(scope, send, seen, Fault(), [refusal], own)
+            else:
+                await _send(send, status, refusal)
             return
         space = str(body.get("lora_path") or "")
         cached = self._cached[seen.rank]
@@ -269,7 +274,6 @@ class FakeReplica:
             chunks.append({**head, "choices": [], "sglext": details})
         if (body.get("stream_options") or {}).get("include_usage") or asked is not None:
             chunks.append({**head, "choices": [], "usage": usage})
-        own = MessageStream(f"msg_fake{len(self.seen)}", asked) if asked is not None else None
         await self._stream(scope, send, seen, fault, chunks, own)
 
     async def _stream(
@@ -287,17 +291,19 @@ class FakeReplica:
             if number == fault.error_after:
                 error = {"error": {"message": "the engine core died", "code": 500}}
                 chunk = error
+            broken = number == fault.error_after
             data = b"data: " + msgspec.json.encode(chunk) + b"\n\n"
             if own is not None:
                 try:
                     own.feed(data, begun)
-                except ReplicaRefused as broken:
-                    begun += own.fail(broken)
+                except ReplicaRefused as error:
+                    begun += own.fail(error)
+                    broken = True
                 data, begun = _told(begun), []
             if number == fault.garbage_after:
                 data = _GARBAGE + data
             await send({"type": "http.response.body", "body": data, "more_body": True})
-            if number == fault.error_after:
+            if broken:
                 break
         else:
             end = _told(own.finish()) if own is not None else end

@@ -204,7 +204,7 @@ async def test_a_message_goes_on_at_another_replica(
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_refusal_has_the_words_of_the_engine(site: Any, stream: bool) -> None:
-    """In Anthropic's shape, and in those of its chat."""
+    """In Anthropic's shape, and in those of its chat, though it refuses a message in a stream."""
     there = await site(True)
     there.fakes[0].context_tokens = 3
     with pytest.raises(anthropic.BadRequestError) as caught:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from anthropic import Anthropic
+from anthropic import Anthropic, BadRequestError
 
 pytestmark = pytest.mark.live
 
@@ -99,3 +99,11 @@ def test_either_way_reads_the_same_prompt(site: Any, client: Anthropic) -> None:
         cached, made = usage.cache_read_input_tokens or 0, usage.cache_creation_input_tokens or 0
         read.append(cached / (cached + made + usage.input_tokens))
     assert min(read[1:]) > 0.9
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_prompt_that_does_not_fit_is_refused(site: Any, client: Anthropic, stream: bool) -> None:
+    """With a status of its own, also by an engine that refuses a message in its stream."""
+    with pytest.raises(BadRequestError) as caught:
+        client.messages.create(**_asked(site, "word " * 20000), max_tokens=4, stream=stream)
+    assert caught.value.body["error"]["type"] == "invalid_request_error"  # type: ignore[index]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sessile.carry_on import failure, read_told
-from sessile.messages_chunks import MessagesChunks
+from sessile.messages_chunks import MessagesChunks, begins
 from sessile.relay import UsageRelay, events
 
 START = {
@@ -165,6 +165,15 @@ def test_an_error_is_one_that_another_engine_might_not_make(kind, lost):
     """Unless the request is at fault."""
     said = {"type": "error", "error": {"type": kind, "message": "no"}}
     assert failure(MessagesChunks().feed(sse(said))) == ("no" if lost else None)
+
+
+def test_a_refusal_in_the_stream_is_told_from_an_answer():
+    """Not before its second event."""
+    refusal = {"type": "error", "error": {"type": "invalid_request_error", "message": "no"}}
+    assert begins(b"") is begins(sse(START)) is begins(sse(START, {"type": "ping"})) is None
+    assert begins(sse(START, refusal, STOP)) is False
+    assert begins(sse(START, start(0, type="text", text=""))) is True
+    assert begins(sse(START, end("max_tokens"))) is True
 
 
 def test_a_stream_comes_in_pieces():
