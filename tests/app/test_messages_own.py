@@ -1,6 +1,7 @@
 """Anthropic's Messages, passed through to an engine that speaks it, translated for one that does
 not: the same result."""
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -235,3 +236,32 @@ async def test_a_hang_up_stops_the_engine(site: Any) -> None:
             break
     await there.router.until(lambda: there.fakes[0].aborted == 1)
     assert there.paths == [OWN]
+
+
+async def test_a_turn_without_its_client_ends_and_is_found_by_its_key(site: Any) -> None:
+    """One that was passed through is kept as another is."""
+    there = await site(True)
+    there.faults.append(Fault(pause_s=0.1))
+    body = {"model": "m", "max_tokens": 50, "messages": [user(SAID)]}
+    key = {"Idempotency-Key": "k"}
+    headers = {"X-Sessile-On-Disconnect": "detach", **key}
+    asking = asyncio.create_task(there.http.post(OWN, json=body, headers=headers))
+    await there.router.until(lambda: there.fakes[0].running == 1)
+    asking.cancel()
+    again = await there.http.post(OWN, json=body, headers=key)
+    assert again.json()["content"][0]["text"] == f"echo: {SAID}"
+    assert there.paths == [OWN]
+    assert (await there.receipt(again.headers))["outcome"] == "ok"
+
+
+async def test_a_session_keeps_its_replica(site: Any) -> None:
+    """Its next turn, by its name, comes back to where it was, and finds its prompt there."""
+    there = await site(True, True)
+    places = set()
+    for _ in range(2):
+        _, headers = await there.made(
+            False, messages=[user(SAID)], extra_headers={"X-Session-ID": "s"}
+        )
+        places.add(headers["x-sessile-replica"])
+    assert len(places) == 1 and headers["x-sessile-session"] == "s"
+    assert there.paths == [OWN, OWN] and there.asked[1].cached_tokens > 0
