@@ -8,9 +8,20 @@ import msgspec
 
 from sessile.engines.base import OpenAIShaped, absent, array, count
 from sessile.engines.base import document as document_of
+from sessile.engines.messages import PATH, keeps
 from sessile.engines.samples import Samples
 from sessile.errors import ReplicaRefused
-from sessile.router.engine import Call, FollowUp, FollowUps, Identity, Load, Reply, Steps, Usage
+from sessile.router.engine import (
+    Call,
+    FollowUp,
+    FollowUps,
+    Identity,
+    Load,
+    Own,
+    Reply,
+    Steps,
+    Usage,
+)
 from sessile.router.needs import AUDIO, CALLS, IMAGES
 
 _PROCESSING = "llamacpp:requests_processing"
@@ -66,6 +77,19 @@ class LlamaCpp(OpenAIShaped):
             running = count(metrics.total(_PROCESSING)) if running is None else running
             waiting = count(metrics.total(_DEFERRED))
         return Load(at=now, running=running, waiting=waiting, slots=slots)
+
+    def messages(
+        self, body: Mapping[str, Any], fields: Mapping[str, Any], identity: Identity
+    ) -> Own | None:
+        """Its Messages knows no tool by name nor whether several may be called at once, no effort
+        and no form of the answer, and tells no timings, by which speculation is judged. A build
+        that has none refuses, and is asked as a chat then."""
+        unread = ("tools", "tool_choice", "output_config", "thinking")
+        if fields or identity.speculates or any(body.get(name) for name in unread):
+            return None
+        if not keeps(body, "stop_sequences", "chat_template_kwargs"):
+            return None
+        return Own(PATH, body)
 
     def carry(
         self, path: str, document: Mapping[str, Any], file: str

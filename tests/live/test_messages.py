@@ -61,10 +61,9 @@ def test_a_count_is_exact_and_the_second_turn_is_cached(site: Any, client: Anthr
 
 
 def test_a_stop_sequence_is_told(site: Any, client: Anthropic) -> None:
-    """By those engines that tell it; llama.cpp only stops."""
+    """By every engine: llama.cpp tells it of a message alone."""
     made = client.messages.create(**_asked(site), max_tokens=40, stop_sequences=[" "])
-    told = (made.stop_reason, made.stop_sequence)
-    assert told == (("end_turn", None) if site.kind == "llamacpp" else ("stop_sequence", " "))
+    assert (made.stop_reason, made.stop_sequence) == ("stop_sequence", " ")
 
 
 def test_what_the_model_began_is_continued(site: Any, client: Anthropic) -> None:

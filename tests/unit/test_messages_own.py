@@ -112,6 +112,17 @@ def test_an_engine_of_another_time_is_asked_as_a_chat(kind, version):
     assert engine(kind).messages(own(), {}, identity) is None
 
 
+def test_llamacpp_is_asked_only_what_it_reads():
+    """Whatever its version, which its builds do not all tell; one that speculates tells of that
+    in a chat alone."""
+    assert asked("llamacpp", stop_sequences=["END"]).document["stop_sequences"] == ["END"]
+    tools = [{"name": "f", "input_schema": {"type": "object"}}]
+    for fields in ({"tools": tools}, {"output_config": {"effort": "low"}}, {"seed": 7}):
+        assert asked("llamacpp", **fields) is None
+    identity = Identity(models=("m",), speculates=True)
+    assert engine("llamacpp").messages(own(), {}, identity) is None
+
+
 @pytest.mark.parametrize("kind", ["openai", "ollama", "tgi"])
 def test_others_are_asked_as_chats(kind):
     """Whatever they say of themselves."""
