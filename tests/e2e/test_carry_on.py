@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import httpx2
+from anthropic import Anthropic
 from openai import OpenAI
 
 MODEL = "smollm2-135m"
@@ -58,3 +59,27 @@ def test_the_text_of_a_killed_replica_goes_on_at_the_other(sessile_up):
     assert (receipt["outcome"], receipt["continued"]) == ("ok", 1)
     assert receipt["replicas"][0] == home != receipt["replica"]
     assert receipt["completion_tokens"] == usage.completion_tokens
+
+
+def test_a_message_of_a_killed_replica_goes_on_at_the_other(sessile_up):
+    """One that its engine was asked for in Anthropic's own API: one block, one end, all counted."""
+    _both_ready(sessile_up)
+    kinds = []
+    with (
+        Anthropic(base_url=sessile_up, api_key="-", max_retries=0) as client,
+        client.messages.stream(
+            model=MODEL, messages=PROMPT, max_tokens=120, extra_body={"temperature": 0}
+        ) as answer,
+    ):
+        home = answer.response.headers["x-sessile-replica"]
+        for event in answer:
+            kinds.append(event.type)
+            if kinds.count("content_block_delta") == 10 and event.type == "content_block_delta":
+                _kill(sessile_up, home)
+        made = answer.get_final_message()
+    assert [kinds.count(kind) for kind in ("content_block_start", "message_stop")] == [1, 1]
+    assert made.stop_reason == "end_turn" or made.usage.output_tokens == 120
+    receipt = httpx2.get(f"{sessile_up}/sessile/v1/turns/{made.id}/receipt", timeout=10).json()
+    assert (receipt["outcome"], receipt["continued"]) == ("ok", 1)
+    assert receipt["replicas"][0] == home != receipt["replica"]
+    assert receipt["completion_tokens"] == made.usage.output_tokens
