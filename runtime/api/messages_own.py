@@ -21,9 +21,9 @@ _HEARD = frozenset(
 def own_form(body: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
     """The request in `body`, which has been read as `asked`."""
     document = asked.document
-    own = {name: value for name, value in body.items() if name not in _HEARD}
-    if body.get("system") is not None:
-        own["system"] = system_text(body["system"], "system")
+    own = {name: value for name, value in body.items() if name not in _HEARD and name != "system"}
+    if rules := system_text(body.get("system"), "system"):
+        own["system"] = rules
     own["messages"] = [_message(message) for message in body["messages"]]
     own["max_tokens"] = document["max_tokens"]
     own["stream"] = True

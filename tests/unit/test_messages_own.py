@@ -48,6 +48,7 @@ def test_texts_beside_each_other_are_those_of_the_chat():
     """A system prompt, what is said, results; not across an image, which a chat keeps in parts."""
     billing = "x-anthropic-billing-header: a=b;"
     assert own(system=text(billing, "Rules.", "More."))["system"] == "Rules.\nMore."
+    assert "system" not in own(system=text(billing))  # llama.cpp would render an empty one
     result = {"type": "tool_result", "tool_use_id": "t", "content": text("x", "y")}
     call = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
     messages = [
