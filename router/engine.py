@@ -59,6 +59,9 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """How it orders requests that carry a priority, if it does."""
     lacks: frozenset[str] = frozenset()
     """Which of `router.needs` its model has not, where it says so."""
+    opens_call: str | None = None
+    """What its model is to be given for a call to begin with, where one must be made and the engine
+    would let it write something else first."""
     warning: str | None = None
     """What its operator should know: it serves, but not as sessions need it."""
 
@@ -170,6 +173,10 @@ class Engine(Protocol):
         `turn` becomes the engine's request id where it takes one, `session` its attribution,
         `salt` the tenant's cache namespace.
         """
+
+    def call_fields(self, document: Mapping[str, Any], identity: Identity) -> Mapping[str, Any]:
+        """Body fields that have the replica make the call that a chat request demands; none where
+        it demands none, or where the engine holds to it by itself."""
 
     def headers(self, session: str | None) -> Headers:
         """Headers to send beside the fields, where a field would be refused by older versions."""

@@ -25,8 +25,11 @@ class UpstreamBody:
                 salt=self._salt(tenant),
             )
         )
-        if replica.identity is not None and replica.identity.orders is not None:
-            fields |= replica.engine.order(request.hints.priority, replica.identity)
+        if (identity := replica.identity) is not None:
+            if identity.orders is not None:
+                fields |= replica.engine.order(request.hints.priority, identity)
+            if document is None and "tool_choice" in request.document:
+                fields |= replica.engine.call_fields(request.document, identity)
         if replica.speculates:
             fields |= replica.engine.acceptance_fields()
         if turn.adapter is not None:

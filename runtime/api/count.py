@@ -44,6 +44,8 @@ async def _ask_tokenizer(pool: Pool, request: TurnRequest) -> int | None:
     if not replicas:
         return None
     replica = min(replicas, key=lambda replica: replica.pressure)
+    if replica.identity is not None:
+        document = {**document, **replica.engine.call_fields(document, replica.identity)}
     call = replica.engine.count_call(document)
     if call is None:
         return None

@@ -2,16 +2,17 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 
 from sessile.engines.base import OpenAIShaped, absent, array, count
 from sessile.engines.base import document as document_of
+from sessile.engines.chat_template import opens_call
 from sessile.engines.samples import Samples
 from sessile.errors import ReplicaRefused
 from sessile.router.engine import Call, FollowUp, FollowUps, Identity, Load, Reply, Steps, Usage
-from sessile.router.needs import AUDIO, CALLS, IMAGES
+from sessile.router.needs import AUDIO, IMAGES, TOOLS
 
 _PROCESSING = "llamacpp:requests_processing"
 _DEFERRED = "llamacpp:requests_deferred"
@@ -46,6 +47,7 @@ class LlamaCpp(OpenAIShaped):
             incarnation=_incarnation(props),
             speculates=_speculates(replies[2]),
             lacks=_lacks(props),
+            opens_call=opens_call(props.get("chat_template")),
         )
 
     def health_call(self) -> Call:
@@ -66,6 +68,25 @@ class LlamaCpp(OpenAIShaped):
             running = count(metrics.total(_PROCESSING)) if running is None else running
             waiting = count(metrics.total(_DEFERRED))
         return Load(at=now, running=running, waiting=waiting, slots=slots)
+
+    def call_fields(self, document: Mapping[str, Any], identity: Identity) -> Mapping[str, Any]:
+        """It takes a function's name in `tool_choice` for auto: that function alone is offered
+        instead, and one is required. Which it holds to, after whatever the model writes first, and
+        then lets it call on: a small one writes until its context is full, so it is given the
+        beginning of its call, and stopped at that of the next.
+        """
+        choice = document.get("tool_choice")
+        fields: dict[str, Any] = {}
+        if (name := _named(choice)) is not None:
+            offered = [tool for tool in document.get("tools") or () if _is_of(tool, name)]
+            fields = {"tool_choice": "required", "tools": offered}
+        elif choice != "required":
+            return fields
+        said = document.get("messages")
+        if identity.opens_call is not None and _awaits_answer(said):
+            opened = {"role": "assistant", "content": identity.opens_call}
+            fields |= {"messages": [*said, opened], "stop": _stops(document, identity.opens_call)}
+        return fields
 
     def carry(
         self, path: str, document: Mapping[str, Any], file: str
@@ -106,12 +127,34 @@ def _lacks(props: Mapping[str, Any]) -> frozenset[str]:
     told = (
         (IMAGES, media, "vision"),
         (AUDIO, media, "audio"),
-        (CALLS, caps, "supports_tools"),
+        (TOOLS, caps, "supports_tools"),
     )
     return frozenset(
         need for need, says, name in told
         if isinstance(says, Mapping) and says.get(name) is False
     )  # fmt: skip
+
+
+def _named(choice: Any) -> Any:
+    """The name of the function that `tool_choice` demands."""
+    function = choice.get("function") if isinstance(choice, dict) else None
+    return function.get("name") if isinstance(function, dict) else None
+
+
+def _awaits_answer(messages: Any) -> TypeGuard[list[Any]]:
+    """Whether the answer has not been begun by the client."""
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return isinstance(last, dict) and last.get("role") != "assistant"
+
+
+def _stops(document: Mapping[str, Any], opens_call: str) -> list[Any]:
+    given = document.get("stop") or []
+    return [*(given if isinstance(given, list) else [given]), opens_call.strip()]
+
+
+def _is_of(tool: Any, name: Any) -> bool:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    return isinstance(function, dict) and function.get("name") == name
 
 
 def _speculates(slots: Reply) -> bool | None:

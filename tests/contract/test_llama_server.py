@@ -4,13 +4,15 @@ llama-server` records it anew. What it shares with the embedded build is in `tes
 import json
 from pathlib import Path
 
+import msgspec
+
 from sessile.api.wire import engine_error
 from sessile.engines.detect import LMSTUDIO, MODELS, OLLAMA, TGI, detect
 from sessile.engines.kinds import engine
 from sessile.errors import InvalidRequest, NotSupported, PromptTooLong
 from sessile.relay import UsageRelay, events, read_reply
 from sessile.router.engine import Reply, Usage
-from sessile.router.needs import AUDIO, CALLS, IMAGES
+from sessile.router.needs import AUDIO, IMAGES, TOOLS
 
 RECORDED = Path(__file__).with_name("recorded") / "llama-server"
 ADAPTER = engine("llamacpp")
@@ -62,11 +64,30 @@ def test_a_restart_is_seen() -> None:
 def test_what_its_model_lacks_is_told() -> None:
     """By `/props`; a build that does not say is taken to have all of it."""
     told = replies("identity")
-    assert ADAPTER.read_identity(told).lacks == {IMAGES, AUDIO, CALLS}
+    assert ADAPTER.read_identity(told).lacks == {IMAGES, AUDIO, TOOLS}
     props = json.loads(told[1].body)
     del props["modalities"], props["chat_template_caps"]["supports_tools"]
     silent = Reply(200, json.dumps(props).encode())
     assert ADAPTER.read_identity((told[0], silent, *told[2:])).lacks == frozenset()
+
+
+def test_a_call_that_is_demanded_is_asked_for_as_it_understands() -> None:
+    """It would take a function's name for auto; and a model of ours is given how a call begins,
+    unless the client has begun its answer."""
+    tools = [{"type": "function", "function": {"name": name}} for name in ("add", "look")]
+    asked = {"tools": tools, "messages": [{"role": "user", "content": "Hi"}], "stop": "x"}
+    other = ADAPTER.read_identity(replies("identity"))
+    ours = msgspec.structs.replace(other, opens_call="<tool_call>\n")
+    only = {"tool_choice": "required", "tools": tools[1:]}
+    opened = {"role": "assistant", "content": "<tool_call>\n"}
+    opening = {"messages": [*asked["messages"], opened], "stop": ["x", "<tool_call>"]}
+    for choice, fields in (("auto", {}), ("none", {}), ("required", {}), (tools[1], only)):
+        demand = {**asked, "tool_choice": choice}
+        assert ADAPTER.call_fields(demand, other) == fields
+        begun = {**demand, "messages": opening["messages"]}
+        assert ADAPTER.call_fields(begun, ours) == fields
+        more = opening if choice in ("required", tools[1]) else {}
+        assert ADAPTER.call_fields(demand, ours) == {**fields, **more}
 
 
 def test_its_load_follows_what_runs() -> None:

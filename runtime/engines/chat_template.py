@@ -1,0 +1,18 @@
+"""A chat template of ours, for the model that `sessile up` serves by default.
+
+SmolLM2's own has no place for tools, so llama.cpp would leave them out of the prompt. Ours tells
+them, and has llama.cpp find the calls in what the model writes.
+"""
+
+from pathlib import Path
+
+SMOLLM2 = Path(__file__).with_name("smollm2.jinja")
+_TEXT = SMOLLM2.read_text().strip()
+OPENS_CALL = "<tool_call>\n"
+"""What a call begins with."""
+
+
+def opens_call(template: object) -> str | None:
+    """What a call begins with by `template`, if it is ours; None of another."""
+    ours = isinstance(template, str) and template.strip() == _TEXT
+    return OPENS_CALL if ours else None
