@@ -24,8 +24,9 @@ TOOL = {
         "description": "The weather in a city.",
         "parameters": {
             "type": "object",
-            "properties": {"city": {"type": "string"}},
+            "properties": {"city": {"enum": ["Oslo", "Rome"]}},
             "required": ["city"],
+            "additionalProperties": False,
         },
     },
 }
