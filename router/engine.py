@@ -181,6 +181,10 @@ class Engine(Protocol):
         `salt` the tenant's cache namespace.
         """
 
+    def call_fields(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Body fields that have the replica make the call that a chat request demands; none where
+        it demands none, or where the engine holds to it by itself."""
+
     def headers(self, session: str | None) -> Headers:
         """Headers to send beside the fields, where a field would be refused by older versions."""
 

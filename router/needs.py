@@ -7,23 +7,26 @@ refused by name instead, where no replica can serve it.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-IMAGES, AUDIO, CALLS = "images", "audio", "calls"
+IMAGES, AUDIO, TOOLS = "images", "audio", "tools"
 _PARTS = {"image_url": IMAGES, "input_audio": AUDIO}
 
 SAID: Mapping[str, str] = {
     IMAGES: "takes no images",
     AUDIO: "takes no audio",
-    CALLS: "cannot be made to call a tool, since its chat template has no place for tools; leave "
-    "tool_choice at auto, or serve a model whose template has",
+    TOOLS: "takes no tools, since its chat template has no place for them; leave them out, or "
+    "serve a model whose template has: sessile up --model FILE.gguf, or llama-server with --jinja "
+    "and --chat-template-file",
 }
 """How it is told of a model."""
 
 
 def needs(document: Mapping[str, Any]) -> frozenset[str]:
-    """What a chat request cannot be served without. Tools that it may leave alone are no need."""
+    """What a chat request cannot be served without. Calls that were made before are no need, nor
+    are tools of which none is to be called."""
     found = set()
-    if _must_call(document.get("tool_choice")):
-        found.add(CALLS)
+    choice = document.get("tool_choice")
+    if choice != "none" and (document.get("tools") or _must_call(choice)):
+        found.add(TOOLS)
     for message in _objects(document.get("messages")):
         for part in _objects(message.get("content")):
             if (kind := _PARTS.get(str(part.get("type")))) is not None:

@@ -1,6 +1,7 @@
 """The one place where everything is wired: settings in, an ASGI application out."""
 
 import logging
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
@@ -26,13 +27,14 @@ from sessile.api.conversations import conversation_routes
 from sessile.api.event_stream import event_routes
 from sessile.api.health import health_routes
 from sessile.api.messages import Messages
+from sessile.api.messages_batches import batch_routes
 from sessile.api.models import model_routes
 from sessile.api.releases import release_routes
 from sessile.api.responses import Responses
 from sessile.api.responses_http import responses_routes
 from sessile.api.responses_resume import resume_response
 from sessile.api.runs import run_routes
-from sessile.api.wire import openai_error, retry_headers, wire_of
+from sessile.api.wire import anthropic_error, openai_error, retry_headers, wire_of
 from sessile.discovery.follow import Discovery
 from sessile.discovery.of_pool import OfPool
 from sessile.discovery.sources import source
@@ -205,6 +207,7 @@ class App:
             health_routes(self.pool, self.store, self.metrics.scrape, self.discovery)
         )
         api.include_router(model_routes(self.pool, self.auth))
+        api.include_router(batch_routes(self.auth))
         api.include_router(adapter_routes(self.adapters, self.pool, self.auth))
         api.include_router(release_routes(self.releases, self.auth))
         api.include_router(responses_routes(self.responses, self.auth, self.settings))
@@ -305,9 +308,13 @@ def _sources(settings: Settings, reports: Reports) -> list[Source]:
     return found
 
 
-async def _on_error(_: Request, error: SessileError) -> JSONResponse:
+async def _on_error(request: Request, error: SessileError) -> JSONResponse:
     headers = {name.decode(): value.decode() for name, value in retry_headers(error)}
-    return JSONResponse(openai_error(error), wire_of(error).status, headers)
+    body = openai_error(error)
+    if request.url.path.startswith("/v1/messages"):
+        headers["request-id"] = f"req_{secrets.token_hex(12)}"
+        body = anthropic_error(error, headers["request-id"])
+    return JSONResponse(body, wire_of(error).status, headers)
 
 
 async def _on_invalid(_: Request, error: RequestValidationError) -> JSONResponse:

@@ -13,6 +13,7 @@
     │   ├── ReplicaNotFound        no such replica in the pool
     │   ├── SessionBusy            another turn of the session is running
     │   ├── SessionExpired         the session was closed, or is too old
+    │   ├── KeyReused              the idempotency key was used for another request
     │   ├── BodyTooLarge           the request body is over the limit
     │   ├── PromptTooLong          the prompt does not fit in the model's context
     │   ├── ConnectionTooOld       the WebSocket has reached its age limit
@@ -115,6 +116,12 @@ class ReplicaNotFound(RequestError):
     """The pool has no replica of that id."""
 
     code = "replica_not_found"
+
+
+class KeyReused(RequestError):
+    """The idempotency key was used before, for another request."""
+
+    code = "idempotency_key_reused"
 
 
 class SessionBusy(RequestError):

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
+from sessile.engines.chat_template import SMOLLM2
 from sessile.engines.guard import guarded
 from sessile.errors import SettingsError
 
@@ -37,6 +38,8 @@ class CatalogueModel(NamedTuple):
     file_bytes: int
     file_sha256: str
     licence: str
+    template: Path | None = None
+    """A chat template that knows tools, for a model whose own does not."""
 
 
 CATALOGUE = {
@@ -51,6 +54,7 @@ CATALOGUE = {
             file_bytes=98_362_432,
             file_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             licence="Apache-2.0",
+            template=SMOLLM2,
         ),
     )
 }

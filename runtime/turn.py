@@ -21,7 +21,7 @@ from sessile.router.replica import Replica
 from sessile.sessions.hints import Hints
 from sessile.sessions.identity import SessionClaims
 from sessile.sessions.record import Binding, Receipt, SessionKey
-from sessile.sessions.store import StoredResult
+from sessile.sessions.store import OnceKey, StoredResult
 
 _LARGEST_KEPT_BYTES = 4 * 2**20
 _FRAME_EVENTS = 5  # of a stream: its head, its first token, how it finished, usage, [DONE]
@@ -49,7 +49,7 @@ class TurnRequest(msgspec.Struct, kw_only=True):
     document: dict[str, Any] = {}
     stream: bool = False
     relay_usage: bool = False
-    idempotency_key: str | None = None
+    idempotency_key: OnceKey | None = None
     stateful: bool = False
     turn: str | None = None
     told: str = ""

@@ -100,6 +100,9 @@ def _embedded(
             "--context", str(pool.context_tokens or _CONTEXT_TOKENS),
             "--slots", str(pool.slots or _SLOTS), "--slots-dir", str(folder),
         ]  # fmt: skip
+        known = models.CATALOGUE.get(alias)
+        if known is not None and known.template is not None and pool.model in (None, alias):
+            line += ["--chat-template", str(known.template)]
         method, draft = _speculation(pool, file)
         ports = free_ports(pool.replicas or 1)
         tasks, note = speculation.spread(pool.speculation, ports, method)

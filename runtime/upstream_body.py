@@ -25,6 +25,7 @@ class UpstreamBody:
             fields |= with_usage(request.document) | {"stream": True}
         if document is not None:
             return splice(b"", document, fields)
+        fields |= replica.engine.call_fields(request.document)
         return splice(request.body, request.document, fields)
 
     def own(self, turn: Turn, replica: Replica) -> Own | None:

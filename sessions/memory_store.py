@@ -19,6 +19,8 @@ from sessile.sessions.store import (
     NEWS_LIVE,
     Assignment,
     Claim,
+    OnceKey,
+    Running,
     StoredResult,
     StoreLimits,
     Told,
@@ -100,7 +102,7 @@ class MemoryStore:
         self._figures: _Expiring[tuple[str, str], bytes] = _Expiring(
             limits.ttl_s, clock, most_entries
         )
-        self._once: _Expiring[tuple[str, str], StoredResult | str] = _Expiring(
+        self._once: _Expiring[tuple[str, str], StoredResult | Running] = _Expiring(
             limits.idempotency_ttl_s, clock, most_entries
         )
         self.conversations = MemoryConversations(limits.ttl_s, clock, most_entries)
@@ -309,10 +311,12 @@ class MemoryStore:
                 return found
         return None
 
-    async def begin_once(self, tenant: str, key: str, turn: str) -> StoredResult | str | None:
-        found = self._once.get((tenant, key))
+    async def begin_once(
+        self, tenant: str, once: OnceKey, turn: str
+    ) -> StoredResult | Running | None:
+        found = self._once.get((tenant, once.key))
         if found is None:
-            self._once.put((tenant, key), turn)
+            self._once.put((tenant, once.key), Running(turn, once.asked))
         return found
 
     async def end_once(self, tenant: str, key: str, result: StoredResult | None) -> None:

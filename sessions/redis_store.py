@@ -28,6 +28,8 @@ from sessile.sessions.store import (
     NEWS_LIVE,
     Assignment,
     Claim,
+    OnceKey,
+    Running,
     StoredResult,
     StoreLimits,
     Told,
@@ -62,7 +64,7 @@ _SCRIPTS = (
 
 _encode = msgspec.msgpack.Encoder().encode
 _turn = msgspec.msgpack.Decoder(TurnRecord).decode
-_result = msgspec.msgpack.Decoder(StoredResult | str).decode
+_result = msgspec.msgpack.Decoder(StoredResult | Running).decode
 
 
 class RedisStore:
@@ -351,10 +353,12 @@ class RedisStore:
 
     # -- idempotency
 
-    async def begin_once(self, tenant: str, key: str, turn: str) -> StoredResult | str | None:
-        name = Keys.once(tenant, key)
+    async def begin_once(
+        self, tenant: str, once: OnceKey, turn: str
+    ) -> StoredResult | Running | None:
+        name, running = Keys.once(tenant, once.key), _encode(Running(turn, once.asked))
         previous = await self._link.run(
-            ("SET", name, _encode(turn), "NX", "GET", "PX", self._once_ttl_ms)
+            ("SET", name, running, "NX", "GET", "PX", self._once_ttl_ms)
         )
         return None if previous is None else _result(previous)
 

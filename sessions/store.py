@@ -7,7 +7,7 @@ round trip, so `asyncio.gather(store.claim(...), store.acquire(...))` costs one.
 """
 
 from collections.abc import Collection, Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -74,6 +74,21 @@ class TurnEnd(msgspec.Struct, frozen=True, kw_only=True):
     served: str | None = None
 
 
+class OnceKey(NamedTuple):
+    """An idempotency key. `asked` is a digest of what was asked under it, empty where that is not
+    compared."""
+
+    key: str
+    asked: str = ""
+
+
+class Running(NamedTuple):
+    """The turn that runs under an idempotency key, and the digest that this was taken with."""
+
+    turn: str
+    asked: str
+
+
 class StoredResult(msgspec.Struct, frozen=True):
     """The answer kept under an idempotency key, whole: what the repeated request is given."""
 
@@ -81,6 +96,7 @@ class StoredResult(msgspec.Struct, frozen=True):
     status: int
     content_type: str
     body: bytes
+    asked: str = ""
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -249,10 +265,12 @@ class Store(Protocol):
 
     # -- idempotency
 
-    async def begin_once(self, tenant: str, key: str, turn: str) -> StoredResult | str | None:
+    async def begin_once(
+        self, tenant: str, once: OnceKey, turn: str
+    ) -> StoredResult | Running | None:
         """Reserve an idempotency key for `turn`.
 
-        None: it is ours, run the turn. A string: that turn is running under it. A `StoredResult`:
+        None: it is ours, run the turn. `Running`: that turn is running under it. A `StoredResult`:
         it has been answered.
         """
 

@@ -6,6 +6,11 @@ from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Response
 
+_DECLARED = {
+    "on_disconnect": b"x-sessile-on-disconnect",
+    "when_busy": b"x-sessile-when-busy",
+}
+
 
 def browser_routes() -> APIRouter:
     """`/sessile/client.js`, which holds no secret: whoever asks is given it."""
@@ -22,7 +27,8 @@ def browser_routes() -> APIRouter:
 
 
 def declared(headers: Sequence[tuple[bytes, bytes]], query: bytes) -> list[tuple[bytes, bytes]]:
-    """A handshake's headers, with `on_disconnect` from its address for the one that a browser
-    cannot send."""
-    found = parse_qs(query.decode("latin-1")).get("on_disconnect", ())
-    return [*headers, *((b"x-sessile-on-disconnect", value.encode()) for value in found[:1])]
+    """A handshake's headers, with `on_disconnect` and `when_busy` from its address for those that
+    a browser cannot send."""
+    told = parse_qs(query.decode("latin-1"))
+    found = [(name, told[key][0]) for key, name in _DECLARED.items() if key in told]
+    return [*headers, *((name, value.encode()) for name, value in found)]

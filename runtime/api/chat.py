@@ -107,7 +107,7 @@ class FastLane:
             document=document,
             stream=stream,
             relay_usage=isinstance(options, dict) and options.get("include_usage") is True,
-            idempotency_key=idempotency_key(headers),
+            idempotency_key=idempotency_key(headers, self._path, document),
         )
 
 

@@ -44,6 +44,7 @@ async def _ask_tokenizer(pool: Pool, request: TurnRequest) -> int | None:
     if not replicas:
         return None
     replica = min(replicas, key=lambda replica: replica.pressure)
+    document = {**document, **replica.engine.call_fields(document)}
     call = replica.engine.count_call(document)
     if call is None:
         return None

@@ -4,10 +4,10 @@ field.
 `name` is the field's key, `where` its whole path where that is another, as `tools[0].name`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from sessile.errors import InvalidRequest
+from sessile.errors import InvalidRequest, NotSupported
 
 Body = Mapping[str, Any]
 
@@ -111,3 +111,10 @@ def shown(value: object) -> str:
     """A value as it may be quoted in a message."""
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def only(given: Mapping[str, Any], names: Collection[str], where: str) -> None:
+    """Refuse by name what nothing would be done about. None is as good as not given."""
+    for name, value in given.items():
+        if value is not None and name not in names:
+            raise NotSupported(f"{where}.{name} is not supported", param=f"{where}.{name}")

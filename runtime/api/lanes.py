@@ -12,6 +12,7 @@ import msgspec
 
 from sessile.api.steering import Steer
 from sessile.errors import Overloaded
+from sessile.sessions.store import OnceKey
 
 MOST_WAITING = 16
 _MOST_KNOWN = 4_096
@@ -28,7 +29,7 @@ class Job(msgspec.Struct, frozen=True):
     frame: dict[str, Any]
     size: int = 0
     steers: Sequence[Steer] = ()
-    once: str | None = None
+    once: OnceKey | None = None
     made: str | None = None
 
 

@@ -36,6 +36,7 @@ from sessile.turn import Turn, TurnRequest
 log = logging.getLogger("sessile.api")
 
 _CHAT = "/v1/chat/completions"
+_PATH = "/v1/messages"
 _JSON = (b"content-type", b"application/json")
 _SSE = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
 
@@ -95,7 +96,7 @@ class Messages:
             document=asked.document,
             stream=True,
             relay_usage=True,
-            idempotency_key=None if self._counting else idempotency_key(headers),
+            idempotency_key=None if self._counting else idempotency_key(headers, _PATH, body),
             turn=message_id,
             messages=None if self._counting else own_form(body, asked),
         )

@@ -1,15 +1,18 @@
 """What every protocol reads of an HTTP request: its headers, its key, its body as an object."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
 from starlette.types import Receive, Scope
 
 from sessile.errors import BodyTooLarge, InvalidRequest
+from sessile.sessions.store import OnceKey
 
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
 _LONGEST_KEY = 256
+_HOW_TOLD = ("stream", "stream_options")
 
 
 def decode_object(body: bytes) -> dict[str, Any]:
@@ -34,10 +37,17 @@ def header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str | None:
     return None if found is None else found.decode("latin-1")
 
 
-def idempotency_key(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
-    """The `Idempotency-Key` of a request; raises `InvalidRequest` for one that cannot be one."""
+def idempotency_key(
+    headers: Sequence[tuple[bytes, bytes]], path: str, body: Mapping[str, Any]
+) -> OnceKey | None:
+    """The `Idempotency-Key` of a request, with a digest of what is asked: how the answer is to be
+    told is no part of that. Raises `InvalidRequest` for one that cannot be one."""
     key = header(headers, b"idempotency-key")
-    return None if key is None else checked_key(key, "idempotency-key")
+    if key is None:
+        return None
+    asked = [path, {name: value for name, value in body.items() if name not in _HOW_TOLD}]
+    digest = blake2b(msgspec.json.encode(asked, order="sorted"), digest_size=12)
+    return OnceKey(checked_key(key, "idempotency-key"), digest.hexdigest())
 
 
 def checked_key(key: object, param: str) -> str:

@@ -47,7 +47,7 @@ from sessile.event_feed import kind_of
 from sessile.flow import Flow
 from sessile.live_turn import LiveTurn, TurnTaken
 from sessile.router.pool import Pool
-from sessile.sessions.store import Store
+from sessile.sessions.store import OnceKey, Store
 from sessile.sessions.transcript import Transcripts, new_response_id, successor_id
 from sessile.settings import Settings
 
@@ -90,7 +90,7 @@ class Responses:
         body: dict[str, Any],
         audience: Audience,
         *,
-        once: str | None = None,
+        once: OnceKey | None = None,
         stream_id: str | None = None,
         streams: bool = True,
         stop: Callable[[], bool] | None = None,
@@ -133,7 +133,7 @@ class Responses:
         return await self._run(job)
 
     async def begin(
-        self, tenant: str, headers: Headers, body: dict[str, Any], once: str | None = None
+        self, tenant: str, headers: Headers, body: dict[str, Any], once: OnceKey | None = None
     ) -> str:
         """Accept a response in the background, and let it run; its id.
 
@@ -240,7 +240,7 @@ class Responses:
     # -- making one
 
     def _accepted(
-        self, headers: Headers, body: dict[str, Any], asked: Asked, once: str | None,
+        self, headers: Headers, body: dict[str, Any], asked: Asked, once: OnceKey | None,
         stream_id: str | None = None, *, forks: bool = False, detached: bool = False,
     ) -> Accepted:  # fmt: skip
         return Accepted(

@@ -7,7 +7,7 @@ has and this version has not, with the field's name.
 from collections.abc import Mapping
 from typing import Any
 
-from sessile.api.fields import name_of, object_of, shown, string_of, whole_of
+from sessile.api.fields import name_of, object_of, only, shown, string_of, whole_of
 from sessile.errors import InvalidRequest, NotSupported
 
 LOGPROBS = "message.output_text.logprobs"
@@ -24,6 +24,8 @@ _TIERS = {
     "auto": "default", "default": "default", "standard": "default", "flex": "flex",
     "priority": "priority", "fast": "priority",
 }  # fmt: skip
+_REASONING = ("effort", "summary", "generate_summary", "context", "mode")
+_FORM = ("type", "name", "description", "schema", "strict")
 _MOST_METADATA, _LONGEST_KEY, _LONGEST_VALUE = 16, 64, 512
 
 
@@ -128,6 +130,7 @@ def read_metadata(body: Mapping[str, Any]) -> dict[str, str]:
 def read_reasoning(body: Mapping[str, Any]) -> dict[str, Any]:
     """How hard the model is to think."""
     given = object_of(body, "reasoning")
+    only(given, _REASONING, "reasoning")
     for name, allowed in (
         ("summary", ("auto",)),
         ("generate_summary", ("auto",)),
@@ -144,6 +147,7 @@ def read_reasoning(body: Mapping[str, Any]) -> dict[str, Any]:
 def read_text(body: Mapping[str, Any]) -> dict[str, Any]:
     """The form of the text that is asked for."""
     given = object_of(body, "text")
+    only(given, ("format", "verbosity"), "text")
     if given.get("verbosity") not in (None, "medium"):
         wanted = shown(given["verbosity"])
         raise NotSupported(f"text.verbosity={wanted} is not supported", param="text.verbosity")
@@ -152,6 +156,7 @@ def read_text(body: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(form, dict):
         raise InvalidRequest(f"{where} must be an object", param=where)
     kind = form.get("type")
+    only(form, _FORM if kind == "json_schema" else ("type",), where)
     if kind in ("text", "json_object"):
         return {"format": {"type": kind}}
     if kind != "json_schema":
@@ -163,8 +168,7 @@ def read_text(body: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidRequest(f"{where}.schema must be an object", param=f"{where}.schema")
     if not isinstance(form.get("name"), str):
         raise InvalidRequest(f"{where}.name must be a string", param=f"{where}.name")
-    names = ("type", "name", "description", "schema", "strict")
-    return {"format": {name: form[name] for name in names if form.get(name) is not None}}
+    return {"format": {name: form[name] for name in _FORM if form.get(name) is not None}}
 
 
 def check_query(include: list[str], include_obfuscation: bool) -> None:

@@ -27,6 +27,8 @@ from sessile.settings import Settings
 
 Headers = Sequence[tuple[bytes, bytes]]
 
+_PATH = "/v1/responses"
+
 
 def responses_routes(responses: Responses, auth: Authenticator, settings: Settings) -> APIRouter:
     """`/v1/responses` over HTTP and as a WebSocket."""
@@ -46,7 +48,7 @@ def responses_routes(responses: Responses, auth: Authenticator, settings: Settin
                 raise InvalidRequest(f"{name} belongs to the WebSocket", param=name)
         if body.get("background") is not True:
             return _Exchange(responses, tenant, headers, body)
-        made = await responses.begin(tenant, headers, body, idempotency_key(headers))
+        made = await responses.begin(tenant, headers, body, idempotency_key(headers, _PATH, body))
         if body.get("stream") is True:
             return Replay(responses.turns, tenant, made, -1)
         return _json(await kept.find(tenant, made), made)
@@ -121,7 +123,8 @@ class _Exchange(Response):
             try:
                 made = await self._responses.make(
                     self._tenant, self._request_headers, self._document, audience,
-                    once=idempotency_key(self._request_headers), streams=streamed,
+                    once=idempotency_key(self._request_headers, _PATH, self._document),
+                    streams=streamed,
                 )  # fmt: skip
             except SessileError as error:
                 if not audience.opened or not streamed:

@@ -13,6 +13,7 @@ from sessile.api.responses_sequence import Event
 from sessile.durable import Durable
 from sessile.errors import SessionBusy, StoreUnavailable
 from sessile.event_feed import kind_of
+from sessile.once import check_same
 from sessile.sessions.store import Store, StoredResult
 
 log = logging.getLogger("sessile.api")
@@ -40,7 +41,7 @@ class Once:
         """Take the job's key, or find what there is under it already.
 
         Waits for a response that runs and cannot be followed; raises `SessionBusy` if that takes
-        too long.
+        too long, `KeyReused` where something else was asked under the key.
         """
         if job.once is None:
             return None
@@ -51,14 +52,15 @@ class Once:
                 found = await self._store.begin_once(job.tenant, job.once, job.id)
                 if found is None:
                     return None
+                check_same(job.once, found)
                 if isinstance(found, StoredResult) and found.body:
                     return Earlier(found.turn, _events(found.body))
-                turn = found.turn if isinstance(found, StoredResult) else found
+                turn = found.turn
                 if await self._is_told(job.tenant, turn):
                     return Earlier(turn)
                 waited_s = time.monotonic() - began
                 if isinstance(found, StoredResult) and waited_s > _APPEAR_S:  # they are gone
-                    await self._store.end_once(job.tenant, job.once, None)
+                    await self._store.end_once(job.tenant, job.once.key, None)
                     continue
             except StoreUnavailable:
                 job.once = None
@@ -79,7 +81,7 @@ class Once:
         result = None
         said = b"" if job.live is not None else job.said()
         if job.failure is None and said is not None:
-            result = StoredResult(job.id, 200, _EVENTS, said)
+            result = StoredResult(job.id, 200, _EVENTS, said, job.once.asked)
         await asyncio.shield(self._settle(job, result))
 
     def free(self, job: Job) -> None:
@@ -95,7 +97,7 @@ class Once:
     def _settle(self, job: Job, result: StoredResult | None) -> "asyncio.Task[None]":
         """Runs to its end whatever becomes of the client; once for each response."""
         assert job.once is not None
-        work = self._write(job.tenant, job.once, job.id, result)
+        work = self._write(job.tenant, job.once.key, job.id, result)
         job.once = None
         task = asyncio.get_running_loop().create_task(work)
         self._ending.add(task)

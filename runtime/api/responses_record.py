@@ -8,6 +8,7 @@ import msgspec
 from sessile.api.mcp_tools import public
 from sessile.api.responses_body import Asked, read_request
 from sessile.sessions import hints, identity
+from sessile.sessions.store import OnceKey
 
 _KEPT = identity.HEADERS | hints.HEADERS  # never who asks: the tenant is known
 
@@ -19,7 +20,7 @@ class _Record(msgspec.Struct, array_like=True):
     created_at: int
     body: dict[str, Any]
     headers: Headers
-    once: str | None
+    once: OnceKey | None
     stream_id: str | None
     forks: bool = False
     detached: bool = False
@@ -36,7 +37,7 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     asked: Asked
     body: dict[str, Any]
     headers: Headers
-    once: str | None = None
+    once: OnceKey | None = None
     stream_id: str | None = None
     forks: bool = False
     detached: bool = False

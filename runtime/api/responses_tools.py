@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from sessile.api.fields import name_of, one_of, shown
+from sessile.api.fields import name_of, one_of, only, shown
 from sessile.api.mcp_tools import may_call, needs_approval, public, read_server, upstream_name
 from sessile.errors import InvalidRequest, NotSupported
 
@@ -26,6 +26,10 @@ _HOSTED = frozenset(
         "web_search_preview_2025_03_11",
     )
 )  # fmt: skip
+_COMMON = ("type", "name", "description", "async", "defer_loading", "allowed_callers")
+# NOTE: what a result looks like is for the client's own use; chat templates have no place for it.
+_FUNCTION = (*_COMMON, "parameters", "strict", "output_schema")
+_CUSTOM = (*_COMMON, "format")
 _OTHERWISE = "; give a function, a custom tool or an MCP server that does it"
 
 
@@ -194,6 +198,7 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
             raise NotSupported(f"{where}.{name} is not supported", param=f"{where}.{name}")
     if kind == "mcp":
         return read_server(tool, where)
+    only(tool, _FUNCTION if kind == "function" else _CUSTOM, where)
     name_of(tool, "name", f"{where}.name")
     if not isinstance(tool.get("description"), str | None):
         raise InvalidRequest(f"{where}.description must be a string", param=f"{where}.description")

@@ -29,6 +29,7 @@ from sessile.errors import (
     SessileError,
     StoreUnavailable,
 )
+from sessile.sessions.store import OnceKey
 from sessile.settings import WebSocketSettings
 
 if TYPE_CHECKING:
@@ -117,7 +118,10 @@ class Connection:
             lane = read_lane(frame)
             if self._old:
                 raise self._too_old()
-            job = Job(frame, len(text), once=take_key(frame))
+            # NOTE: what is asked under the key is not compared: a frame that is sent again after a
+            # loss may take in what was said meanwhile.
+            key = take_key(frame)
+            job = Job(frame, len(text), once=None if key is None else OnceKey(key))
             if self._lanes.put(lane, job):
                 self._start(self._work(lane, job))
         except SessileError as error:

@@ -33,6 +33,7 @@ WIRE: Mapping[type[SessileError], Wire] = {
     errors.ReplicaNotFound: Wire(404, _INVALID, "not_found_error"),
     errors.SessionBusy: Wire(409, "conflict_error", _INVALID),
     errors.SessionExpired: Wire(410, _INVALID, _INVALID),
+    errors.KeyReused: Wire(422, _INVALID, _INVALID),
     errors.BodyTooLarge: Wire(413, _INVALID, "request_too_large"),
     errors.PromptTooLong: Wire(400, _INVALID, _INVALID),
     errors.ConnectionTooOld: Wire(400, _INVALID, _INVALID),

@@ -14,6 +14,7 @@ from sessile.client.sockets import AsyncSocket
 from sessile.client.tools import read_tools
 from sessile.client.turns import Conversation, new_id
 from sessile.errors import NoReplica, SessionExpired, SessionNotFound
+from sessile.sessions.hints import WhenBusy
 
 MAX_ROUNDS = 32
 _LEAVING_S = 2.0
@@ -63,6 +64,7 @@ class AsyncClient:
         system: str | None = None,
         tools: Sequence[Callable[..., Any]] = (),
         max_rounds: int = MAX_ROUNDS,
+        when_busy: WhenBusy | None = None,
     ) -> AsyncSession:
         """A new session; nothing is sent before its first turn.
 
@@ -73,7 +75,9 @@ class AsyncClient:
         >>> session.id.startswith("ses_")
         True
         """
-        conversation = Conversation(id or new_id(), model, system, read_tools(tools), max_rounds)
+        conversation = Conversation(
+            id or new_id(), model, system, read_tools(tools), max_rounds, when_busy=when_busy
+        )
         return AsyncSession(self, conversation)
 
     async def attach(
@@ -83,6 +87,7 @@ class AsyncClient:
         system: str | None = None,
         tools: Sequence[Callable[..., Any]] = (),
         max_rounds: int = MAX_ROUNDS,
+        when_busy: WhenBusy | None = None,
     ) -> AsyncSession:
         """A session that was begun elsewhere, to go on with from its last turn.
 
@@ -109,8 +114,9 @@ class AsyncClient:
             system = turn.instructions if system is None else system
             running = found.head if tools and turn.calls else None
         conversation = Conversation(
-            found.session, found.model, system, read_tools(tools), max_rounds, found.head
-        )
+            found.session, found.model, system, read_tools(tools), max_rounds, found.head,
+            when_busy=when_busy,
+        )  # fmt: skip
         return AsyncSession(self, conversation, running)
 
     async def aclose(self) -> None:
@@ -160,9 +166,9 @@ class AsyncClient:
             raise NoReplica("the router serves no model yet; `sessile status` shows why")
         return self._models[0]
 
-    def _line(self, session_id: str) -> Line:
-        socket = AsyncSocket(self._address, session_id, self._timeout_s, self._connected)
-        return Line(self._http, socket, session_id, self._timeout_s, self._reconnect_s)
+    def _line(self, of: Conversation) -> Line:
+        socket = AsyncSocket(self._address, of.id, of.when_busy, self._timeout_s, self._connected)
+        return Line(self._http, socket, of.id, of.when_busy, self._timeout_s, self._reconnect_s)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Let something end by itself; `aclose` waits for it, but not for long."""

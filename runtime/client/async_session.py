@@ -40,7 +40,7 @@ class AsyncSession:
     ) -> None:
         self._client = client
         self._conversation = conversation
-        self._line = client._line(conversation.id)
+        self._line = client._line(conversation)
         self._stream: AsyncGenerator[Event, None] | None = None
         self._turn: Turn | None = None
         self._run: AsyncRun | None = None

@@ -31,16 +31,19 @@ class Lost extends Error {}
  * One conversation. `tools` are `{name: {description, parameters, run}}`, run side by side; `run`
  * is given the arguments and gives what the model is told, or a promise of it. `name` tells the
  * sessions of one page apart, `reconnectMs` is how long a router that was lost is looked for.
+ * `whenBusy` is what becomes of a turn while another client's runs: "queue", "fork" or "refuse".
  */
 export class Session {
-  #url; #apiKey; #system; #tools; #storage; #name; #reconnectMs; #maxRounds; #options;
+  #url; #apiKey; #system; #tools; #storage; #name; #reconnectMs; #maxRounds; #whenBusy;
+  #options;
   #state; #socket = null; #queue = null; #busy = false; #bringing = new Set();
 
   constructor({
     url = new URL(import.meta.url).origin, model = null, system = null, apiKey = null, tools = {},
     storage = globalThis.sessionStorage, name = "chat", reconnectMs = 30000, maxRounds = 32,
+    whenBusy = null,
   } = {}) {
-    this.#options = { url, system, apiKey, tools, storage, reconnectMs, maxRounds };
+    this.#options = { url, system, apiKey, tools, storage, reconnectMs, maxRounds, whenBusy };
     this.#url = url.replace(/\/(v1\/?)?$/, "");
     this.#apiKey = apiKey;
     this.#system = system;
@@ -49,6 +52,7 @@ export class Session {
     this.#name = name;
     this.#reconnectMs = reconnectMs;
     this.#maxRounds = maxRounds;
+    this.#whenBusy = whenBusy;
     const kept = storage?.getItem(PREFIX + name);
     this.#state = kept ? JSON.parse(kept) : begun(model);
   }
@@ -345,7 +349,8 @@ export class Session {
   }
 
   async #open() {
-    const address = `ws${this.#url.slice(4)}/v1/responses?on_disconnect=detach`;
+    const busy = this.#whenBusy === null ? "" : `&when_busy=${encodeURIComponent(this.#whenBusy)}`;
+    const address = `ws${this.#url.slice(4)}/v1/responses?on_disconnect=detach${busy}`;
     const protocols = this.#apiKey === null ? [] : [KEY_PROTOCOL + this.#apiKey];
     const socket = new WebSocket(address, protocols);
     const queue = { events: [], wake: () => {} };

@@ -22,6 +22,7 @@ from sessile.client.retry import Tries
 from sessile.client.sockets import AsyncSocket, Lost, session_headers
 from sessile.client.turns import Turn
 from sessile.errors import CapacityError, RouterUnreachable, SessileError, StreamBroken
+from sessile.sessions.hints import WhenBusy
 
 _LEAVING_S = 30.0  # that a turn which nobody wants is waited for, to learn its id
 
@@ -30,12 +31,13 @@ class Line:
     """One session's. `reconnect_s` is how long a router that was lost is looked for."""
 
     def __init__(
-        self, http: AsyncHttp, socket: AsyncSocket, session: str, timeout_s: float,
-        reconnect_s: float,
+        self, http: AsyncHttp, socket: AsyncSocket, session: str, when_busy: WhenBusy | None,
+        timeout_s: float, reconnect_s: float,
     ) -> None:  # fmt: skip
         self._http = http
         self._socket = socket
         self._session = session
+        self._when_busy = when_busy
         self._timeout_s = timeout_s
         self._tries = Tries(reconnect_s)
         self._reconnect_s = reconnect_s
@@ -44,7 +46,8 @@ class Line:
 
     async def begin(self, turn: Turn) -> None:
         """Ask for the turn's next response in the background: from here on it runs by itself."""
-        call = calls.begin_response(turn.body(), turn.key, session_headers(self._session))
+        headers = session_headers(self._session, self._when_busy)
+        call = calls.begin_response(turn.body(), turn.key, headers)
         while True:
             try:
                 made = await self._http.call(call)

@@ -14,17 +14,20 @@ from websockets.protocol import State
 from sessile.client.address import Address
 from sessile.client.calls import read_error, unreachable
 from sessile.errors import InvalidRequest, ReplicaTimeout, SessileError
+from sessile.sessions.hints import WhenBusy
 
 _MAX_FRAME_BYTES = 64 * 2**20
 _OPEN_S = 10.0
 _CLOSE_S = 2.0
 
 
-def session_headers(session: str) -> dict[str, str]:
-    """What names the session in a request; raises `InvalidRequest` for an id that cannot."""
+def session_headers(session: str, when_busy: WhenBusy | None) -> dict[str, str]:
+    """What names the session in a request, and says what is to become of it while another turn of
+    the session runs; raises `InvalidRequest` for an id that cannot."""
     if not (session.isascii() and session.isprintable() and session.strip()):
         raise InvalidRequest("a session's id is printable ASCII text", param="session")
-    return {"X-Session-ID": session}
+    headers = {"X-Session-ID": session}
+    return headers if when_busy is None else {**headers, "X-Sessile-When-Busy": when_busy}
 
 
 def _not_opened(address: Address, error: Exception) -> SessileError:
@@ -51,11 +54,13 @@ class AsyncSocket:
     """
 
     def __init__(
-        self, address: Address, session: str, timeout_s: float, connected: "set[AsyncSocket]"
-    ) -> None:
+        self, address: Address, session: str, when_busy: WhenBusy | None, timeout_s: float,
+        connected: "set[AsyncSocket]",
+    ) -> None:  # fmt: skip
         self._connected = connected
         self._address = address
         self._session = session
+        self._when_busy = when_busy
         self._timeout_s = timeout_s
         self._connection: websockets.asyncio.client.ClientConnection | None = None
         self._detaches = False
@@ -68,7 +73,9 @@ class AsyncSocket:
 
     def another(self) -> "AsyncSocket":
         """One of the same session, not connected yet."""
-        made = AsyncSocket(self._address, self._session, self._timeout_s, self._connected)
+        made = AsyncSocket(
+            self._address, self._session, self._when_busy, self._timeout_s, self._connected
+        )
         made.was_open = self.was_open
         return made
 
@@ -125,7 +132,7 @@ class AsyncSocket:
             await self.drop()
 
     async def _open(self, detach: bool) -> websockets.asyncio.client.ClientConnection:
-        headers = {**self._address.headers(), **session_headers(self._session)}
+        headers = {**self._address.headers(), **session_headers(self._session, self._when_busy)}
         if detach:
             headers["X-Sessile-On-Disconnect"] = "detach"
         try:

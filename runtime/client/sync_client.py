@@ -7,6 +7,7 @@ from typing import Any, Self
 from sessile.client.async_client import MAX_ROUNDS, AsyncClient
 from sessile.client.portal import Portal
 from sessile.client.sync_session import Session
+from sessile.sessions.hints import WhenBusy
 
 
 class Client:
@@ -51,20 +52,24 @@ class Client:
         system: str | None = None,
         tools: Sequence[Callable[..., Any]] = (),
         max_rounds: int = MAX_ROUNDS,
+        when_busy: WhenBusy | None = None,
     ) -> Session:
         """A new session; nothing is sent before its first turn.
 
         `id` is yours to choose, else one is made. `model` None takes the first that the router
         lists. `tools` are functions with type hints and a docstring; they run in this process
         when the model calls them, side by side in threads, for at most `max_rounds` rounds a turn.
+        `when_busy` says what becomes of a turn while another of the session runs, begun by another
+        handle: "queue" behind it, as without, "fork", or "refuse" with `SessionBusy`.
 
         >>> session = client.session(system="You are brief.")
         >>> session.id.startswith("ses_")
         True
         """
         made = self._client.session(
-            id, model=model, system=system, tools=tools, max_rounds=max_rounds
-        )
+            id, model=model, system=system, tools=tools, max_rounds=max_rounds,
+            when_busy=when_busy,
+        )  # fmt: skip
         return Session(self._portal, made)
 
     def attach(
@@ -74,6 +79,7 @@ class Client:
         system: str | None = None,
         tools: Sequence[Callable[..., Any]] = (),
         max_rounds: int = MAX_ROUNDS,
+        when_busy: WhenBusy | None = None,
     ) -> Session:
         """A session that was begun elsewhere, to go on with from its last turn.
 
@@ -89,7 +95,7 @@ class Client:
         True
         """
         attaching = self._client.attach(
-            session_id, system=system, tools=tools, max_rounds=max_rounds
+            session_id, system=system, tools=tools, max_rounds=max_rounds, when_busy=when_busy
         )
         return Session(self._portal, self._portal.call(attaching))
 

@@ -20,6 +20,7 @@ from sessile.client.steers import Steer, Steers
 from sessile.client.tools import Tool
 from sessile.errors import ConnectionTooOld, ReplicaRefused
 from sessile.router.engine import Usage
+from sessile.sessions.hints import WhenBusy
 
 
 @dataclass
@@ -38,12 +39,14 @@ class Conversation:
     head: str | None = None
     owed: tuple[dict[str, Any], ...] = ()
     turns: int = field(default=0)
+    when_busy: WhenBusy | None = None
 
     def forked(self, id: str) -> "Conversation":
         """A child that begins where this one stands."""
         return Conversation(
-            id, self.model, self.system, self.tools, self.max_rounds, self.head, self.owed
-        )
+            id, self.model, self.system, self.tools, self.max_rounds, self.head, self.owed,
+            when_busy=self.when_busy,
+        )  # fmt: skip
 
 
 class _ServerEvent(msgspec.Struct):

@@ -104,6 +104,9 @@ class OpenAIShaped:
     def fields(self, *, turn: str, session: str | None, salt: str | None) -> Mapping[str, Any]:
         return {}
 
+    def call_fields(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {}
+
     def headers(self, session: str | None) -> Headers:
         """SGLang and vLLM name a rank in the same header."""
         return () if self.rank is None else ((b"x-data-parallel-rank", b"%d" % self.rank),)

@@ -52,6 +52,8 @@ def serve(arguments: argparse.Namespace) -> None:
     params.endpoint_metrics = params.endpoint_slots = True
     params.ui = False
     params.use_jinja = True
+    if arguments.chat_template:
+        params.chat_template = arguments.chat_template.read_text()
     params.slot_save_path = os.path.join(arguments.slots_dir, "")
     params.verbosity = 1
     if arguments.speculation:
@@ -105,6 +107,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=8192)
     parser.add_argument("--slots", type=int, default=2)
     parser.add_argument("--slots-dir", required=True)
+    parser.add_argument("--chat-template", type=Path)
     parser.add_argument("--speculation")
     parser.add_argument("--draft", type=Path)
     parser.add_argument("--draft-tokens", type=int)

@@ -22,7 +22,7 @@ from sessile.router.engine import (
     Steps,
     Usage,
 )
-from sessile.router.needs import AUDIO, CALLS, IMAGES
+from sessile.router.needs import AUDIO, IMAGES, TOOLS
 
 _PROCESSING = "llamacpp:requests_processing"
 _DEFERRED = "llamacpp:requests_deferred"
@@ -78,6 +78,14 @@ class LlamaCpp(OpenAIShaped):
             waiting = count(metrics.total(_DEFERRED))
         return Load(at=now, running=running, waiting=waiting, slots=slots)
 
+    def call_fields(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
+        """It takes a function's name in `tool_choice` for auto: that function alone is offered
+        instead, and one is required."""
+        if (name := _named(document.get("tool_choice"))) is None:
+            return {}
+        offered = [tool for tool in document.get("tools") or () if _is_of(tool, name)]
+        return {"tool_choice": "required", "tools": offered}
+
     def messages(
         self, body: Mapping[str, Any], fields: Mapping[str, Any], identity: Identity
     ) -> Own | None:
@@ -130,12 +138,23 @@ def _lacks(props: Mapping[str, Any]) -> frozenset[str]:
     told = (
         (IMAGES, media, "vision"),
         (AUDIO, media, "audio"),
-        (CALLS, caps, "supports_tools"),
+        (TOOLS, caps, "supports_tools"),
     )
     return frozenset(
         need for need, says, name in told
         if isinstance(says, Mapping) and says.get(name) is False
     )  # fmt: skip
+
+
+def _named(choice: Any) -> Any:
+    """The name of the function that `tool_choice` demands."""
+    function = choice.get("function") if isinstance(choice, dict) else None
+    return function.get("name") if isinstance(function, dict) else None
+
+
+def _is_of(tool: Any, name: Any) -> bool:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    return isinstance(function, dict) and function.get("name") == name
 
 
 def _speculates(slots: Reply) -> bool | None:

@@ -157,17 +157,32 @@ class TextOnly(FakeReplica):
 
 
 async def test_what_the_model_lacks_is_refused_by_name(http, start, way: str) -> None:
-    """An image, and a call that must be made: the engine would fail at the one and leave the other
-    aside. Tools that it may leave alone are no reason."""
+    """An image, and tools, whether or not one must be called: the engine would fail at the one and
+    leave the others aside. Tools of which none is to be called are no reason, nor are calls that
+    were made before."""
     replica = TextOnly(model="m")
-    asking = Asking(http, await start([replica], kind="llamacpp"), way)
+    router = await start([replica], kind="llamacpp")
+    asking = Asking(http, router, way)
     image = {"type": "input_image", "image_url": "data:image/png;base64,AA==", "detail": "auto"}
     refused = await asking.ask([{"role": "user", "content": [image]}])
     assert (refused["status"], refused["code"]) == (501, "not_supported")
     assert refused["message"] == "the model 'm' takes no images"
-    forced = await asking.ask(tools=[TOOL], tool_choice="required")
-    assert forced["status"] == 501 and "place for tools" in forced["message"]
-    named = await asking.ask(tools=[TOOL], tool_choice={"type": "function", "name": "add"})
-    assert named["status"] == 501 and "place for tools" in named["message"]
+    named = {"type": "function", "name": "add"}
+    for choice in ("auto", "required", named, None):
+        refused = await asking.ask(tools=[TOOL], tool_choice=choice)
+        assert (refused["status"], refused["code"]) == (501, "not_supported")
+        assert "no place for them" in refused["message"] and "--model" in refused["message"]
+    chat = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+    function = {"type": "function", "function": {"name": "add"}}
+    told = await http.post(f"{router.url}/v1/chat/completions", json={**chat, "tools": [function]})
+    assert told.status_code == 501 and told.json()["error"]["code"] == "not_supported"
+    message = {**chat, "max_tokens": 9, "tools": [{"name": "add", "input_schema": {}}]}
+    told = await http.post(f"{router.url}/v1/messages", json=message)
+    assert told.status_code == 501 and told.json()["type"] == "error"
+    assert "no place for them" in told.json()["error"]["message"]
     assert not replica.seen
-    assert (await asking.ask(tools=[TOOL]))["status"] == "completed"
+    assert (await asking.ask(tools=[TOOL], tool_choice="none"))["status"] == "completed"
+    call = {"type": "function_call", "call_id": "c", "name": "add", "arguments": "{}"}
+    output = {"type": "function_call_output", "call_id": "c", "output": "2"}
+    before = [{"role": "user", "content": "Hi"}, call, output]
+    assert (await asking.ask(before))["status"] == "completed"

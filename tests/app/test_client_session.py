@@ -483,3 +483,42 @@ async def test_nobody_finds_or_stops_what_is_not_theirs(start: Any) -> None:
         assert (await mine.attach("s-1")).running is not None
         await session.close()
     await router.until(lambda: router.engine.running == 0)
+
+
+# -- another handle's turn
+
+
+async def test_a_session_says_what_becomes_of_a_turn_beside_another(
+    router: Any, client: AsyncClient
+) -> None:
+    """Over the WebSocket and in the background: refused, or run beside it."""
+    session = client.session()
+    router.engine.says("Hi")
+    await session.send("Hi")
+    refuses, forks = [
+        await client.attach(session.id, when_busy=when_busy) for when_busy in ("refuse", "fork")
+    ]
+    gate = asyncio.Event()
+    router.engine.plays("Hel", gate, "lo", STOP)
+    events = session.stream("Talk.")
+    assert await first_delta(events) == "Hel"
+    with pytest.raises(errors.SessionBusy):
+        await refuses.send("Beside.")
+    with pytest.raises(errors.SessionBusy):
+        await (await refuses.background("Beside.")).wait()
+    router.engine.says("Forked.")
+    reply = await forks.send("Beside.")
+    assert reply.text == "Forked." and not gate.is_set()
+    gate.set()
+    assert (await rest(events))[1].text == "Hello"
+    with pytest.raises(errors.InvalidRequest, match="queue, fork or refuse"):
+        await client.session(when_busy="never").send("Hi")  # type: ignore[arg-type]
+
+
+async def test_a_browser_says_it_in_the_address(router: Any, client: AsyncClient) -> None:
+    """As no page can send headers with a WebSocket; what is unknown is refused by its name."""
+    for told, code in (("when_busy=never", "invalid_request"), ("when_busy=fork", None)):
+        async with connect(f"{router.ws_url}?{told}") as ws:
+            await ws.send(json.dumps({"type": "response.create", "model": "m", "input": "Hi"}))
+            event = json.loads(await ws.recv())
+            assert event.get("error", {}).get("code") == code

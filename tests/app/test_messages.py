@@ -351,9 +351,9 @@ async def test_a_thread_is_refused_in_the_words_that_its_client_knows(client, ht
 
 
 async def test_what_is_not_there(client, http):
-    """Batches are none of these engines' business."""
-    with pytest.raises(anthropic.NotFoundError, match="/v1/messages/batches"):
-        await client.messages.batches.list()
+    """A path of theirs that is none, and a method of one that has others."""
+    with pytest.raises(anthropic.NotFoundError, match="/v1/messages/nothing"):
+        await client.post("/v1/messages/nothing", cast_to=object)
     answer = await http.get("/v1/messages")
     assert answer.status_code == 404 and answer.json()["type"] == "error"
 
@@ -400,3 +400,22 @@ async def test_keys(start, header):
         answer = await http.post("/v1/messages", json=BODY)
         assert answer.status_code == 401
         assert answer.json()["error"]["type"] == "authentication_error"
+
+
+async def test_batches_are_refused_by_name(client, start):
+    """In Anthropic's shape, to who may ask: made, listed, looked at, cancelled, deleted."""
+    batches = client.messages.batches
+    request: Any = {"custom_id": "a", "params": BODY}
+    for asking in (
+        batches.create(requests=[request]), batches.list(), batches.retrieve("b"),
+        batches.cancel("b"), batches.delete("b"), batches.results("b"),
+    ):  # fmt: skip
+        with pytest.raises(anthropic.APIStatusError) as caught:
+            await asking
+        assert caught.value.status_code == 501 and isinstance(caught.value.body, dict)
+        assert "batches are not supported" in caught.value.body["error"]["message"]
+        assert caught.value.request_id == caught.value.body["request_id"]
+    closed = await start(auth={"api_keys": "a=one"})
+    async with AsyncAnthropic(base_url=closed.url, api_key="none", max_retries=0) as stranger:
+        with pytest.raises(anthropic.AuthenticationError):
+            await stranger.messages.batches.list()

@@ -7,6 +7,8 @@ import pytest
 
 from stored_responses import ASK, Stream, ended, finish, pair
 
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_repeated_key_follows_the_running_turn(start, store, http, stream):
@@ -101,3 +103,35 @@ async def test_a_failed_try_frees_its_key(router, http, stored):
     router.engine.says("Hello")
     assert "Hello" in (await http.post(url, json=body, headers=key)).text
     assert len(router.engine.asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "other"),
+    [
+        ("responses", ASK, {**ASK, "input": "Ho"}),
+        ("responses", {**ASK, "store": False}, {**ASK, "store": False, "temperature": 0}),
+        ("chat/completions", CHAT, {**CHAT, "temperature": 0}),
+        ("messages", {**CHAT, "max_tokens": 9}, {**CHAT, "max_tokens": 8}),
+    ],
+)
+async def test_a_key_that_was_used_for_something_else(start, store, http, path, body, other):
+    """Is refused at whichever router, while the first runs and after; the order of the fields, and
+    whether it is streamed, are no difference."""
+    one, two = await pair(start, store)
+    go = asyncio.Event()
+    one.engine.plays("Hel", go, "lo", finish())
+    key = {"Idempotency-Key": "k"}
+    first = asyncio.create_task(http.post(f"{one.url}/v1/{path}", json=body, headers=key))
+    await one.until(lambda: one.engine.running == 1)
+    for is_done in (False, True):
+        refused = await http.post(f"{two.url}/v1/{path}", json=other, headers=key)
+        assert refused.status_code == 422 and first.done() is is_done
+        assert "used for another request" in refused.json()["error"]["message"]
+        go.set()
+        told = (await first).text
+    again = dict(reversed(body.items()))
+    assert (await http.post(f"{two.url}/v1/{path}", json=again, headers=key)).text == told
+    elsewhere = {"model": "m", "prompt": "Hi"}
+    refused = await http.post(f"{one.url}/v1/completions", json=elsewhere, headers=key)
+    assert refused.json()["error"]["code"] == "idempotency_key_reused"
+    assert len(one.engine.asked) == 1

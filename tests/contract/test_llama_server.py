@@ -10,7 +10,7 @@ from sessile.engines.kinds import engine
 from sessile.errors import InvalidRequest, NotSupported, PromptTooLong
 from sessile.relay import UsageRelay, events, read_reply
 from sessile.router.engine import Reply, Usage
-from sessile.router.needs import AUDIO, CALLS, IMAGES
+from sessile.router.needs import AUDIO, IMAGES, TOOLS
 
 RECORDED = Path(__file__).with_name("recorded") / "llama-server"
 ADAPTER = engine("llamacpp")
@@ -62,11 +62,19 @@ def test_a_restart_is_seen() -> None:
 def test_what_its_model_lacks_is_told() -> None:
     """By `/props`; a build that does not say is taken to have all of it."""
     told = replies("identity")
-    assert ADAPTER.read_identity(told).lacks == {IMAGES, AUDIO, CALLS}
+    assert ADAPTER.read_identity(told).lacks == {IMAGES, AUDIO, TOOLS}
     props = json.loads(told[1].body)
     del props["modalities"], props["chat_template_caps"]["supports_tools"]
     silent = Reply(200, json.dumps(props).encode())
     assert ADAPTER.read_identity((told[0], silent, *told[2:])).lacks == frozenset()
+
+
+def test_a_call_that_is_demanded_is_asked_for_as_it_understands() -> None:
+    """It would take a function's name for auto."""
+    tools = [{"type": "function", "function": {"name": name}} for name in ("add", "look")]
+    only = {"tool_choice": "required", "tools": tools[1:]}
+    for choice, fields in (("auto", {}), ("none", {}), ("required", {}), (tools[1], only)):
+        assert ADAPTER.call_fields({"tools": tools, "tool_choice": choice}) == fields
 
 
 def test_its_load_follows_what_runs() -> None:

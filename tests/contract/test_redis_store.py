@@ -16,7 +16,7 @@ from sessile.sessions.conversation import ConversationRecord
 from sessile.sessions.memory_store import MemoryStore
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
 from sessile.sessions.redis_store import RedisStore
-from sessile.sessions.store import Store, StoredResult, StoreLimits, TurnEnd
+from sessile.sessions.store import OnceKey, Store, StoredResult, StoreLimits, TurnEnd
 from sessile.sessions.stream_log import Accept, Batch
 
 KEY = SessionKey("acme", "m", "s")
@@ -61,7 +61,7 @@ async def every_call(store: Store) -> list[BaseException | object]:
         store.commit_turn(*ends("t")), store.get_turn("acme", "t"), store.create_session(record),
         store.get_session(KEY), store.find_session("acme", "s"), store.close_session(KEY),
         store.list_sessions("acme", 5), store.find_lineage("acme", "m", ["k"]),
-        store.begin_once("acme", "k", "t"), store.end_once("acme", "k", None),
+        store.begin_once("acme", OnceKey("k"), "t"), store.end_once("acme", "k", None),
         return_exceptions=True,
     )  # fmt: skip
 
@@ -253,8 +253,8 @@ async def test_every_key_has_an_expiry(open_store: OpenStore, redis_server: Any)
         *ends("t1", binding=claim.binding, fence=fence, lineage=["k1", "k2"], prompt_tokens=3)
     )
     await store.rebind(KEY, claim.binding, "r2", "i2")
-    await store.begin_once("acme", "k", "t1")
-    await store.begin_once("acme", "k2", "t1")
+    await store.begin_once("acme", OnceKey("k"), "t1")
+    await store.begin_once("acme", OnceKey("k2"), "t1")
     await store.end_once("acme", "k", StoredResult("t1", 200, "text/plain", b"x"))
     await store.close_session(KEY)
     await store.exchange("one", b"report", 2.0, news=b"news")
@@ -280,7 +280,7 @@ async def test_odd_ids_stand_in_no_key(open_store: OpenStore, redis_server: Any)
     await store.claim(key, "r", "i")
     await store.acquire(key, "t", 60)
     await store.commit_turn(TurnEnd(key=key, turn=odd, binding=None, lineage=["k"]), record)
-    await store.begin_once(odd, odd, odd)
+    await store.begin_once(odd, OnceKey(odd), odd)
     assert await store.get_turn(odd, odd) == record
     async with Redis.from_url(redis_server.url) as client:
         for name in [name async for name in client.scan_iter()]:
@@ -514,7 +514,7 @@ class Player:
             case "lineage":
                 return await store.find_lineage(tenant, "m", args[0])
             case "once":
-                return await store.begin_once(tenant, "k", args[0])
+                return await store.begin_once(tenant, OnceKey("k"), args[0])
             case _:
                 result = StoredResult("t", 200, "x", b"y") if args[0] else None
                 return await store.end_once(tenant, "k", result)

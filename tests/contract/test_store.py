@@ -8,7 +8,16 @@ import pytest
 
 from sessile.errors import TurnLockLost
 from sessile.sessions.record import Binding, Receipt, SessionKey, SessionRecord, TurnRecord
-from sessile.sessions.store import NEWS_AT_ONCE, Assignment, Claim, Store, StoredResult, TurnEnd
+from sessile.sessions.store import (
+    NEWS_AT_ONCE,
+    Assignment,
+    Claim,
+    OnceKey,
+    Running,
+    Store,
+    StoredResult,
+    TurnEnd,
+)
 
 KEY = SessionKey("acme", "m", "s")
 LONG = SessionKey("acme", "org/модель:7b {x}", "a\r\n{b} " + "ü" * 5000)
@@ -358,27 +367,27 @@ async def test_turns_expire(bench: Any) -> None:
 async def test_a_turn_runs_once(bench: Any) -> None:
     """A key is reserved once, then gives the answer, until it is freed or expires."""
     store: Store = bench.store
-    result = StoredResult("t1", 200, "application/json", b'{"a":\x00\xff}')
-    assert await store.begin_once("acme", "k", "t1") is None
-    assert await store.begin_once("acme", "k", "t2") == "t1"
-    assert await store.begin_once("other", "k", "t2") is None
+    result = StoredResult("t1", 200, "application/json", b'{"a":\x00\xff}', "d")
+    assert await store.begin_once("acme", OnceKey("k", "d"), "t1") is None
+    assert await store.begin_once("acme", OnceKey("k", "e"), "t2") == Running("t1", "d")
+    assert await store.begin_once("other", OnceKey("k", "d"), "t2") is None
     await store.end_once("acme", "k", result)
-    assert await store.begin_once("acme", "k", "t2") == result
-    assert await store.begin_once("acme", "k", "t3") == result
+    assert await store.begin_once("acme", OnceKey("k", "d"), "t2") == result
+    assert await store.begin_once("acme", OnceKey("k", "d"), "t3") == result
     await bench.elapse(501)
-    assert await store.begin_once("acme", "k", "t4") is None
+    assert await store.begin_once("acme", OnceKey("k", "d"), "t4") is None
     await store.end_once("acme", "k", None)
-    assert await store.begin_once("acme", "k", "t5") is None
+    assert await store.begin_once("acme", OnceKey("k", "d"), "t5") is None
 
 
 async def test_racing_for_an_idempotency_key(bench: Any) -> None:
     """Of many tries at once, from two routers, one runs and the others are told which."""
     stores = [bench.store, await bench.another()]
     found = await asyncio.gather(
-        *(stores[n % 2].begin_once("acme", "k", f"t{n}") for n in range(20))
+        *(stores[n % 2].begin_once("acme", OnceKey("k", "d"), f"t{n}") for n in range(20))
     )
     assert found.count(None) == 1
-    assert {f"t{found.index(None)}"} == {one for one in found if one is not None}
+    assert {f"t{found.index(None)}"} == {one.turn for one in found if one is not None}
 
 
 # -- its life

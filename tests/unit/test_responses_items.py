@@ -11,6 +11,7 @@ from sessile.errors import InvalidRequest, NotSupported
 from sessile.sealed import seal
 
 CALL = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"}
+FUNCTION = {"type": "function", "name": "f", "parameters": {}, "strict": None, "async": None}
 OUTPUT = {"type": "function_call_output", "call_id": "c1", "output": "3"}
 
 
@@ -235,6 +236,16 @@ def test_what_is_wrong_is_named(fields, param):
         ({"tool_choice": {"type": "shell"}}, "tool_choice.type"),
         ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"tools": [{**FUNCTION, "namespace": "n"}]}, "tools[0].namespace"),
+        ({"tools": [{**FUNCTION, "namespace": "n"}]}, "tools[0].namespace"),
+        ({"tools": [{"type": "custom", "name": "x", "strict": True}]}, "tools[0].strict"),
+        ({"reasoning": {"budget_tokens": 5}}, "reasoning.budget_tokens"),
+        ({"text": {"stop": "x"}}, "text.stop"),
+        ({"text": {"format": {"type": "text", "max": 5}}}, "text.format.max"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "x", "schema": {}, "lax": True}}},
+            "text.format.lax",
+        ),
         ({"input": [{"type": "computer_call", "id": "x"}]}, "input[0].type"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "file_id": "x"}]}]},

@@ -2,6 +2,7 @@
 
 from sessile.api.responses_body import read_request
 from sessile.api.responses_record import Accepted, read_accepted, write_accepted
+from sessile.sessions.store import OnceKey
 
 BODY = {"model": "m", "input": [{"role": "user", "content": "é"}], "temperature": 0.5, "x": [1]}
 
@@ -15,14 +16,19 @@ def test_it_comes_back_without_who_asked() -> None:
         body=BODY,
         headers=[(b"authorization", b"Bearer secret"), (b"x-session-id", b"s"), (b"cookie", b"c"),
                  (b"x-priority", b"0")],
-        once="k",
+        once=OnceKey("k", "d"),
         stream_id="lane",
     )  # fmt: skip
     data = write_accepted(accepted)
     assert b"secret" not in data
     again = read_accepted(data)
     assert again.headers == [(b"x-session-id", b"s"), (b"x-priority", b"0")]
-    assert (again.turn, again.created_at, again.once, again.stream_id) == ("resp_1", 5, "k", "lane")
+    assert (again.turn, again.created_at, again.once, again.stream_id) == (
+        "resp_1",
+        5,
+        OnceKey("k", "d"),
+        "lane",
+    )
     assert again.body == BODY and again.asked == accepted.asked
     assert again.skeleton("m")["id"] == "resp_1"
 
