@@ -79,9 +79,9 @@ class Contexts:
         if asked.previous is not None:
             try:
                 links = await self._transcripts.walk(tenant, asked.previous)
-            except ResponseNotFound as error:
+            except ResponseNotFound:
                 await self._check_whether_it_runs(tenant, asked.previous)
-                raise error
+                raise
             for link in links:
                 past += (link.input_items, link.output_items)
             if (conversation := links[-1].conversation) is not None:
