@@ -2,7 +2,7 @@
 
 import hmac
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Annotated
 
@@ -62,6 +62,10 @@ class Authenticator:
     def tenant_of(self, request: Request) -> str:
         """The tenant of a request whose protocol has no other header for a key."""
         return self.tenant(header(request.scope["headers"], b"authorization"))
+
+    def tenant_of_message(self, headers: Sequence[tuple[bytes, bytes]]) -> str:
+        """The tenant of a request in Anthropic's API, which has a header of its own for the key."""
+        return self.tenant(header(headers, b"authorization"), api_key=header(headers, b"x-api-key"))
 
     def told(self, authorization: Annotated[str | None, Header()] = None) -> str:
         """The same, as what routes depend on that FastAPI describes."""

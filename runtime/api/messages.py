@@ -23,7 +23,7 @@ from sessile.api.hang_up import HangUp, on_disconnect, to_nobody_too
 from sessile.api.messages_body import Asked, read_request
 from sessile.api.messages_events import MessageStream
 from sessile.api.messages_own import own_form
-from sessile.api.request import decode_object, header, idempotency_key, read_body
+from sessile.api.request import decode_object, idempotency_key, read_body
 from sessile.api.responses_sequence import Event
 from sessile.api.wire import anthropic_error, engine_error, retry_headers, wire_of
 from sessile.errors import SessileError
@@ -79,9 +79,7 @@ class Messages:
                 await self._answer(asked, request, send)
 
     def _parse(self, headers: Headers, data: bytes, message_id: str) -> tuple[Asked, TurnRequest]:
-        tenant = self._auth.tenant(
-            header(headers, b"authorization"), api_key=header(headers, b"x-api-key")
-        )
+        tenant = self._auth.tenant_of_message(headers)
         body = decode_object(data)
         asked = read_request(body, counting=self._counting)
         hints = read_hints(headers, body)

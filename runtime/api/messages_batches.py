@@ -3,7 +3,6 @@
 from fastapi import APIRouter, Request
 
 from sessile.api.auth import Authenticator
-from sessile.api.request import header
 from sessile.errors import NotSupported
 
 _METHODS = ["GET", "POST", "DELETE"]
@@ -16,8 +15,7 @@ def batch_routes(auth: Authenticator) -> APIRouter:
     @routes.api_route("", methods=_METHODS)
     @routes.api_route("/{rest:path}", methods=_METHODS)
     async def batches(request: Request) -> None:
-        headers = request.scope["headers"]
-        auth.tenant(header(headers, b"authorization"), api_key=header(headers, b"x-api-key"))
+        auth.tenant_of_message(request.scope["headers"])
         raise NotSupported(
             "message batches are not supported; send each message to /v1/messages, with the header "
             "X-Priority: 2 to let others go first"
