@@ -8,7 +8,9 @@ medians over the rounds.
 A router has texts of its own: an engine that drafts from all that it has said would know those of
 the pass before. `--again` holds the conversations of a point once unmeasured first and then the
 same in each round, which is the case of an agent that does again what it did before; so all have
-the same texts. `--learn` lets the router see some first: what it makes of a kind of text that it
+the same prompts, in which stands what the first server answered the first time. `--least` holds
+more conversations than run at once, one after another, since what one of them is drawn tells
+little. `--learn` lets the router see some first: what it makes of a kind of text that it
 knows is measured then, not how it finds out. On cores that others share, `--pids OFF,ON` times by
 what the engines' processes compute; where both of them run at once for auto, that is their sum.
 """
@@ -28,18 +30,19 @@ from rich.console import Console
 from sessile.errors import SessileError, SettingsError
 from sessile.lab.speculation_load import Pass, Side, computed_s, run_pass
 from sessile.lab.speculation_rows import Row, read, rows, table, verdict
-from sessile.lab.speculation_texts import KINDS, conversation
+from sessile.lab.speculation_texts import KINDS, Script, conversation
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked of every server. `output` is tokens a turn, `learn` the conversations of each
-    kind and batch that the router has before the measured ones; `name` tells this run's sessions
-    from all others."""
+    """What is asked of every server. `output` is tokens a turn, `least` the conversations of a
+    pass, `learn` those of each kind and batch that the router has before the measured ones; `name`
+    tells this run's sessions from all others."""
 
     kinds: tuple[str, ...] = tuple(KINDS)
     batches: tuple[int, ...] = (1, 4, 16)
     output: int = 256
     turns: int = 3
+    least: int = 1
     rounds: int = 3
     learn: int = 0
     again: bool = False
@@ -59,30 +62,36 @@ async def measure(setup: Setup, sides: Sequence[Side]) -> AsyncIterator[Pass]:
 
 
 async def _point(setup: Setup, sides: Sequence[Side], kind: str, batch: int) -> AsyncIterator[Pass]:
+    held = max(setup.least, batch)
+    known: list[Script] = []  # the same for all
+
     async def one(side: Side, number: int, label: str, drawn: str) -> Pass:
-        scripts = [
+        scripts = known or [
             conversation(kind, setup.turns, setup.output, Random(f"{drawn} {index}"))
-            for index in range(batch)
+            for index in range(held)
         ]
         name = f"{setup.name}-{side.name}-{kind}-{batch}-{number}{label}"
-        return await run_pass(side, kind, scripts, name, number=number, tokens=setup.output)
+        measured, said = await run_pass(
+            side, kind, scripts, name, batch=batch, number=number, tokens=setup.output
+        )
+        if setup.again:
+            known[:] = known or said
+        return measured
 
     for side in sides:
-        for number in range(_unmeasured(setup, side.name, batch)):
-            drawn = "again" if setup.again else f"learn {number}"
-            await one(side, number, "-learn", f"{setup.seed} {kind} {batch} {drawn}")
+        for number in range(_unmeasured(setup, side.name, held)):
+            await one(side, number, "-learn", f"{setup.seed} {kind} {batch} learn {number}")
     for number in range(setup.rounds):
         first = number % len(sides)
         for side in (*sides[first:], *sides[:first]):
             own = f"{number} {'auto' if side.name == 'auto' else ''}"
-            drawn = f"{setup.seed} {kind} {batch} {'again' if setup.again else own}"
-            yield await one(side, number, "", drawn)
+            yield await one(side, number, "", f"{setup.seed} {kind} {batch} {own}")
 
 
-def _unmeasured(setup: Setup, side: str, batch: int) -> int:
+def _unmeasured(setup: Setup, side: str, held: int) -> int:
     """How many passes come before those that are measured. An engine has nothing to learn but what
     it says, and what comes with the first prompts of that size."""
-    learns = -(-setup.learn // batch)
+    learns = -(-setup.learn // held)
     return max(learns if side == "auto" else min(learns, 1), setup.again)
 
 
@@ -130,14 +139,15 @@ def _setup(given: argparse.Namespace) -> Setup:
         batches = tuple(int(batch) for batch in given.batches.split(","))
     except ValueError as error:
         raise SettingsError(f"--batches: {given.batches!r} is not numbers by comma") from error
-    if min(*batches, given.rounds, given.turns, given.output - 1, given.learn + 1) < 1:
-        raise SettingsError("--batches, --rounds and --turns begin at 1, --output at 2")
+    least = min(*batches, given.least, given.rounds, given.turns, given.output - 1, given.learn + 1)
+    if least < 1:
+        raise SettingsError("--batches, --least, --rounds and --turns begin at 1, --output at 2")
     if given.json is not None and not given.json.absolute().parent.is_dir():
         raise SettingsError(f"--json: there is no folder {given.json.parent}; make it first")
     return Setup(
         kinds=kinds, batches=batches, output=given.output, turns=given.turns,
-        rounds=given.rounds, learn=given.learn, again=given.again, seed=given.seed,
-        name=f"{time.time_ns():x}",
+        least=given.least, rounds=given.rounds, learn=given.learn, again=given.again,
+        seed=given.seed, name=f"{time.time_ns():x}",
     )  # fmt: skip
 
 
@@ -168,6 +178,8 @@ def main() -> None:
                         help="conversations at once, by comma")  # fmt: skip
     parser.add_argument("--output", type=int, default=default.output, help="tokens a turn")
     parser.add_argument("--turns", type=int, default=default.turns, help="of a conversation")
+    parser.add_argument("--least", type=int, default=default.least,
+                        help="conversations of a pass, if fewer run at once")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=default.rounds)
     parser.add_argument("--learn", type=int, default=default.learn,
                         help="unmeasured ones first, of each point, for the router")  # fmt: skip

@@ -42,7 +42,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pass(msgspec.Struct, frozen=True, kw_only=True):
-    """`batch` conversations of one kind, at once, at one server.
+    """Conversations of one kind at one server, `batch` of them at once.
 
     `decode_tok_s` is a stream's mean speed times the batch, `whole_tok_s` all tokens by the time
     that all of it took, prompts too. `acceptance` is tokens a step of a sequence, None where the
@@ -176,41 +176,51 @@ def _piece(event: Mapping[str, Any]) -> str:
 
 
 async def converse(side: Side, script: Script, session: str, tokens: int) -> list[Turn]:
-    """One conversation, each turn asked once the last one is answered."""
+    """One conversation, each turn asked once the last one is answered; what was answered goes into
+    the next prompt, unless the script says what is to stand there."""
     messages: list[Any] = list(script.before)
     turns: list[Turn] = []
     for words in script.asked:
         messages.append({"role": "user", "content": words})
         final = len(turns) + 1 == len(script.asked)
         turns.append(await side.ask(messages, session, tokens, final=final))
-        messages.append({"role": "assistant", "content": turns[-1].text})
+        answer = script.answers[len(turns) - 1] if script.answers else turns[-1].text
+        messages.append({"role": "assistant", "content": answer})
     return turns
 
 
 async def run_pass(
-    side: Side, kind: str, scripts: Sequence[Script], name: str, *, number: int, tokens: int
-) -> Pass:
-    """All of `scripts` at once. Raises `ReplicaError`: a figure with a turn
-    missing would be of another load."""
+    side: Side, kind: str, scripts: Sequence[Script], name: str, *, batch: int, number: int,
+    tokens: int,
+) -> tuple[Pass, list[Script]]:  # fmt: skip
+    """All of `scripts`, so many at once; they come back with the answers. Raises `ReplicaError`: a
+    figure with a turn missing would be of another load."""
+    room = asyncio.Semaphore(batch)
+
+    async def one(script: Script, index: int) -> list[Turn]:
+        async with room:
+            return await converse(side, script, f"{name}-{index}", tokens)
+
     before = await side.counters()
     began = side.now_s()
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(converse(side, script, f"{name}-{index}", tokens))
-                for index, script in enumerate(scripts)
-            ]
+            tasks = [group.create_task(one(script, index)) for index, script in enumerate(scripts)]
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
     wall_s = side.now_s() - began
     held = [task.result() for task in tasks]
     acceptance = stepped([turn for each in held for turn in each], before, await side.counters())
-    return summed(held, side.name, kind, number, wall_s, acceptance)
+    said = [
+        msgspec.structs.replace(script, answers=[turn.text for turn in turns])
+        for script, turns in zip(scripts, held, strict=True)
+    ]
+    return summed(held, side.name, kind, batch, number, wall_s, acceptance), said
 
 
 def summed(
-    held: Sequence[Sequence[Turn]], side: str, kind: str, number: int, wall_s: float,
-    acceptance: float | None,
+    held: Sequence[Sequence[Turn]], side: str, kind: str, batch: int, number: int,
+    wall_s: float, acceptance: float | None,
 ) -> Pass:  # fmt: skip
     """The figures of the conversations that were `held`. Raises `SettingsError` if none of their
     turns has a speed."""
@@ -221,13 +231,13 @@ def summed(
             "ask for more of them with --output, of a server that streams"
         )
     return Pass(
-        side=side, kind=kind, batch=len(held), round=number, acceptance=acceptance,
-        decode_tok_s=_speed(turns, len(held)),
+        side=side, kind=kind, batch=batch, round=number, acceptance=acceptance,
+        decode_tok_s=_speed(turns, batch),
         whole_tok_s=sum(turn.tokens for turn in turns) / wall_s,
         tpot_p50_s=median(turn.decode_s / (turn.tokens - 1) for turn in turns if _timed(turn)),
         ttft_p50_s=median(turn.ttft_s for turn in turns),
         turns_at=dict(sorted(Counter(turn.replica for turn in turns if turn.replica).items())),
-        turn_tok_s=[_speed(nth, len(held)) for nth in zip(*held, strict=True)],
+        turn_tok_s=[_speed(nth, batch) for nth in zip(*held, strict=True)],
     )  # fmt: skip
 
 

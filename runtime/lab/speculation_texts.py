@@ -61,10 +61,12 @@ _RECORD_TOKENS = 25
 
 class Script(msgspec.Struct, frozen=True):
     """A conversation: an exchange that stands `before` it, as an example of what is wanted, and
-    what the user says in each turn."""
+    what the user says in each turn. With `answers` the next prompt holds those, whatever was
+    answered."""
 
     before: list[dict[str, str]]
     asked: list[str]
+    answers: list[str] = []
 
 
 def conversation(kind: str, turns: int, tokens: int, random: Random) -> Script:

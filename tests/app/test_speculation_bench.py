@@ -16,8 +16,9 @@ from starlette.types import Receive, Scope, Send
 from sessile.errors import ReplicaRefused, SettingsError
 from sessile.lab.fake_replica import FakeReplica, Fault
 from sessile.lab.speculation_bench import Setup, main, measure
-from sessile.lab.speculation_load import Side
+from sessile.lab.speculation_load import Side, run_pass
 from sessile.lab.speculation_rows import rows
+from sessile.lab.speculation_texts import Script
 
 Serve = Callable[..., Awaitable[tuple[Any, str]]]
 
@@ -103,6 +104,30 @@ async def test_what_is_held_again_is_known_to_all(serve: Serve) -> None:
     before = [name for name in sessions if "-learn-" in name]
     assert len(set(before)) == 4 and sessions[: len(before)] == before
     assert {words: said(off).count(words) for words in said(off)} == dict.fromkeys(said(off), 6)
+
+
+async def test_the_next_prompt_holds_what_the_script_says_was_answered(serve: Serve) -> None:
+    """Whatever was; without that it holds the answer, and the script comes back with it."""
+    replica, url = await serve(FakeReplica(model="m", always=SLOW))
+    side = Side("on", url, "key", "m")
+    script = Script([], ["say a", "say b"], ["told before", "unused"])
+    await run_pass(side, "json", [script], "one", batch=1, number=0, tokens=8)
+    free = Script([], ["say a", "say b"])
+    _, (said_again,) = await run_pass(side, "json", [free], "two", batch=1, number=0, tokens=8)
+    await side.aclose()
+    second, fourth = (replica.seen[n].body["messages"][1]["content"] for n in (1, 3))
+    assert second == "told before"
+    assert fourth == said_again.answers[0] != "told before"
+
+
+async def test_a_pass_may_hold_more_than_run_at_once(serve: Serve) -> None:
+    """One after another, so that one that is drawn well or badly does not make the figure."""
+    replica, url = await serve(FakeReplica(model="m", always=SLOW))
+    setup = msgspec.structs.replace(SMALL, batches=(1,), least=3, rounds=1)
+    passes = await measured(setup, off=url, on=url)
+    assert [each.batch for each in passes] == [1, 1]
+    sessions = [seen.headers["x-session-id"] for seen in replica.seen]
+    assert len(set(sessions)) == 6 and sessions[::2] == sessions[1::2]
 
 
 async def test_the_router_has_conversations_to_learn_from(start: Any, serve: Serve) -> None:

@@ -29,7 +29,7 @@ def made(side: str, tok_s: float, number: int = 0, **more: object) -> Pass:
 def test_a_pass_is_as_fast_as_its_streams_together() -> None:
     """The first token of each is its prompt's, and the time until it is in the whole speed only."""
     held = [[turn(), turn()], [turn(decode_s=4.0), turn()]]
-    found = summed(held, "off", "edits", 0, 10.0, None)
+    found = summed(held, "off", "edits", 2, 0, 10.0, None)
     assert found.batch == 2
     assert found.decode_tok_s == pytest.approx(2 * 400 / 10)
     assert found.whole_tok_s == pytest.approx(40.4)
@@ -41,10 +41,10 @@ def test_a_pass_is_as_fast_as_its_streams_together() -> None:
 def test_an_answer_in_one_piece_has_no_speed() -> None:
     """It is left out, and where there is no other, nothing can be said."""
     at_once = turn(tokens=50, decode_s=0.0)
-    found = summed([[at_once, turn()]], "off", "edits", 0, 1.0, None)
+    found = summed([[at_once, turn()]], "off", "edits", 1, 0, 1.0, None)
     assert (found.decode_tok_s, found.turn_tok_s) == (50.0, [0.0, 50.0])
     with pytest.raises(SettingsError, match="--off: every answer came in one piece"):
-        summed([[at_once]], "off", "edits", 0, 1.0, None)
+        summed([[at_once]], "off", "edits", 1, 0, 1.0, None)
 
 
 def test_tokens_a_step_as_each_engine_tells_them() -> None:
