@@ -51,6 +51,7 @@ class Pace:
         self.yields = Yields()
         self._steps = Steps()
         self._clocks = Clocks()
+        self._usual = UNKNOWN  # steps a token, of as many turns as run at once
         self._spare_s = 0.0
         self._surprised: bool | None = None
         self._told_at = {False: 0.0, True: 0.0}
@@ -100,7 +101,7 @@ class Pace:
         pairs = list(zip(outlooks, steps_s, strict=True))
         plain = min((step_s for o, step_s in pairs if not o.speculates), default=inf)
         speculated = min((step_s for o, step_s in pairs if o.speculates), default=inf)
-        mean = sum(rates) / len(rates)
+        mean = _mean(rates)
         # Of a session that is not known yet, its first turn at a replica that speculates tells
         # where its later ones are faster.
         best_s = sum(min(rate * speculated, plain) for rate in rates) / len(rates)
@@ -123,11 +124,12 @@ class Pace:
         longer for all, and its prefills keep all waiting, not only those whom its price counts."""
         here = sum(o.in_flight for o in outlooks)
         running = max(here + 1, self._clocks.crowd)
-        every = [sum(rates) / len(rates)]
+        every = [_mean(rates)]
         for mark in self._clocks.under_way():
-            known = self.yields.expect(mark.session, mark.group)
-            every.append(sum(known) / len(known))
-        steps = {False: 1.0, True: sum(every) / len(every)}
+            every.append(_mean(self.yields.expect(mark.session, mark.group)))
+        missing = max(0.0, running - len(every))  # of the crowd: they come in a moment
+        mean = (sum(every) + missing * self._usual) / (len(every) + missing)
+        steps = {False: 1.0, True: mean}
         tokens = ask.output_tokens * (1.0 + later)
         cost_s = {
             kind: tokens * steps[kind] * self._steps.step_s(kind, running) for kind in (False, True)
@@ -183,9 +185,7 @@ class Pace:
         if kind or not self._steps.seen(True):
             return False
         rates = self.yields.expect(ask.session, group_of(ask))
-        return (
-            sum(rates) / len(rates) * _DEAREST * (1.0 + _DEAREST_GROWS * self._clocks.crowd) < 1.0
-        )
+        return _mean(rates) * _DEAREST * (1.0 + _DEAREST_GROWS * self._clocks.crowd) < 1.0
 
     # -- what becomes of a turn
 
@@ -241,6 +241,8 @@ class Pace:
             if self._is_surprise(session, told):
                 self._surprised = True
             self.yields.learn(session, told.group, told.steps)
+        seen = _mean(self.yields.expect(session, told.group))
+        self._usual += (seen - self._usual) / (1.0 + self._clocks.crowd)
         self._steps.add(told.speculates, told.running, told.beside, told.step_s)
 
     def _is_surprise(self, session: str, told: Decoded) -> bool:
@@ -249,10 +251,12 @@ class Pace:
         speculated = self._steps.step_s(True, told.running)
         plain = self._steps.step_s(False, told.running)
         return (
-            self.known
-            and told.steps * speculated < plain
-            and sum(expected) / len(expected) * speculated > plain
+            self.known and told.steps * speculated < plain and _mean(expected) * speculated > plain
         )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def group_of(ask: Ask) -> int:

@@ -5,6 +5,7 @@ that began as it does (the same agent, by its system prompt), or of the last at 
 """
 
 from collections import OrderedDict
+from itertools import islice
 
 _WEIGHT = 0.5  # of a session's newest turn
 _MOST_SESSIONS = 20_000
@@ -44,10 +45,12 @@ class Yields:
         known = self._sessions.get(session)
         if known is not None:
             return (known,)
-        like = self._groups.get(group, self._all)
-        if len(like) < _ENOUGH:
-            like = self._all
-        return tuple(like.values()) or (UNKNOWN,)
+        like = self._groups.get(group)
+        if like is None:
+            return tuple(self._all.values()) or (UNKNOWN,)
+        # A few of its own kind are heard, and others only for those that are missing.
+        others = (self._all[each] for each in reversed(self._all) if each not in like)
+        return (*like.values(), *islice(others, max(0, _ENOUGH - len(like))))
 
     def typical(self) -> float | None:
         """Tokens a step of the last sessions, None before any was seen."""

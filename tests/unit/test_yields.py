@@ -22,6 +22,17 @@ def test_an_unknown_session_may_be_like_any_that_began_alike():
     assert yields.typical() is not None
 
 
+def test_a_few_that_began_alike_tell_more_than_others():
+    """Others are heard only in place of those that are missing, the newest first."""
+    yields = Yields()
+    yields.learn("edits", 1, 0.1)
+    for number in range(6):
+        yields.learn(f"prose {number}", 2, 0.5 + number / 100)
+    assert yields.expect("new", 1) == (0.1, 0.55, 0.54)
+    yields.learn("edits again", 1, 0.2)
+    assert yields.expect("new", 1) == (0.1, 0.2, 0.55)
+
+
 def test_the_last_sessions_stand_for_those_to_come():
     """What the agents do now counts, not what they did long ago."""
     yields = Yields()
