@@ -23,7 +23,7 @@ from sessile.router.yields import UNKNOWN, Yields
 _MOST_BLIND = 8  # sessions begun with a kind that tells nothing
 _DEAREST = 4.0  # is a step that verifies drafts at most
 _DEAREST_GROWS = 0.06  # a batch has more to verify: 1.6 times a step alone, 3.2 times one of 16
-_WORTH = 1.06  # by so much the other kind must be slower, if all are to move
+_WORTH = 1.1  # by so much the other kind must be slower, if all are to move: they do one by one
 _LEAST_TOKENS = 8
 _LEAST_STEPS = 0.05  # a token
 _OLD_S = 20.0  # what was seen less long ago need not be tried again

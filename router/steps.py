@@ -14,6 +14,9 @@ _WEIGHT = 0.15  # of what is newest, once enough was seen
 _GROWS = {False: 0.007, True: 0.025}
 """By so much a step is longer for each that runs beside, until that is seen: 6.1 to 6.7 ms and 9 to
 13 ms were measured for 1 to 16 turns of an 8B model on an H100, without and with n-grams."""
+_TOGETHER = 0.3
+"""What makes steps longer with so many running, as long prompts do, does with others too: their
+seconds change by this power of the change that is seen."""
 _WILD = 2.0  # what is so many times off was late for another reason, and counts as so much
 _ENOUGH = 3.0  # turns of a kind before it is judged
 _SURE = 6.0
@@ -42,7 +45,7 @@ class At(NamedTuple):
 
 class Curve:
     """Seconds a step by how many run, as points that lie half an octave apart: what is not seen
-    any longer keeps its value."""
+    any longer changes with what is."""
 
     def __init__(self) -> None:
         self.points: dict[int, _Point] = {}
@@ -54,8 +57,13 @@ class Curve:
             step_s = min(max(step_s, point.step_s / _WILD), point.step_s * _WILD)
         point.weight += 1.0
         share = max(1.0 / point.weight, _WEIGHT)
+        before_s = point.step_s
         point.running += share * (running - point.running)
         point.step_s += share * (step_s - point.step_s)
+        changes = (point.step_s / before_s) ** _TOGETHER if point.weight > _SURE else 1.0
+        for other in self.points.values():
+            if other is not point:
+                other.step_s *= changes
 
     def at(self, running: float) -> At | None:
         """What is seen with so many running, or nearest to that."""

@@ -15,9 +15,26 @@ def test_a_curve_keeps_what_is_not_seen_any_longer():
         curve.add(16, 0.013)
     curve.add(16, 5.0)
     near = curve.at(1)
-    assert near is not None and near.step_s == pytest.approx(0.010) and near.away == 0
+    assert near is not None and near.step_s == pytest.approx(0.010, rel=0.05) and near.away == 0
     between = curve.at(8.5)
     assert between is not None and 0.0115 < between.step_s < 0.0135
+
+
+def test_what_makes_steps_longer_with_so_many_does_with_others_too():
+    """In part, for those that are not seen; until a point is sure it tells nothing of others."""
+    curve = Curve()
+    for _ in range(20):
+        curve.add(16, 0.020)
+    for _ in range(3):
+        curve.add(1, 0.010)
+        curve.add(1, 0.012)
+    far = curve.at(16)
+    assert far is not None and far.step_s == pytest.approx(0.020)
+    for _ in range(50):
+        curve.add(1, 0.022)
+    near, far = curve.at(1), curve.at(16)
+    assert near is not None and near.step_s == pytest.approx(0.022, rel=0.01)
+    assert far is not None and 0.023 < far.step_s < 0.026
 
 
 def test_a_kind_that_was_not_seen_is_taken_from_the_other():
