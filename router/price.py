@@ -7,6 +7,7 @@ tokens that count for more the longer the attention before them is. Base and slo
 every first token that comes back, newer ones weighing more, from a prior of a few made-up ones.
 """
 
+from math import sqrt
 from typing import NamedTuple
 
 import msgspec
@@ -40,8 +41,11 @@ class Rates(msgspec.Struct):
     """The learned rates of one replica, or of all that serve a model. `observe_*` and `lean_on`
     change them, nothing else does.
 
-    `base_s` and `slope_s` are what is believed, `own_*` what the turns seen here tell. The sums
-    are those of least squares over (work, seconds), each decayed by `_MEMORY` a turn.
+    `base_s` and `slope_s` are what is believed, `own_*` what the turns seen here tell, by least
+    squares over (work, seconds): `x` and `y` are means by a weight of `n`, which a turn decays by
+    `_MEMORY`, and `xx` and `xy` the sums of squares about them, by a weight of `m`. A turn decays
+    these only as far as it tells of the slope itself: agents whose prompts are all cached would
+    else leave nothing of it but the noise of their first tokens.
     """
 
     base_s: float = 0.0
@@ -53,6 +57,7 @@ class Rates(msgspec.Struct):
     n: float = 0.0
     x: float = 0.0
     y: float = 0.0
+    m: float = 0.0
     xx: float = 0.0
     xy: float = 0.0
 
@@ -78,12 +83,7 @@ class Rates(msgspec.Struct):
         if self.turns > 8:
             seconds = min(seconds, 4.0 * foreseen + 0.05)
         self.turns += 1
-        self.n *= _MEMORY
-        self.x *= _MEMORY
-        self.y *= _MEMORY
-        self.xx *= _MEMORY
-        self.xy *= _MEMORY
-        self._add(amount, seconds, 1.0)
+        self._add(amount, seconds, 1.0, _MEMORY)
         self._solve()
 
     def lean_on(self, others: "Rates") -> None:
@@ -102,26 +102,29 @@ class Rates(msgspec.Struct):
         """A turn generated its tokens at this pace."""
         self.tpot_s = _TPOT_MEMORY * self.tpot_s + (1 - _TPOT_MEMORY) * tpot_s
 
-    def _add(self, amount: float, seconds: float, weight: float) -> None:
+    def _add(self, amount: float, seconds: float, weight: float, memory: float = 1.0) -> None:
         # NOTE: weighed by what was foreseen, so that the relative error is fitted: a turn of 50
         # tokens matters as much as one of 5,000.
         weight /= (0.02 + seconds) ** 2
-        self.n += weight
-        self.x += weight * amount
-        self.y += weight * seconds
-        self.xx += weight * amount * amount
-        self.xy += weight * amount * seconds
+        before = memory * self.n
+        self.n = before + weight
+        off, late = amount - self.x, seconds - self.y
+        self.x += weight / self.n * off
+        self.y += weight / self.n * late
+        gain = weight * before / self.n
+        tells = min(1.0, off * off * self.m / self.xx) if self.xx else 1.0
+        fades = memory**tells
+        self.m = fades * self.m + tells * weight
+        self.xx = fades * self.xx + gain * off * off
+        self.xy = fades * self.xy + gain * off * late
 
     def _solve(self) -> None:
-        spread = self.n * self.xx - self.x * self.x
-        if spread > 1e-9 * self.n * self.xx:
-            slope = (self.n * self.xy - self.x * self.y) / spread
-        else:
-            slope = self.own_slope_s
+        slope = self.xy / self.xx if self.xx else self.own_slope_s
         # A slope or a base below nothing is noise: the line goes through what is.
         most = self.y / max(self.x, 1e-9)
-        self.own_slope_s = self.slope_s = min(max(slope, _LEAST_SHARE * most), most)
-        self.own_base_s = self.base_s = max(0.0, (self.y - self.slope_s * self.x) / self.n)
+        usual = max(self.x, sqrt(self.xx / self.m) if self.m else 0.0, 1e-9)
+        self.own_slope_s = self.slope_s = min(max(slope, _LEAST_SHARE * self.y / usual), most)
+        self.own_base_s = self.base_s = max(0.0, self.y - self.slope_s * self.x)
 
 
 class Traffic(msgspec.Struct):

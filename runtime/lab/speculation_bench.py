@@ -78,7 +78,9 @@ async def _point(setup: Setup, sides: Sequence[Side], kind: str, batch: int) -> 
             known[:] = known or said
         return measured
 
-    for side in sides:
+    # The router first: what it sends is new to its replicas then, of which it learns what a prompt
+    # costs; an engine would know the prompts of `--again` from having been asked itself.
+    for side in sorted(sides, key=lambda side: side.name != "auto"):
         for number in range(_unmeasured(setup, side.name, held)):
             await one(side, number, "-learn", f"{setup.seed} {kind} {batch} learn {number}")
     for number in range(setup.rounds):

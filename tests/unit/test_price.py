@@ -99,6 +99,21 @@ def test_work_is_never_free():
     assert rates.slope_s * 3000 > 0.1 * rates.base_s
 
 
+def test_what_is_cached_tells_nothing_of_a_prefill():
+    """However many turns have next to nothing to compute, what is known of the rest stays; and one
+    of much work is learned of as before."""
+    rng, rates = Random(2), learned(20_000)
+    before = rates.slope_s
+    for _ in range(500):
+        rates.observe_first_token(rng.uniform(1, 20), rng.uniform(0.02, 0.06))
+    assert rates.slope_s == approx(before, rel=0.3)
+    assert rates.base_s == approx(0.035, rel=0.4)
+    for n in range(200):
+        amount = 100.0 + 37 * (n % 100)
+        rates.observe_first_token(amount, 0.02 + amount / 5_000)
+    assert rates.slope_s == approx(1 / 5_000, rel=0.3)
+
+
 def test_a_replica_leans_on_the_others_until_it_was_seen_often():
     """Few turns of its own count little against everybody's, many count for most."""
     model = learned(20_000)
