@@ -26,10 +26,11 @@ _STAGES = (
 _SHARE = re.compile(r"(\d+)%")
 _TELLING = re.compile(
     r"(\w*Error\b|\w*Exception\b|error:|out of memory|already in use|No such file|not supported|"
-    r"error loading|failed to load draft)"
+    r"error loading|failed to load draft|\[type=\w+, input_value=)"
 )
 _EMPTY_TALK = re.compile(
     r"Traceback|sigquit|Received signal|engine core initialization failed|See root cause|"
+    r"see stack trace|check the stack trace|\braise \w+\(|"
     r"Warning:|warnings\.warn|Ignore import error|"
     r"(prefill|decode) batch, |throughput: |release_session |\"(GET|POST) /",  # its work
     re.I,
@@ -38,10 +39,11 @@ _STAMP = re.compile(
     r"^(\(\w+[^)]*\) )?(\[[^\]]*\] |(ERROR|WARNING|INFO) [\d-]+ [\d:.]+ (\[[^\]]*\] )?|"
     r"[\d.]+ E +(\w+ +)?(?=\w+: ))?"
 )
+_INPUT = re.compile(r" \[type=\w+, input_value=.*")  # pydantic shows all that it was given
 _MINOR = re.compile(r"^(\(\w+[^)]*\) )?(\[[^\]]*\] )?(WARNING|INFO|DEBUG)\b")
 _REMEDIES = (
-    (re.compile(r"out of memory|no available memory|not enough memory|larger than the available",
-                re.I),
+    (re.compile(r"out of memory|no available memory|not enough memory|larger than the available|"
+                r"less than requested memory|can't allocate memory", re.I),
      "give it less: fewer replicas a GPU, a lower pool.memory, a shorter context_tokens"),
     (re.compile(r"already in use", re.I), "leave --port out of pool.args, or take another"),
     (re.compile(r"unrecognized arguments|invalid choice|expected one argument|ambiguous option"),
@@ -67,7 +69,7 @@ def last_words(lines: Sequence[str], most: int = 3) -> str:
     speaks of errors is none."""
     kept = [line for line in lines if not _EMPTY_TALK.search(line)]
     errors = [line for line in kept if _TELLING.search(line) and not _MINOR.search(line)]
-    clean = [_STAMP.sub("", line).strip() for line in errors or kept]
+    clean = [_INPUT.sub("", _STAMP.sub("", line)).strip() for line in errors or kept]
     told = list(dict.fromkeys(line[:_MOST_CHARACTERS] for line in clean if line))
     return " | ".join(told[-most:])
 

@@ -50,6 +50,36 @@ def test_the_last_words_are_the_errors_not_the_noise_after_them():
     assert "fewer replicas" in (remedy(words) or "")
 
 
+def test_vllm_tells_what_is_wrong_with_its_settings():
+    """Below the error's name, and before all that it was given."""
+    raised = "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig"
+    words = last_words(
+        [
+            "(APIServer pid=1)   File 'arg_utils.py', line 2594, in create_engine_config",
+            f"(APIServer pid=1) {raised}",
+            "(APIServer pid=1)   Value error, max_model_len (999999) is greater than 8192."
+            " [type=value_error, input_value=ArgsKwargs((), {'model': '/m'}), input_type=Args]",
+            "(APIServer pid=1)     For further information visit https://errors.pydantic.dev",
+        ]
+    )
+    assert words == f"{raised} | Value error, max_model_len (999999) is greater than 8192."
+
+
+def test_what_points_to_an_error_above_is_no_error_of_its_own():
+    """Nor is the line that raised it."""
+    cause = "ValueError: Available memory is less than requested memory for kv (40 GiB)."
+    words = last_words(
+        [
+            f"(Worker pid=3) ERROR 11-27 17:03:48 [v1.py:9] {cause}",
+            "(EngineCore pid=2) ERROR 11-27 17:03:49 [core.py:9]     raise RuntimeError(",
+            "(EngineCore pid=2) ERROR 11-27 17:03:49 [core.py:9] RuntimeError: Worker failed with"
+            " error 'Available memory', please check the stack trace above for the root cause",
+            "Exception: WorkerProc initialization failed. See stack trace for root cause.",
+        ]
+    )
+    assert words == cause and "fewer replicas" in (remedy(words) or "")
+
+
 def test_llama_cpp_tells_which_file_it_could_not_load():
     """Whatever it says after that, and though it tries twice."""
     words = last_words(
