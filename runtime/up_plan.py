@@ -77,7 +77,7 @@ def _ask(pool: PoolSettings, tell: Callable[[str], None]) -> Asked:
     return Asked(
         pool=pool,
         model=model,
-        draft=read_model(draft) if draft else None,
+        draft=read_model(draft, "speculation.draft_model") if draft else None,
         installed=installed(pool.engine, pool.python, env, tell),
     )
 

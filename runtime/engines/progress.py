@@ -48,6 +48,7 @@ _REMEDIES = (
     (re.compile(r"already in use", re.I), "leave --port out of pool.args, or take another"),
     (re.compile(r"unrecognized arguments|invalid choice|expected one argument|ambiguous option"),
      "correct pool.args"),
+    (re.compile(r"SafetensorError|corrupted or incomplete"), "fetch the model's files again"),
 )  # fmt: skip
 _KILLED = (
     "the kernel does so when the host's memory is used up: fewer replicas, a shorter context_tokens"

@@ -138,7 +138,7 @@ def test_a_signal_is_told_by_its_name():
     assert ending(-99) == "was killed by signal 99"
     killed = f"its process {ending(-9)} after 20.0 s"
     assert "memory is used up" in (remedy(killed) or "")
-    assert remedy(f"{killed}: SafetensorError: incomplete metadata") is None
+    assert remedy(f"{killed}: ValueError: no such model type") is None
     assert "pool.memory" in (remedy(f"{killed}: torch.OutOfMemoryError: out of memory") or "")
 
 
@@ -146,3 +146,12 @@ def test_a_bad_flag_and_a_taken_port_have_a_remedy():
     """As argparse and the operating system say them."""
     assert remedy("launch_server.py: error: unrecognized arguments: --bogus") == "correct pool.args"
     assert "--port" in (remedy("OSError: [Errno 98] Address already in use") or "")
+
+
+def test_weights_that_are_cut_off_are_to_be_fetched_again():
+    """As the libraries of SGLang and vLLM, and llama.cpp, say it."""
+    for words in (
+        "safetensors_rust.SafetensorError: Error while deserializing header: incomplete metadata",
+        "error loading model: data is not within the file bounds, model is corrupted or incomplete",
+    ):
+        assert remedy(words) == "fetch the model's files again"
