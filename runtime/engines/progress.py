@@ -31,7 +31,7 @@ _TELLING = re.compile(
 _EMPTY_TALK = re.compile(
     r"Traceback|sigquit|Received signal|engine core initialization failed|See root cause|"
     r"see stack trace|check the stack trace|\braise \w+\(|"
-    r"Warning:|warnings\.warn|Ignore import error|"
+    r"File \".*\", line \d+|(?<!Error: )Warning:|warnings\.warn|Ignore import error|"
     r"(prefill|decode) batch, |throughput: |release_session |\"(GET|POST) /",  # its work
     re.I,
 )
@@ -48,6 +48,7 @@ _REMEDIES = (
     (re.compile(r"already in use", re.I), "leave --port out of pool.args, or take another"),
     (re.compile(r"unrecognized arguments|invalid choice|expected one argument|ambiguous option"),
      "correct pool.args"),
+    (re.compile(r"greater than the derived"), "give a shorter context_tokens"),
     (re.compile(r"SafetensorError|corrupted or incomplete"), "fetch the model's files again"),
 )  # fmt: skip
 _KILLED = (

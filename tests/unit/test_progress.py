@@ -155,3 +155,18 @@ def test_weights_that_are_cut_off_are_to_be_fetched_again():
         "error loading model: data is not within the file bounds, model is corrupted or incomplete",
     ):
         assert remedy(words) == "fetch the model's files again"
+
+
+def test_an_error_that_is_called_a_warning_is_told():
+    """SGLang calls so what ends it; a frame of its traceback tells nothing."""
+    told = "ValueError: Warning: User-specified context_length (999999) is greater than the derived"
+    words = last_words(
+        [
+            "x.py:76: UserWarning: Only CUDA supports it.",
+            '  File "model_config.py", line 1314, in _derive_context_length',
+            "    raise ValueError(",
+            told,
+        ]
+    )
+    assert words == told and remedy(words) == "give a shorter context_tokens"
+    assert last_words(["loading", '  File "a.py", line 1, in run']) == "loading"
