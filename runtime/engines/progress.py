@@ -55,6 +55,7 @@ _KILLED = (
     "the kernel does so when the host's memory is used up: fewer replicas, a shorter context_tokens"
 )
 _MOST_CHARACTERS = 300
+_NO_PORT = "error while attempting to bind on address"
 
 
 def stage(line: str) -> str | None:
@@ -64,6 +65,12 @@ def stage(line: str) -> str | None:
             share = _SHARE.search(line) if "shards" in line else None
             return f"{name}, {share[1]} %" if share else name
     return None
+
+
+def hopeless(line: str) -> bool:
+    """Whether the engine will never serve, though it may not end: SGLang's other processes stay
+    where its server could not listen."""
+    return _NO_PORT in line
 
 
 def last_words(lines: Sequence[str], most: int = 3) -> str:
