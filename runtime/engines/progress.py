@@ -42,9 +42,12 @@ _STAMP = re.compile(
 _INPUT = re.compile(r" \[type=\w+, input_value=.*")  # pydantic shows all that it was given
 _MINOR = re.compile(r"^(\(\w+[^)]*\) )?(\[[^\]]*\] )?(WARNING|INFO|DEBUG)\b")
 _REMEDIES = (
-    (re.compile(r"out of memory|no available memory|not enough memory|larger than the available|"
-                r"less than requested memory|can't allocate memory", re.I),
+    (re.compile(r"out of memory|less than requested memory|can't allocate memory", re.I),
      "give it less: fewer replicas a GPU, a lower pool.memory, a shorter context_tokens"),
+    (re.compile(r"no available memory|not enough memory|larger than the available|"
+                r"no (GPU )?memory for the KV cache", re.I),
+     "give its KV memory more: fewer replicas a GPU, a higher pool.memory, a shorter "
+     "context_tokens"),
     (re.compile(r"already in use", re.I), "leave --port out of pool.args, or take another"),
     (re.compile(r"unrecognized arguments|invalid choice|expected one argument|ambiguous option"),
      "correct pool.args"),

@@ -170,3 +170,18 @@ def test_an_error_that_is_called_a_warning_is_told():
     )
     assert words == told and remedy(words) == "give a shorter context_tokens"
     assert last_words(["loading", '  File "a.py", line 1, in run']) == "loading"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.",
+        "ValueError: Loaded weights leave no GPU memory for the KV cache under 0.1.",
+        "ValueError: No available memory for the cache blocks.",
+        "ValueError: 5 GiB KV cache is needed, which is larger than the available KV cache memory",
+    ],
+)
+def test_an_engine_without_room_for_kv_memory_is_to_be_given_more(words):
+    """Of what it was told to take; a lower share would be the wrong advice."""
+    told = remedy(words) or ""
+    assert "a higher pool.memory" in told and "lower" not in told
