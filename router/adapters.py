@@ -27,10 +27,13 @@ class Shelf:
     """The adapters that one replica has loaded, the least recently used first. Made with its
     outlook; `running` are turns of this router, `coming` what is being loaded.
 
+    `moves` counts what was put and dropped here: what an engine was asked before the last of them
+    is old.
+
     Invariant: `loaded` and `coming` have no adapter in common.
     """
 
-    __slots__ = ("coming", "fixed", "limit", "loaded", "running")
+    __slots__ = ("coming", "fixed", "limit", "loaded", "moves", "running")
 
     def __init__(self) -> None:
         self.limit: int | None = None
@@ -38,6 +41,7 @@ class Shelf:
         self.coming: set[str] = set()
         self.fixed: frozenset[str] = frozenset()  # could not be loaded again, so they stay
         self.running: dict[str, int] = {}
+        self.moves = 0
 
     @property
     def has_room(self) -> bool:
@@ -71,11 +75,13 @@ class Shelf:
 
     def put(self, name: str) -> None:
         """It is loaded now."""
+        self.moves += 1
         self.coming.discard(name)
         self.loaded[name] = None
 
     def drop(self, name: str) -> None:
         """It is not loaded any more."""
+        self.moves += 1
         self.loaded.pop(name, None)
 
     def told(self, names: Iterable[str]) -> None:

@@ -53,6 +53,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """The host cache, as a multiple of the KV memory; 0 where there is none."""
     holds_sessions: bool = False
     """Whether it evicts what sessions have there after all else, until they are released."""
+    names_sessions: bool = False
+    """Whether its KV events tell for which session, of those that it was told of, they store."""
     speculates: bool | None = None
     """Whether it decodes speculatively; None where it does not say."""
     acceptance_length: float | None = None

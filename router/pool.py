@@ -265,13 +265,14 @@ class Pool:
             ratio = replica.identity.host_ratio if replica.identity is not None else 0.0
             outlook.resize(load.capacity_tokens, int(ratio * load.capacity_tokens))
 
-    def seen(self, name: str, identity: Identity) -> list[Replica]:
+    def seen(self, name: str, identity: Identity, *, old_adapters: bool = False) -> list[Replica]:
         """A probe found the server up; gives the replicas that are not there any more, since it has
-        another number of ranks now. A new incarnation means that its KV cache is empty."""
+        another number of ranks now. A new incarnation means that its KV cache is empty.
+        `old_adapters`: what it tells of them is older than what this router knows."""
         server = self._servers[name]
         left = self._split(server, identity.ranks)
         for replica in server.replicas:
-            self._seen(replica, identity)
+            self._seen(replica, identity, old_adapters)
         if left:
             self.on_change()
         return left
@@ -305,7 +306,7 @@ class Pool:
         replica.engine = server.engine if rank is None else server.engine.at_rank(rank)
         return replica
 
-    def _seen(self, replica: Replica, identity: Identity) -> None:
+    def _seen(self, replica: Replica, identity: Identity, old_adapters: bool) -> None:
         before, was = replica.identity, replica.incarnation
         replica.identity = identity
         replica.counts_cached |= identity.counts_cached
@@ -321,7 +322,8 @@ class Pool:
             replica.doubts.reset()
         replica.outlook.speculates = bool(replica.speculates)
         replica.outlook.lacks = identity.lacks
-        self._shelve(replica, identity)
+        if not old_adapters:
+            self._shelve(replica, identity)
         self._ready.clear()
         if was is not None and before is not None and was != replica.incarnation:
             log.warning("replica restarted replica=%s incarnation=%s", replica.id,

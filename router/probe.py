@@ -104,9 +104,11 @@ class Probe:
         self._server.engine.read_health(reply)
 
     async def _identify(self) -> None:
-        engine = self._server.engine
+        engine, shelf = self._server.engine, self._server.replicas[0].outlook.shelf
+        moves = shelf.moves
         identity = engine.read_identity(await self._replies(engine.identity_calls()))
-        for replica in self._pool.seen(self._server.spec.id, identity):
+        old = shelf.moves != moves  # an adapter was loaded or dropped while the engine told of them
+        for replica in self._pool.seen(self._server.spec.id, identity, old_adapters=old):
             await replica.upstream.aclose()
 
     async def _lay_ghosts(self, replica: Replica, load: Load) -> None:

@@ -106,6 +106,10 @@ class PoolSettings(Slice):
     @model_validator(mode="before")
     @classmethod
     def _whichever_answers(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("urls") == []:  # as it was written, not left out
+            raise ValueError(
+                "the pool has no replica: urls is empty; list some, or leave it out to start some"
+            )
         if isinstance(data, dict) and (data.get("urls") or data.get("discover")):
             return {"engine": "auto", **data}
         return data

@@ -77,7 +77,7 @@ def _ask(pool: PoolSettings, tell: Callable[[str], None]) -> Asked:
     return Asked(
         pool=pool,
         model=model,
-        draft=read_model(draft) if draft else None,
+        draft=read_model(draft, "speculation.draft_model") if draft else None,
         installed=installed(pool.engine, pool.python, env, tell),
     )
 
@@ -135,6 +135,6 @@ def _speculation(pool: PoolSettings, file: Path) -> tuple[str, str | None]:
         raise SettingsError(f"speculation.draft_model: {draft} is not a GGUF file")
     facts = ModelFacts(source=str(draft), name=draft.stem) if draft is not None else None
     method = speculation.settle(wanted, ModelFacts(source=str(file), name=file.stem), facts)
-    if draft is not None and method in ("draft", "standalone") and file.is_file():
+    if draft is not None and speculation.takes_model(method) and file.is_file():
         speculation.check_draft_file(file, draft)
     return method, str(draft) if draft else None

@@ -15,7 +15,7 @@ from sessile.engines import sglang_flags, vllm_flags
 from sessile.engines.flags import given, merge
 from sessile.engines.model_facts import ModelFacts
 from sessile.engines.seat import Installed, Machine, Seat, share_gpus, shares
-from sessile.engines.speculation import adapts, check_draft, settle, spread
+from sessile.engines.speculation import adapts, check_draft, settle, spread, takes_model
 from sessile.errors import SettingsError
 from sessile.pool_settings import PoolSettings, SpeculationSettings
 from sessile.router.replica import ReplicaSpec
@@ -92,8 +92,7 @@ def plan(
     launches: list[Launch] = []
     notes: list[str] = []
     for each, places, parts in zip(asked, placed, shared, strict=True):
-        if each.draft is not None and each.pool.speculation.method != "eagle3":
-            check_draft(each.model, each.draft)
+        _check_draft(each)
         fixed = _fixed_port(each, len(places))
         tasks, note = _spread(each, places)
         if note is not None:
@@ -112,6 +111,15 @@ def plan(
             launches.append(launch)
             notes += [note for note in said if note not in notes]
     return launches, notes
+
+
+def _check_draft(asked: Asked) -> None:
+    """Raise `SettingsError` for a draft that its engine would refuse after it has loaded both."""
+    draft, installed = asked.draft, asked.installed
+    if draft is None or not takes_model(settle(asked.pool.speculation, asked.model, draft)):
+        return
+    label = f"{_NAMES[asked.pool.engine]} {installed.version}"
+    check_draft(asked.model, draft, label, maps_tokens=installed.maps_tokens)
 
 
 def _spread(

@@ -68,6 +68,7 @@ def installed(
         version=version,
         flags=read_help(_help(engine, interpreter, version, env, tell)),
         binds=engine != "sglang" or _binds(Path(origin).parent),
+        maps_tokens=engine == "vllm" and _maps_tokens(Path(origin).parent),
     )
 
 
@@ -118,11 +119,19 @@ def _last(ended: subprocess.CompletedProcess[str]) -> str:
 
 
 def _binds(package: Path) -> bool:
+    return _has_field(package / "srt" / "disaggregation" / "kv_events.py", "bind")
+
+
+def _maps_tokens(package: Path) -> bool:
+    return _has_field(package / "config" / "speculative.py", "use_heterogeneous_vocab")
+
+
+def _has_field(source: Path, name: str) -> bool:
+    """Whether a class there has the field; the engine's help tells of no such."""
     try:
-        text = (package / "srt" / "disaggregation" / "kv_events.py").read_text()
+        return f"\n    {name}:" in source.read_text()
     except OSError:
         return False
-    return "\n    bind:" in text
 
 
 def _gpus() -> tuple[Gpu, ...]:

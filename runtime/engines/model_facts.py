@@ -39,17 +39,18 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The draft model or head that lies next to it."""
 
 
-def read_model(source: str) -> ModelFacts:
-    """The facts of the model folder, or the bare name, `source`. Raises `SettingsError`."""
+def read_model(source: str, setting: str = "model") -> ModelFacts:
+    """The facts of the model folder, or the bare name, `source`, as `setting` names it. Raises
+    `SettingsError`."""
     folder = Path(source).expanduser()
     if not folder.is_dir():
         if source.startswith(("/", "./", "../", "~")):
-            raise SettingsError(f"model: there is no folder {source}")
+            raise SettingsError(f"{setting}: there is no folder {source}")
         return ModelFacts(source=source, name=source)
     folder = folder.resolve()
     config = _json(folder / "config.json")
     if config is None:
-        raise SettingsError(f"model: {folder} holds no config.json, so it is no model's folder")
+        raise SettingsError(f"{setting}: {folder} holds no config.json, so it is no model's folder")
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
     assert isinstance(text, dict)
     near = _draft(folder)

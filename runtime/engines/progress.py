@@ -26,11 +26,12 @@ _STAGES = (
 _SHARE = re.compile(r"(\d+)%")
 _TELLING = re.compile(
     r"(\w*Error\b|\w*Exception\b|error:|out of memory|already in use|No such file|not supported|"
-    r"error loading|failed to load draft)"
+    r"error loading|failed to load draft|\[type=\w+, input_value=)"
 )
 _EMPTY_TALK = re.compile(
     r"Traceback|sigquit|Received signal|engine core initialization failed|See root cause|"
-    r"Warning:|warnings\.warn|Ignore import error|"
+    r"see stack trace|check the stack trace|\braise \w+\(|"
+    r"File \".*\", line \d+|(?<!Error: )Warning:|warnings\.warn|Ignore import error|"
     r"(prefill|decode) batch, |throughput: |release_session |\"(GET|POST) /",  # its work
     re.I,
 )
@@ -38,19 +39,26 @@ _STAMP = re.compile(
     r"^(\(\w+[^)]*\) )?(\[[^\]]*\] |(ERROR|WARNING|INFO) [\d-]+ [\d:.]+ (\[[^\]]*\] )?|"
     r"[\d.]+ E +(\w+ +)?(?=\w+: ))?"
 )
+_INPUT = re.compile(r" \[type=\w+, input_value=.*")  # pydantic shows all that it was given
 _MINOR = re.compile(r"^(\(\w+[^)]*\) )?(\[[^\]]*\] )?(WARNING|INFO|DEBUG)\b")
 _REMEDIES = (
-    (re.compile(r"out of memory|no available memory|not enough memory|larger than the available",
-                re.I),
+    (re.compile(r"out of memory|less than requested memory|can't allocate memory", re.I),
      "give it less: fewer replicas a GPU, a lower pool.memory, a shorter context_tokens"),
+    (re.compile(r"no available memory|not enough memory|larger than the available|"
+                r"no (GPU )?memory for the KV cache", re.I),
+     "give its KV memory more: fewer replicas a GPU, a higher pool.memory, a shorter "
+     "context_tokens"),
     (re.compile(r"already in use", re.I), "leave --port out of pool.args, or take another"),
     (re.compile(r"unrecognized arguments|invalid choice|expected one argument|ambiguous option"),
      "correct pool.args"),
+    (re.compile(r"greater than the derived"), "give a shorter context_tokens"),
+    (re.compile(r"SafetensorError|corrupted or incomplete"), "fetch the model's files again"),
 )  # fmt: skip
 _KILLED = (
     "the kernel does so when the host's memory is used up: fewer replicas, a shorter context_tokens"
 )
 _MOST_CHARACTERS = 300
+_NO_PORT = "error while attempting to bind on address"
 
 
 def stage(line: str) -> str | None:
@@ -62,12 +70,18 @@ def stage(line: str) -> str | None:
     return None
 
 
+def hopeless(line: str) -> bool:
+    """Whether the engine will never serve, though it may not end: SGLang's other processes stay
+    where its server could not listen."""
+    return _NO_PORT in line
+
+
 def last_words(lines: Sequence[str], most: int = 3) -> str:
     """The lines that tell why an engine ended: its last errors, else its last lines. A warning that
     speaks of errors is none."""
     kept = [line for line in lines if not _EMPTY_TALK.search(line)]
     errors = [line for line in kept if _TELLING.search(line) and not _MINOR.search(line)]
-    clean = [_STAMP.sub("", line).strip() for line in errors or kept]
+    clean = [_INPUT.sub("", _STAMP.sub("", line)).strip() for line in errors or kept]
     told = list(dict.fromkeys(line[:_MOST_CHARACTERS] for line in clean if line))
     return " | ".join(told[-most:])
 

@@ -43,6 +43,8 @@ class Installed(msgspec.Struct, frozen=True, kw_only=True):
     flags: Flags
     binds: bool = True
     """Whether its KV events can be told to bind a concrete address."""
+    maps_tokens: bool = False
+    """Whether it can take a draft model whose vocabulary has another size."""
 
 
 class Seat(msgspec.Struct, frozen=True, kw_only=True):

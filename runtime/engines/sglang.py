@@ -55,6 +55,7 @@ class SGLang(OpenAIShaped):
             counts_cached=info.get("enable_cache_report") is True,
             host_ratio=_host_ratio(info),
             holds_sessions=info.get("enable_session_radix_cache") is True,
+            names_sessions=_feed(info) is not None,
             speculates=_speculates(info),
             acceptance_length=_acceptance(info),
             orders=_orders(info),
@@ -98,8 +99,8 @@ class SGLang(OpenAIShaped):
 
     def read_feed(self, replies: tuple[Reply, ...], host: str) -> tuple[FeedSource, ...]:
         """One publisher a data-parallel rank, at the base port and those after it."""
-        told = document(replies[0], "/server_info").get("kv_events")
-        if not isinstance(told, dict) or told.get("publisher") != "zmq":
+        told = _feed(document(replies[0], "/server_info"))
+        if told is None:
             return ()
         port, replay_port = (
             count(told.get(name)) for name in ("endpoint_port_base", "replay_endpoint_port_base")
@@ -145,10 +146,12 @@ class SGLang(OpenAIShaped):
     def messages(
         self, body: Mapping[str, Any], fields: Mapping[str, Any], identity: Identity
     ) -> Own | None:
-        """Its Messages has no place for what is set on a turn, but for that of a server that knows
-        no sessions; it does not tell which stop sequence was met. NOTE: a hang-up alone stops such
-        a turn, since its `rid` is not the turn's."""
-        unsaid = {"rid"} if identity.holds_sessions else {"rid", "session_id"}
+        """Its Messages has no place for what is set on a turn, but for that of a server to
+        which sessions are nothing; it does not tell which stop sequence was met. NOTE: a hang-up
+        alone stops such a turn, since its `rid` is not the turn's. A session that KV events do not
+        name would be taken for one of which nothing is held."""
+        knows = identity.holds_sessions or identity.names_sessions
+        unsaid = {"rid"} if knows else {"rid", "session_id"}
         switches = body.get("chat_template_kwargs", {}).keys()
         if (
             not since(identity.version, *_SEEN)
@@ -214,6 +217,12 @@ def _incarnation(info: Mapping[str, Any]) -> str | None:
 def _ranks(info: Mapping[str, Any]) -> int:
     """Replicas, or groups of attention; before the latter had a name, `dp_size` was both."""
     return (count(info.get("dp_size")) or 1) * (count(info.get("attn_dp_size")) or 1)
+
+
+def _feed(info: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What it says of the KV events that it publishes, if it does."""
+    told = info.get("kv_events")
+    return told if isinstance(told, dict) and told.get("publisher") == "zmq" else None
 
 
 def _host_ratio(info: Mapping[str, Any]) -> float:

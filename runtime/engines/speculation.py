@@ -64,19 +64,38 @@ def spread(
     )
 
 
+def takes_model(method: str) -> bool:
+    """Whether the draft of this method is a model of its own, which reads and writes tokens."""
+    return method in ("draft", "standalone")
+
+
 def adapts(method: str, known: Flags) -> bool:
     """Whether SGLang turns this method down by itself, where the batch is large or little is
     accepted."""
     return method in ("eagle3", "mtp") and _ADAPTIVE in known
 
 
-def check_draft(model: ModelFacts, draft: ModelFacts) -> None:
-    """Raise `SettingsError` where the files show that the draft has another vocabulary."""
-    if model.vocabulary is None or draft.vocabulary is None:
+def check_draft(
+    model: ModelFacts, draft: ModelFacts, engine: str, *, maps_tokens: bool = False
+) -> None:
+    """Raise `SettingsError` where the files show that the engine would not take the draft, or would
+    draft in another vocabulary.
+
+    The models of one family may have one tokenizer and embeddings that were padded to different
+    sizes. Engines compare the sizes, but for one that `maps_tokens`.
+    """
+    ours, theirs = model.vocabulary, draft.vocabulary
+    if ours is None or theirs is None:
         return
-    same = model.tokenizer == draft.tokenizer or None in (model.tokenizer, draft.tokenizer)
-    if model.vocabulary != draft.vocabulary or not same:
-        raise _other_vocabulary(model.source, model.vocabulary, draft.source, draft.vocabulary)
+    known = None not in (model.tokenizer, draft.tokenizer)
+    if model.tokenizer != draft.tokenizer if known else ours != theirs:
+        raise _other_vocabulary(model.source, ours, draft.source, theirs)
+    if ours != theirs and not maps_tokens:
+        raise SettingsError(
+            f"speculation.draft_model: {draft.source} has the tokenizer of {model.source}, but "
+            f"{engine} takes no draft whose vocab_size is another ({theirs}, not {ours}): take one "
+            f'of that size, or method = "ngram", which needs none'
+        )
 
 
 def check_draft_file(model: Path, draft: Path) -> None:
@@ -136,6 +155,9 @@ def vllm(wanted: SpeculationSettings, model: ModelFacts, draft: ModelFacts | Non
     config: dict[str, object] = {"method": _named("vLLM", method, _VLLM)}
     if draft is not None:
         config["model"] = draft.source
+        if takes_model(method) and None not in (sizes := {model.vocabulary, draft.vocabulary}):
+            # Of one tokenizer, as was checked: all of its tokens are mapped to themselves.
+            config |= {"use_heterogeneous_vocab": True} if len(sizes) > 1 else {}
     if method == "ngram":
         config |= {"prompt_lookup_min": 2, "prompt_lookup_max": 4}
     if method != "suffix" or wanted.tokens is not None:  # suffix: as long as its tree reaches

@@ -20,7 +20,7 @@ import msgspec
 from sessile.engines.guard import guarded
 from sessile.engines.launch import Launch
 from sessile.engines.process_log import ProcessLog
-from sessile.engines.progress import ending, last_words, remedy, stage
+from sessile.engines.progress import ending, hopeless, last_words, remedy, stage
 from sessile.errors import SettingsError
 
 log = logging.getLogger("sessile.supervisor")
@@ -148,6 +148,9 @@ class Supervised:
             self.heard_at = time.monotonic()
             self.stage = stage(text) or self.stage
             self.last_lines.append(text)
+            if hopeless(text):
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
             if self._log is not None:
                 self._log.write(text)
             else:

@@ -249,7 +249,8 @@ def record_messages(r: Recorder, identity: Identity) -> None:
     for case, more in (("messages_stream", {}), ("messages_call_stream", forced)):
         body = {**short, "system": rules["content"], **more}
         asked = read_request(body)
-        fields = r.engine.fields(turn=f"{case}_{r.nonce}", session="recorded", salt=None)
+        # Without a session, for which a replica with KV events is asked as a chat.
+        fields = r.engine.fields(turn=f"{case}_{r.nonce}", session=None, salt=None)
         own = r.engine.messages(own_form(body, asked), fields, identity)
         if own is None:
             continue

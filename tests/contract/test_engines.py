@@ -555,7 +555,9 @@ def test_only_an_sglang_that_was_started_to_hold_sessions_is_told_to_release_the
     adapter = engine(kind)
     identity = adapter.read_identity(replies(kind, "identity"))
     assert not identity.holds_sessions and adapter.release_call("s", identity) is None
+    assert identity.names_sessions is (kind == "sglang")
     if kind == "sglang":
+        assert not adapter.read_identity(started_with(kv_events=None)).names_sessions
         holding = adapter.read_identity(started_with(enable_session_radix_cache=True))
         call = adapter.release_call("team/s", holding)
         assert call is not None and call.path == "/close_session"

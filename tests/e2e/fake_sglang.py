@@ -1,7 +1,7 @@
 """Stands in for `sglang.launch_server`: a real server with its flags, its log lines, and a child.
 
-FAKE_WAY says how it starts: `serve`, `slow` (it loads for a while), `memory` (it runs out), or
-`strange` (it answers as no version that is known).
+FAKE_WAY says how it starts: `serve`, `slow` (it loads for a while), `memory` (it runs out),
+`taken` (its port is, and it stays) or `strange` (it answers as no version that is known).
 """
 
 import argparse
@@ -69,4 +69,8 @@ if __name__ == "__main__":
         print("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", flush=True)
         print("[2026-01-01 00:00:00] Received sigquit from a child process.", flush=True)
         sys.exit(1)
+    if way == "taken":
+        told = "[Errno 98] error while attempting to bind on address: address already in use"
+        print(f"[2026-01-01 00:00:00] ERROR:    {told}", flush=True)
+        time.sleep(600)
     ThreadingHTTPServer(("127.0.0.1", int(OPTIONS.port)), Handler).serve_forever()

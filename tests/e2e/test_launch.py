@@ -152,6 +152,7 @@ def test_sigkill_leaves_nothing(site: Site):
         (['args = ["--bogus", "1"]'], "serve",
          ["local-0 cannot start", "unrecognized arguments: --bogus 1", "correct pool.args"]),
         ([], "memory", ["local-0 cannot start", "CUDA out of memory", "fewer replicas", ".log"]),
+        ([], "taken", ["local-0 cannot start", "address already in use", "leave --port out"]),
         (['python = "/nowhere/bin/python"'], "serve", ["/nowhere/bin/python is not there"]),
         (["gpus = [63]"], "serve", ["there is no GPU 63"]),
         (["[pool.speculation]", 'method = "suffix"'], "serve", ["does not speculate on a CPU"]),

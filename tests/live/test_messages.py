@@ -57,7 +57,8 @@ def test_a_count_is_exact_and_the_second_turn_is_cached(site: Any, client: Anthr
     with client.messages.stream(**asked, max_tokens=12) as stream:
         again = stream.get_final_message()
     assert stream.response.headers["x-sessile-session"] == first.headers["x-sessile-session"]
-    assert (again.usage.cache_read_input_tokens or 0) > 0.8 * counted
+    receipt = site.receipt(stream.response.headers["x-sessile-turn"])
+    assert (again.usage.cache_read_input_tokens or 0) > 0.8 * counted, receipt
 
 
 def test_a_stop_sequence_is_told(site: Any, client: Anthropic) -> None:

@@ -1,5 +1,6 @@
 """Pools, a machine and an engine's flags become commands."""
 
+import msgspec
 import pytest
 
 from sessile.engines.flags import Flags
@@ -43,17 +44,18 @@ def planned(
     machine: Machine = HOST,
     model: ModelFacts = LLAMA,
     names: str = SGLANG,
-    binds: bool = True,
+    draft: ModelFacts | None = None,
+    **found: bool,
 ) -> tuple[list[Launch], list[str]]:
     """The plan of one pool, ports counted from 20000, each run after the last."""
     settings = PoolSettings.model_validate({"engine": "sglang", "model": "x", **pool})
-    found = Installed(python="/env/bin/python", version="0.5.23", flags=flags(names), binds=binds)
+    engine = Installed(python="/env/bin/python", version="0.5.23", flags=flags(names), **found)
     free = iter(range(20000, 30000))
 
     def counted(count: int, run: int) -> list[int]:
         return [[next(free) for _ in range(run)][0] for _ in range(count)]
 
-    asked = Asked(pool=settings, model=model, draft=None, installed=found)
+    asked = Asked(pool=settings, model=model, draft=draft, installed=engine)
     return plan([asked], machine, counted)
 
 
@@ -105,6 +107,24 @@ def test_a_server_of_ranks_takes_the_gpus_and_ports_of_each():
     assert "--data-parallel-size 2 --api-server-count 1" in vllm.shown()
     two, _ = planned({"tensor_parallel": 2, "replicas": 1, "args": ["--dp-size=2"]})
     assert "--port 20000 " in two[0].shown() and ":20004" in two[0].shown()
+
+
+def test_a_padded_draft_is_for_a_vllm_that_maps_its_tokens():
+    """The other engines compare sizes once they have loaded both; a head is nobody's to compare."""
+    model = msgspec.structs.replace(LLAMA, tokenizer="a")
+    padded = ModelFacts(source="/models/d", name="d", vocabulary=128512, tokenizer="a")
+    pool = {"gpus": 1, "speculation": {"method": "draft", "draft_model": "/models/d"}}
+    names = f"{SGLANG} {VLLM} --speculative-config --speculative-draft-model-path"
+    for engine in ("sglang", "vllm"):
+        with pytest.raises(SettingsError, match="0.5.23 takes no draft whose vocab_size is ano"):
+            planned({**pool, "engine": engine}, model=model, draft=padded, names=names)
+    vllm = {**pool, "engine": "vllm"}
+    (one,), _ = planned(vllm, model=model, draft=padded, names=names, maps_tokens=True)
+    assert '"use_heterogeneous_vocab":true' in one.shown()
+    head = msgspec.structs.replace(padded, eagle=True)
+    auto = {"gpus": 2, "speculation": {"method": "auto", "draft_model": "/models/d"}}
+    launches, _ = planned(auto, model=model, draft=head, names=names)
+    assert "--speculative-algorithm EAGLE3" in launches[1].shown()
 
 
 def test_a_vllm_for_adapters_may_load_them_while_it_runs():

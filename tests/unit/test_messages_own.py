@@ -145,14 +145,16 @@ def test_vllm_is_told_all_in_fields_and_headers():
 
 
 def test_sglang_is_asked_only_where_nothing_is_to_be_told():
-    """No salt, no priority, no adapter, and no session where the server keeps any."""
+    """No salt, no priority, no adapter, and no session where the server holds any, or its KV
+    events name them."""
     usual = {"rid": "r", "session_id": "s"}
     thinking = {"max_tokens": 4000, "thinking": THINKS}
     made = asked("sglang", usual, **thinking)
     assert made.document == {k: v for k, v in own(**thinking).items() if k[:4] != "chat"}
     for more in ("cache_salt", "priority", "lora_path"):
         assert asked("sglang", {**usual, more: "x"}) is None
-    identity = Identity(models=("m",), version="0.5.23", holds_sessions=True)
-    assert engine("sglang").messages(own(), usual, identity) is None
+    for keeps in ("holds_sessions", "names_sessions"):
+        identity = Identity(models=("m",), version="0.5.23", **{keeps: True})
+        assert engine("sglang").messages(own(), usual, identity) is None
     assert asked("sglang", usual, stop_sequences=["END"]) is None
     assert asked("sglang", usual, chat_template_kwargs={"documents": []}) is None

@@ -48,6 +48,8 @@ def test_a_name_tells_nothing_yet(tmp_path: Path):
     assert facts.name == "org/model" and not facts.local and facts.weight_bytes is None
     with pytest.raises(SettingsError, match="no folder /nowhere"):
         read_model("/nowhere")
+    with pytest.raises(SettingsError, match=r"^speculation.draft_model: there is no folder /no"):
+        read_model("/nowhere", "speculation.draft_model")
     with pytest.raises(SettingsError, match=r"no config\.json"):
         read_model(str(tmp_path))
 

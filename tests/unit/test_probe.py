@@ -1,5 +1,6 @@
 """What the probe makes of what a replica says, and of what it does not say in time."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -15,13 +16,15 @@ READY, MODELS, INFO, LOADS = "/ready", "/v1/models", "/server_info", "/v1/loads?
 
 
 class Upstream:
-    """An SGLang whose pages can be changed; a page that is an error is raised."""
+    """An SGLang whose pages can be changed; a page that is an error is raised. What `meanwhile`
+    has for a page happens while that is asked for."""
 
     streams = 4
 
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.closed = 0
+        self.meanwhile: dict[str, Callable[[], None]] = {}
         self.pages: dict[str, Reply | Exception] = {
             READY: Reply(200, b""),
             MODELS: Reply(200, b'{"data": [{"id": "m", "max_model_len": 4096}]}'),
@@ -33,6 +36,7 @@ class Upstream:
         """The page as it stands."""
         self.asked.append(call.path)
         page = self.pages.get(call.path, Reply(404, b""))
+        self.meanwhile.pop(call.path, lambda: None)()
         if isinstance(page, Exception):
             raise page
         return page
@@ -98,6 +102,25 @@ async def test_a_busy_replica_that_tells_its_identity_late_stays_up(watched: Wat
     watched.upstream.pages[INFO] = ReplicaTimeout("http://r/server_info took over 5 s")
     await watched.look(40)
     assert watched.replica.state == "ready"
+
+
+async def test_what_was_loaded_since_the_adapters_were_listed_stays_loaded(
+    watched: Watched,
+) -> None:
+    """SGLang lists them at once and tells the rest of itself late. The next look finds what there
+    is, whoever loaded it."""
+    shelf = watched.replica.outlook.shelf
+    await watched.look(10)
+    watched.upstream.meanwhile[INFO] = lambda: shelf.put("sql")
+    await watched.look()
+    assert list(shelf.loaded) == ["sql"]
+    listed = b'{"data": [{"id": "m"}, {"id": "sql", "parent": "m"}, {"id": "fr", "parent": "m"}]}'
+    watched.upstream.pages[MODELS] = Reply(200, listed)
+    watched.upstream.meanwhile[INFO] = lambda: shelf.drop("sql")
+    await watched.look(10)
+    assert list(shelf.loaded) == []
+    await watched.look(10)
+    assert list(shelf.loaded) == ["sql", "fr"]
 
 
 async def test_one_late_load_is_forgiven_and_two_are_not(watched: Watched) -> None:

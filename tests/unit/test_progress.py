@@ -50,6 +50,36 @@ def test_the_last_words_are_the_errors_not_the_noise_after_them():
     assert "fewer replicas" in (remedy(words) or "")
 
 
+def test_vllm_tells_what_is_wrong_with_its_settings():
+    """Below the error's name, and before all that it was given."""
+    raised = "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig"
+    words = last_words(
+        [
+            "(APIServer pid=1)   File 'arg_utils.py', line 2594, in create_engine_config",
+            f"(APIServer pid=1) {raised}",
+            "(APIServer pid=1)   Value error, max_model_len (999999) is greater than 8192."
+            " [type=value_error, input_value=ArgsKwargs((), {'model': '/m'}), input_type=Args]",
+            "(APIServer pid=1)     For further information visit https://errors.pydantic.dev",
+        ]
+    )
+    assert words == f"{raised} | Value error, max_model_len (999999) is greater than 8192."
+
+
+def test_what_points_to_an_error_above_is_no_error_of_its_own():
+    """Nor is the line that raised it."""
+    cause = "ValueError: Available memory is less than requested memory for kv (40 GiB)."
+    words = last_words(
+        [
+            f"(Worker pid=3) ERROR 11-27 17:03:48 [v1.py:9] {cause}",
+            "(EngineCore pid=2) ERROR 11-27 17:03:49 [core.py:9]     raise RuntimeError(",
+            "(EngineCore pid=2) ERROR 11-27 17:03:49 [core.py:9] RuntimeError: Worker failed with"
+            " error 'Available memory', please check the stack trace above for the root cause",
+            "Exception: WorkerProc initialization failed. See stack trace for root cause.",
+        ]
+    )
+    assert words == cause and "fewer replicas" in (remedy(words) or "")
+
+
 def test_llama_cpp_tells_which_file_it_could_not_load():
     """Whatever it says after that, and though it tries twice."""
     words = last_words(
@@ -108,7 +138,7 @@ def test_a_signal_is_told_by_its_name():
     assert ending(-99) == "was killed by signal 99"
     killed = f"its process {ending(-9)} after 20.0 s"
     assert "memory is used up" in (remedy(killed) or "")
-    assert remedy(f"{killed}: SafetensorError: incomplete metadata") is None
+    assert remedy(f"{killed}: ValueError: no such model type") is None
     assert "pool.memory" in (remedy(f"{killed}: torch.OutOfMemoryError: out of memory") or "")
 
 
@@ -116,3 +146,42 @@ def test_a_bad_flag_and_a_taken_port_have_a_remedy():
     """As argparse and the operating system say them."""
     assert remedy("launch_server.py: error: unrecognized arguments: --bogus") == "correct pool.args"
     assert "--port" in (remedy("OSError: [Errno 98] Address already in use") or "")
+
+
+def test_weights_that_are_cut_off_are_to_be_fetched_again():
+    """As the libraries of SGLang and vLLM, and llama.cpp, say it."""
+    for words in (
+        "safetensors_rust.SafetensorError: Error while deserializing header: incomplete metadata",
+        "error loading model: data is not within the file bounds, model is corrupted or incomplete",
+    ):
+        assert remedy(words) == "fetch the model's files again"
+
+
+def test_an_error_that_is_called_a_warning_is_told():
+    """SGLang calls so what ends it; a frame of its traceback tells nothing."""
+    told = "ValueError: Warning: User-specified context_length (999999) is greater than the derived"
+    words = last_words(
+        [
+            "x.py:76: UserWarning: Only CUDA supports it.",
+            '  File "model_config.py", line 1314, in _derive_context_length',
+            "    raise ValueError(",
+            told,
+        ]
+    )
+    assert words == told and remedy(words) == "give a shorter context_tokens"
+    assert last_words(["loading", '  File "a.py", line 1, in run']) == "loading"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.",
+        "ValueError: Loaded weights leave no GPU memory for the KV cache under 0.1.",
+        "ValueError: No available memory for the cache blocks.",
+        "ValueError: 5 GiB KV cache is needed, which is larger than the available KV cache memory",
+    ],
+)
+def test_an_engine_without_room_for_kv_memory_is_to_be_given_more(words):
+    """Of what it was told to take; a lower share would be the wrong advice."""
+    told = remedy(words) or ""
+    assert "a higher pool.memory" in told and "lower" not in told

@@ -248,6 +248,7 @@ async def test_a_name_that_does_not_resolve_has_failed():
         ({"pool": [{"discover": "dns://h:1", "engine": "vllm"}] * 2}, "two pools discover dns://"),
         ({"pool": [{"urls": ["http://h:1"], "engine": "vllm"}] * 2}, "listed twice: http://h:1"),
         ({"pool": [{"engine": "vllm"}]}, "the pool has no replica"),
+        ({"pool": [{"engine": "vllm", "model": "m", "urls": []}]}, "has no replica: urls is empty"),
         ({"pool": [{"discover": "dns://h:1", "replicas": 2}]}, "give one of urls"),
         ({"discover": ["vllm=dns://h:1", "vllm=dns://h:1"]}, "listed twice"),
         ({"aliases": {"a": "b", "b": "c"}}, "an alias too"),

@@ -135,16 +135,36 @@ def test_one_replica_alone_speculates_only_if_it_adapts_by_itself():
 
 
 def test_a_draft_of_another_vocabulary_is_refused():
-    """By its size, or by its tokens; where a file does not tell, the engine has the word."""
-    speculation.check_draft(MODEL, DRAFT)
-    speculation.check_draft(MODEL, ModelFacts(source="org/d", name="d"))
+    """By its tokens, or by its size where no file tells these; where none tells that either, the
+    engine has the word."""
+    speculation.check_draft(MODEL, DRAFT, "vLLM 0.32.0")
+    speculation.check_draft(MODEL, ModelFacts(source="org/d", name="d"), "vLLM 0.32.0")
     for other in (
         ModelFacts(source="/o", name="o", vocabulary=101, tokenizer="b"),
         ModelFacts(source="/o", name="o", vocabulary=100, tokenizer="b"),
         ModelFacts(source="/o", name="o", vocabulary=101),
     ):
         with pytest.raises(SettingsError, match="/o has another vocabulary"):
-            speculation.check_draft(MODEL, other)
+            speculation.check_draft(MODEL, other, "vLLM 0.32.0", maps_tokens=True)
+
+
+def test_a_padded_draft_of_the_same_tokenizer_is_for_an_engine_that_maps_tokens():
+    """It is told to; one of the same size needs none of that, and no other engine takes it."""
+    padded = ModelFacts(source="/p", name="p", vocabulary=128, tokenizer="a")
+    told = (
+        r"/p has the tokenizer of /m, but SGLang 0\.5\.23 takes no draft whose vocab_size is "
+        r"another \(128, not 100\): take one of that size, or method = \"ngram\""
+    )
+    with pytest.raises(SettingsError, match=told):
+        speculation.check_draft(MODEL, padded, "SGLang 0.5.23")
+    speculation.check_draft(MODEL, padded, "vLLM 0.32.0", maps_tokens=True)
+    given = wanted("draft", draft_model="/p")
+    unread = ModelFacts(source="org/m", name="m")
+    for model, draft, maps in (
+        (MODEL, padded, True), (MODEL, DRAFT, False), (unread, padded, False),
+    ):  # fmt: skip
+        ((_, value),) = speculation.vllm(given, model, draft)
+        assert ("use_heterogeneous_vocab" in json.loads(value or "")) is maps
 
 
 def test_settings_that_contradict_each_other_are_refused():
