@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from recorded_engines import KINDS
 from sessile.errors import ReplicaRefused
 from sessile.router.engine import Engine, Reply
 from sessile.sessions.memory_store import MemoryStore
@@ -39,6 +40,12 @@ class Bench:
         self.store = store
         self.another = another
         self.elapse = elapse
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: Any) -> str:
+    """Every kind of engine that was recorded, in turn."""
+    return str(request.param)
 
 
 @pytest.fixture(params=GARBAGE.values(), ids=GARBAGE)
