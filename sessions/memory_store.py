@@ -239,10 +239,6 @@ class MemoryStore:
         self._records.put(key, msgspec.structs.replace(record))
         return True
 
-    async def get_session(self, key: SessionKey) -> SessionRecord | None:
-        found = self._records.get(key)
-        return msgspec.structs.replace(found) if found is not None else None
-
     async def find_session(self, tenant: str, session: str) -> list[SessionRecord]:
         return [
             msgspec.structs.replace(record)

@@ -265,10 +265,6 @@ class RedisStore:
             await self._link.run(self._list_recent(record.tenant, {record.session: time.time()}))
         return bool(made)
 
-    async def get_session(self, key: SessionKey) -> SessionRecord | None:
-        keys = Keys(key.tenant, key.session, key.model)
-        return _read_record(await self._link.run(("HGETALL", keys.record)))
-
     async def find_session(self, tenant: str, session: str) -> list[SessionRecord]:
         models = await self._link.run(("SMEMBERS", Keys(tenant, session).models))
         reads = [
