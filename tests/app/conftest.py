@@ -10,7 +10,9 @@ import pytest
 import uvicorn
 from openai import AsyncOpenAI
 from starlette.types import ASGIApp
+from websockets.asyncio.client import connect
 
+from lane_lines import Lines
 from scripted_engine import Cut, ScriptedEngine
 from sessile.api.http_protocol import HttpProtocol
 from sessile.api.ws_protocol import WebSocketProtocol
@@ -156,6 +158,13 @@ async def make_site(start: Start, serve: Any) -> AsyncIterator[Callable[..., Awa
             return Site(made, fakes, clients)
 
         yield make_site
+
+
+@pytest.fixture
+async def lines(router: Router) -> AsyncIterator[Lines]:
+    """A WebSocket to the router."""
+    async with connect(router.ws_url) as ws:
+        yield Lines(ws)
 
 
 @pytest.fixture

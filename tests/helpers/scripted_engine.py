@@ -134,3 +134,6 @@ def _chunk(finish: str | None = None, **delta: Any) -> dict[str, Any]:
     """One chunk of a chat completion."""
     choice = {"index": 0, "delta": delta, "finish_reason": finish}
     return {"id": "x", "object": "chat.completion.chunk", "model": "m", "choices": [choice]}
+
+
+STOP = _chunk("stop")
