@@ -14,6 +14,7 @@ from websockets.asyncio.client import connect
 
 from lane_lines import Lines
 from scripted_engine import Cut, ScriptedEngine
+from sessile import AsyncClient
 from sessile.api.http_protocol import HttpProtocol
 from sessile.api.ws_protocol import WebSocketProtocol
 from sessile.app import App, create_app
@@ -185,6 +186,13 @@ async def client(router: Router) -> AsyncIterator[AsyncOpenAI]:
     """OpenAI's client of the router."""
     async with AsyncOpenAI(base_url=router.url + "/v1", api_key="none", max_retries=0) as client:
         yield client
+
+
+@pytest.fixture
+async def sdk(router: Router) -> AsyncIterator[AsyncClient]:
+    """The SDK's client of the router."""
+    async with AsyncClient(router.url) as sdk:
+        yield sdk
 
 
 @asynccontextmanager
