@@ -10,7 +10,7 @@ _SEPARATOR = "\x1f"
 
 
 def write_binding(binding: Binding) -> str:
-    """One string, which scripts compare whole and whose epoch they count up."""
+    """One string: scripts compare it whole, and a claim makes the first."""
     return f"{binding.epoch}{_SEPARATOR}{binding.replica}{_SEPARATOR}{binding.incarnation}"
 
 
