@@ -19,7 +19,7 @@ from sessile.errors import (
     ReplicaNotFound,
 )
 from sessile.router.adapters import Adapter, Adapters
-from sessile.router.engine import Identity, Load
+from sessile.router.engine import Identity
 from sessile.router.outlook import Outlook
 from sessile.router.policy import Candidate
 from sessile.router.releases import Releases, Variant
@@ -255,16 +255,6 @@ class Pool:
 
     # -- what the pool is told
 
-    def reported(self, replica: Replica, load: Load) -> None:
-        """A probe has read the replica's load."""
-        replica.load = load
-        outlook = replica.outlook
-        outlook.slots = load.slots
-        outlook.reported_queue = load.waiting or 0
-        if load.capacity_tokens and load.capacity_tokens != outlook.capacity_tokens:
-            ratio = replica.identity.host_ratio if replica.identity is not None else 0.0
-            outlook.resize(load.capacity_tokens, int(ratio * load.capacity_tokens))
-
     def seen(self, name: str, identity: Identity) -> list[Replica]:
         """A probe found the server up; gives the replicas that are not there any more, since it has
         another number of ranks now. A new incarnation means that its KV cache is empty."""
@@ -307,20 +297,9 @@ class Pool:
 
     def _seen(self, replica: Replica, identity: Identity) -> None:
         before, was = replica.identity, replica.incarnation
-        replica.identity = identity
-        replica.counts_cached |= identity.counts_cached
         if identity.warning and (before is None or before.warning != identity.warning):
             log.warning("replica warns replica=%s why=%r", replica.id, identity.warning)
-        if replica.spec.incarnation is None:  # else its launcher has told, and knows better
-            # NOTE: restarts that only this router has seen must not count: routers that disagree
-            # on an incarnation would re-bind each other's sessions for ever.
-            replica.incarnation = identity.incarnation or "unknown"
-        if replica.incarnation != replica.outlook.incarnation:
-            replica.outlook.reset(replica.incarnation or "")
-            replica.ghosts.reset()
-            replica.doubts.reset()
-        replica.outlook.speculates = bool(replica.speculates)
-        replica.outlook.lacks = identity.lacks
+        replica.identified(identity)
         self._shelve(replica, identity)
         self._ready.clear()
         if was is not None and before is not None and was != replica.incarnation:
@@ -392,11 +371,8 @@ class Pool:
         server.spec = msgspec.structs.replace(server.spec, incarnation=incarnation)
         for replica in server.replicas:
             replica.spec = msgspec.structs.replace(replica.spec, incarnation=incarnation)
-            replica.incarnation = incarnation
+            replica.restarted(incarnation)
             replica.state, replica.why = "starting", replica.why or "it is being started"
-            replica.outlook.reset(incarnation)
-            replica.ghosts.reset()
-            replica.doubts.reset()
             self._ready.clear()
 
     def drain(self, name: str, why: str = "asked to drain") -> list[Replica]:
