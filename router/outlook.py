@@ -103,11 +103,6 @@ class Outlook:
         return len(self.runs) + self.foreign_running + _HARM_PAUSED * len(self.paused)
 
     @property
-    def computes(self) -> bool:
-        """Whether a turn sent here waits for its first token."""
-        return self._computing > 0
-
-    @property
     def queued(self) -> int:
         """Turns that wait there for a slot, as far as can be told."""
         over = self.in_flight - self.slots if self.slots else 0

@@ -19,7 +19,8 @@ from sessile.errors import (
     ReplicaNotFound,
 )
 from sessile.router.adapters import Adapter, Adapters
-from sessile.router.engine import Identity, Load
+from sessile.router.engine import Identity
+from sessile.router.membership import Membership
 from sessile.router.outlook import Outlook
 from sessile.router.policy import Candidate
 from sessile.router.releases import Releases, Variant
@@ -43,6 +44,7 @@ class Pool:
         self.aliases = aliases
         self.adapters = adapters or Adapters()
         self.releases = Releases()
+        self._membership = Membership(self.adapters, self.releases)
         self._make = make
         self._sessions_at = sessions_at
         self._servers: dict[str, Server] = {}
@@ -188,50 +190,11 @@ class Pool:
     def serving(self, model: str) -> Iterator[Replica]:
         """The replicas that serve the model or variant, in whatever state: those that have loaded
         it, too, and those that could, if it is an adapter."""
-        variant = self.releases.variant(model)
-        if variant is not None and variant.group is not None:
-            yield from self.members(variant)
-            return
-        adapter = self.adapters.get(model)
-        for r in self._replicas.values():
-            if model in r.models:
-                if not self._is_apart(r, model):
-                    yield r
-            elif adapter is not None and self._can_serve(r, adapter):
-                yield r
+        return self._membership.serving(model, self._replicas.values())
 
     def members(self, variant: Variant) -> Iterator[Replica]:
         """The replicas that would make up the variant, whether there is such a release or not."""
-        for r in self._replicas.values():
-            if variant.model not in r.models:
-                continue
-            group = variant.group
-            if r.is_of(group) if group is not None else not self._is_apart(r, variant.model):
-                yield r
-
-    def _is_apart(self, replica: Replica, model: str) -> bool:
-        """Whether the replica serves the model only as a part of some variant."""
-        groups = self.releases.groups(model)
-        return replica.spec.standby or any(replica.is_of(group) for group in groups)
-
-    def _bears(self, replica: Replica, base: str) -> bool:
-        """Whether adapters of `base` may run there: they follow it once a swap is finished."""
-        release = self.releases.get(base)
-        if release is None or release.settled.group is None:
-            return not self._is_apart(replica, base)
-        return release.settled.model == base and replica.is_of(release.settled.group)
-
-    def _can_serve(self, replica: Replica, adapter: Adapter) -> bool:
-        if adapter.base in replica.models and not self._bears(replica, adapter.base):
-            return False
-        if adapter.name in replica.outlook.shelf.loaded:
-            return True
-        if adapter.path is None or adapter.base not in replica.models:
-            return False
-        incarnation = replica.incarnation or ""
-        return replica.engine.loads_adapters and (
-            self.adapters.refusal(adapter.name, replica.server, incarnation) is None
-        )
+        return self._membership.members(variant, self._replicas.values())
 
     def candidates(self, model: str) -> list[Candidate]:
         """The replicas that may take a turn of `model`: the ready ones. A draining replica
@@ -254,16 +217,6 @@ class Pool:
         return found
 
     # -- what the pool is told
-
-    def reported(self, replica: Replica, load: Load) -> None:
-        """A probe has read the replica's load."""
-        replica.load = load
-        outlook = replica.outlook
-        outlook.slots = load.slots
-        outlook.reported_queue = load.waiting or 0
-        if load.capacity_tokens and load.capacity_tokens != outlook.capacity_tokens:
-            ratio = replica.identity.host_ratio if replica.identity is not None else 0.0
-            outlook.resize(load.capacity_tokens, int(ratio * load.capacity_tokens))
 
     def seen(self, name: str, identity: Identity, *, old_adapters: bool = False) -> list[Replica]:
         """A probe found the server up; gives the replicas that are not there any more, since it has
@@ -308,20 +261,9 @@ class Pool:
 
     def _seen(self, replica: Replica, identity: Identity, old_adapters: bool) -> None:
         before, was = replica.identity, replica.incarnation
-        replica.identity = identity
-        replica.counts_cached |= identity.counts_cached
         if identity.warning and (before is None or before.warning != identity.warning):
             log.warning("replica warns replica=%s why=%r", replica.id, identity.warning)
-        if replica.spec.incarnation is None:  # else its launcher has told, and knows better
-            # NOTE: restarts that only this router has seen must not count: routers that disagree
-            # on an incarnation would re-bind each other's sessions for ever.
-            replica.incarnation = identity.incarnation or "unknown"
-        if replica.incarnation != replica.outlook.incarnation:
-            replica.outlook.reset(replica.incarnation or "")
-            replica.ghosts.reset()
-            replica.doubts.reset()
-        replica.outlook.speculates = bool(replica.speculates)
-        replica.outlook.lacks = identity.lacks
+        replica.identified(identity)
         if not old_adapters:
             self._shelve(replica, identity)
         self._ready.clear()
@@ -394,11 +336,8 @@ class Pool:
         server.spec = msgspec.structs.replace(server.spec, incarnation=incarnation)
         for replica in server.replicas:
             replica.spec = msgspec.structs.replace(replica.spec, incarnation=incarnation)
-            replica.incarnation = incarnation
+            replica.restarted(incarnation)
             replica.state, replica.why = "starting", replica.why or "it is being started"
-            replica.outlook.reset(incarnation)
-            replica.ghosts.reset()
-            replica.doubts.reset()
             self._ready.clear()
 
     def drain(self, name: str, why: str = "asked to drain") -> list[Replica]:

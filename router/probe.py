@@ -59,7 +59,7 @@ class Probe:
                 replies = await self._replies(calls)
                 for replica in server.replicas:
                     load = replica.engine.read_load(replies, self._clock())
-                    self._pool.reported(replica, load)
+                    replica.reported(load)
                     await self._lay_ghosts(replica, load)
             if not coming_up and self._looks % _IDENTITY_EVERY == 0:
                 # NOTE: a busy engine may tell it late (SGLang's waits for the end of a prefill,

@@ -95,6 +95,36 @@ class Replica:
         told = self.identity.speculates if self.identity is not None else None
         return self.spec.speculates if told is None else told
 
+    def identified(self, identity: Identity) -> None:
+        """It has said who it is. A new incarnation means that its KV cache is empty."""
+        self.identity = identity
+        self.counts_cached |= identity.counts_cached
+        if self.spec.incarnation is None:  # else its launcher has told, and knows better
+            # NOTE: restarts that only this router has seen must not count: routers that disagree
+            # on an incarnation would re-bind each other's sessions for ever.
+            self.incarnation = identity.incarnation or "unknown"
+        if self.incarnation is not None and self.incarnation != self.outlook.incarnation:
+            self.restarted(self.incarnation)
+        self.outlook.speculates = bool(self.speculates)
+        self.outlook.lacks = identity.lacks
+
+    def restarted(self, incarnation: str) -> None:
+        """It runs anew: nothing is left of what was held there, or held against it."""
+        self.incarnation = incarnation
+        self.outlook.reset(incarnation)
+        self.ghosts.reset()
+        self.doubts.reset()
+
+    def reported(self, load: Load) -> None:
+        """It has said what it has to do, and how much memory for that."""
+        self.load = load
+        outlook = self.outlook
+        outlook.slots = load.slots
+        outlook.reported_queue = load.waiting or 0
+        if load.capacity_tokens and load.capacity_tokens != outlook.capacity_tokens:
+            ratio = self.identity.host_ratio if self.identity is not None else 0.0
+            outlook.resize(load.capacity_tokens, int(ratio * load.capacity_tokens))
+
     def accepted(self, length: float) -> None:
         """An answer told so many tokens a step."""
         before = self.acceptance_length

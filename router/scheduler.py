@@ -42,7 +42,6 @@ class Admitted(msgspec.Struct, frozen=True):
 
     ask: Ask
     decision: Decision | None
-    queued_s: float
 
 
 class Scheduler:
@@ -121,7 +120,7 @@ class Scheduler:
         for late in self.queue.overdue(now):
             self.queue.remove(late.ask.turn)
             self.live.forsake(late.ask.session)
-            out.append(Admitted(late.ask, None, now - late.at))
+            out.append(Admitted(late.ask, None))
         passed = 0
         loose = True  # whether there may be memory to let go of
         for waiting in self.queue.ordered(now) if self.queue else ():
@@ -140,7 +139,7 @@ class Scheduler:
                 continue
             self.queue.remove(ask.turn)
             self.book(ask, decision, replicas, now)
-            out.append(Admitted(ask, decision, now - waiting.at))
+            out.append(Admitted(ask, decision))
         return out
 
     def _relief_s(self, open_to: Sequence[Outlook], now: float) -> float:

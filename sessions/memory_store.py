@@ -4,13 +4,12 @@ Simple on purpose: it is what the contract means, and what `redis_store` is test
 """
 
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Hashable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Callable, Collection, Sequence
 
 import msgspec
 
 from sessile.errors import TurnLockLost
+from sessile.sessions.expiring import Expiring
 from sessile.sessions.memory_conversations import MemoryConversations
 from sessile.sessions.memory_log import MemoryLog
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
@@ -27,45 +26,7 @@ from sessile.sessions.store import (
     TurnEnd,
 )
 
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
-
 _MOST_ENTRIES = 100_000
-
-
-class _Expiring(Generic[K, V]):
-    """A mapping whose entries end: at their time, or as the oldest of too many."""
-
-    def __init__(self, ttl_s: float, clock: Callable[[], float], most: int) -> None:
-        self._ttl_s = ttl_s
-        self._clock = clock
-        self._most = most
-        self._entries: OrderedDict[K, tuple[float, V]] = OrderedDict()
-
-    def get(self, key: K) -> V | None:
-        entry = self._entries.get(key)
-        if entry is None:
-            return None
-        if entry[0] <= self._clock():
-            del self._entries[key]
-            return None
-        return entry[1]
-
-    def put(self, key: K, value: V, ttl_s: float | None = None) -> None:
-        """Store, and renew the expiry."""
-        self._entries[key] = (self._clock() + (ttl_s or self._ttl_s), value)
-        self._entries.move_to_end(key)
-        if len(self._entries) > self._most:
-            self._entries.popitem(last=False)
-
-    def drop(self, key: K) -> None:
-        self._entries.pop(key, None)
-
-    def items(self) -> list[tuple[K, V]]:
-        return [(key, value) for key in list(self._entries) if (value := self.get(key))]
-
-    def newest(self) -> list[V]:
-        return [value for key in reversed(list(self._entries)) if (value := self.get(key))]
 
 
 class MemoryStore:
@@ -79,30 +40,30 @@ class MemoryStore:
     ) -> None:
         self._clock = clock
         self.events = MemoryLog(limits.events, clock)
-        self._records: _Expiring[SessionKey, SessionRecord] = _Expiring(
+        self._records: Expiring[SessionKey, SessionRecord] = Expiring(
             limits.ttl_s, clock, most_entries
         )
-        self._bindings: _Expiring[SessionKey, Binding] = _Expiring(
+        self._bindings: Expiring[SessionKey, Binding] = Expiring(
             limits.binding_ttl_s, clock, most_entries
         )
-        self._locks: _Expiring[SessionKey, str] = _Expiring(limits.ttl_s, clock, most_entries)
-        self._fences: _Expiring[SessionKey, int] = _Expiring(limits.ttl_s, clock, most_entries)
-        self._turns: _Expiring[tuple[str, str], TurnRecord] = _Expiring(
+        self._locks: Expiring[SessionKey, str] = Expiring(limits.ttl_s, clock, most_entries)
+        self._fences: Expiring[SessionKey, int] = Expiring(limits.ttl_s, clock, most_entries)
+        self._turns: Expiring[tuple[str, str], TurnRecord] = Expiring(
             limits.turn_ttl_s, clock, most_entries
         )
-        self._lineage: _Expiring[tuple[str, str, str], str] = _Expiring(
+        self._lineage: Expiring[tuple[str, str, str], str] = Expiring(
             limits.binding_ttl_s, clock, most_entries
         )
-        self._reports: _Expiring[str, bytes] = _Expiring(limits.ttl_s, clock, most_entries)
-        self._news: _Expiring[int, tuple[str, bytes]] = _Expiring(limits.ttl_s, clock, most_entries)
+        self._reports: Expiring[str, bytes] = Expiring(limits.ttl_s, clock, most_entries)
+        self._news: Expiring[int, tuple[str, bytes]] = Expiring(limits.ttl_s, clock, most_entries)
         self._last_news = 0
-        self._adapters: _Expiring[str, bytes] = _Expiring(limits.ttl_s, clock, most_entries)
-        self._variants: _Expiring[SessionKey, str] = _Expiring(limits.ttl_s, clock, most_entries)
-        self._releases: _Expiring[str, bytes] = _Expiring(limits.ttl_s, clock, most_entries)
-        self._figures: _Expiring[tuple[str, str], bytes] = _Expiring(
+        self._adapters: Expiring[str, bytes] = Expiring(limits.ttl_s, clock, most_entries)
+        self._variants: Expiring[SessionKey, str] = Expiring(limits.ttl_s, clock, most_entries)
+        self._releases: Expiring[str, bytes] = Expiring(limits.ttl_s, clock, most_entries)
+        self._figures: Expiring[tuple[str, str], bytes] = Expiring(
             limits.ttl_s, clock, most_entries
         )
-        self._once: _Expiring[tuple[str, str], StoredResult | Running] = _Expiring(
+        self._once: Expiring[tuple[str, str], StoredResult | Running] = Expiring(
             limits.idempotency_ttl_s, clock, most_entries
         )
         self.conversations = MemoryConversations(limits.ttl_s, clock, most_entries)
@@ -238,10 +199,6 @@ class MemoryStore:
             return False
         self._records.put(key, msgspec.structs.replace(record))
         return True
-
-    async def get_session(self, key: SessionKey) -> SessionRecord | None:
-        found = self._records.get(key)
-        return msgspec.structs.replace(found) if found is not None else None
 
     async def find_session(self, tenant: str, session: str) -> list[SessionRecord]:
         return [

@@ -10,7 +10,6 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 import msgspec
 
@@ -22,6 +21,7 @@ from sessile.sessions.redis_keys import Keys
 from sessile.sessions.redis_link import RedisLink, Script
 from sessile.sessions.redis_log import SCRIPTS as LOG_SCRIPTS
 from sessile.sessions.redis_log import RedisLog
+from sessile.sessions.redis_records import read_binding, read_record, write_binding, write_record
 from sessile.sessions.redis_wire import Command
 from sessile.sessions.store import (
     NEWS_AT_ONCE,
@@ -38,7 +38,6 @@ from sessile.sessions.store import (
 
 log = logging.getLogger("sessile.store")
 
-_SEPARATOR = "\x1f"
 _MOST_RECENT = 10_000
 _MOST_NEWS_BYTES = 1 << 20  # of one call, so that a backlog is not what the time-out catches
 _RECENT_EVERY_S = 0.05  # how often the list of recent sessions is told of the turns that ended
@@ -125,24 +124,24 @@ class RedisStore:
         )
         if state == b"closed":
             return Claim(Binding(replica, incarnation, 0), False, "closed", int(held))
-        return Claim(_read_binding(binding), won == 1, "open", int(held))
+        return Claim(read_binding(binding), won == 1, "open", int(held))
 
     async def refresh(self, key: SessionKey, binding: Binding) -> Binding | None:
         keys = Keys(key.tenant, key.session, key.model)
         current = await self._link.run(
-            _REFRESH.command((keys.binding,), _write_binding(binding), self._binding_ttl_ms)
+            _REFRESH.command((keys.binding,), write_binding(binding), self._binding_ttl_ms)
         )
-        return None if current is None else _read_binding(current)
+        return None if current is None else read_binding(current)
 
     async def rebind(
         self, key: SessionKey, seen: Binding, replica: str, incarnation: str
     ) -> Binding:
         keys = Keys(key.tenant, key.session, key.model)
         moved = Binding(replica, incarnation, seen.epoch + 1)
-        return _read_binding(
+        return read_binding(
             await self._link.run(
                 _REBIND.command(
-                    (keys.binding,), _write_binding(seen), _write_binding(moved),
+                    (keys.binding,), write_binding(seen), write_binding(moved),
                     self._binding_ttl_ms,
                 )
             )
@@ -203,7 +202,7 @@ class RedisStore:
             _END.command(
                 (keys.record, keys.models, keys.binding, keys.fence),
                 _given(end.fence),
-                "" if end.binding is None else _write_binding(end.binding),
+                "" if end.binding is None else write_binding(end.binding),
                 end.turn if end.stateful else "",
                 _given(end.prompt_tokens),
                 _given(end.cached_tokens),
@@ -258,23 +257,19 @@ class RedisStore:
         keys = Keys(record.tenant, record.session, record.model)
         made = await self._link.run(
             _CREATE.command(
-                (keys.record, keys.models), self._ttl_ms, record.model, *_write_record(record)
+                (keys.record, keys.models), self._ttl_ms, record.model, *write_record(record)
             )
         )
         if made:
             await self._link.run(self._list_recent(record.tenant, {record.session: time.time()}))
         return bool(made)
 
-    async def get_session(self, key: SessionKey) -> SessionRecord | None:
-        keys = Keys(key.tenant, key.session, key.model)
-        return _read_record(await self._link.run(("HGETALL", keys.record)))
-
     async def find_session(self, tenant: str, session: str) -> list[SessionRecord]:
         models = await self._link.run(("SMEMBERS", Keys(tenant, session).models))
         reads = [
             ("HGETALL", Keys(tenant, session, model.decode()).record) for model in sorted(models)
         ]
-        found = [_read_record(pairs) for pairs in await self._link.run_all(reads)]
+        found = [read_record(pairs) for pairs in await self._link.run_all(reads)]
         return [record for record in found if record is not None]
 
     async def close_session(self, key: SessionKey) -> bool:
@@ -295,7 +290,7 @@ class RedisStore:
             for session, models in zip(sessions, known, strict=True)
             for model in sorted(models)
         ]
-        found = [_read_record(pairs) for pairs in await self._link.run_all(reads)]
+        found = [read_record(pairs) for pairs in await self._link.run_all(reads)]
         return [record for record in found if record is not None][:limit]
 
     async def find_lineage(self, tenant: str, model: str, keys: Sequence[str]) -> str | None:
@@ -380,34 +375,3 @@ def _ms(seconds: float) -> int:
 
 def _given(value: int | None) -> str | int:
     return "" if value is None else value
-
-
-def _write_binding(binding: Binding) -> str:
-    return f"{binding.epoch}{_SEPARATOR}{binding.replica}{_SEPARATOR}{binding.incarnation}"
-
-
-def _read_binding(data: bytes) -> Binding:
-    epoch, replica, incarnation = data.decode().split(_SEPARATOR)
-    return Binding(replica, incarnation, int(epoch))
-
-
-def _write_record(record: SessionRecord) -> list[str]:
-    pairs: list[str] = []
-    for name, value in msgspec.to_builtins(record).items():
-        if name == "metadata":
-            value = msgspec.json.encode(value).decode() if value else None
-        if value is not None:
-            pairs += (name, str(value))
-    return pairs
-
-
-def _read_record(found: Any) -> SessionRecord | None:
-    """A hash as `HGETALL` gives it, a dict or (RESP2) a flat list, as a record; None if empty."""
-    if isinstance(found, list):
-        found = dict(zip(found[::2], found[1::2], strict=True))
-    if not found or b"session" not in found:
-        return None
-    fields: dict[str, Any] = {name.decode(): value.decode() for name, value in found.items()}
-    if "metadata" in fields:
-        fields["metadata"] = msgspec.json.decode(fields["metadata"])
-    return msgspec.convert(fields, SessionRecord, strict=False)

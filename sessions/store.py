@@ -216,11 +216,9 @@ class Store(Protocol):
     async def create_session(self, record: SessionRecord) -> bool:
         """Store a new session; False if one of that tenant, model and id is there already."""
 
-    async def get_session(self, key: SessionKey) -> SessionRecord | None:
-        """The session's record, None if it expired or belongs to another tenant."""
-
     async def find_session(self, tenant: str, session: str) -> list[SessionRecord]:
-        """The records of that session id, one for each model it has spoken to."""
+        """The records of that session id, one for each model it has spoken to; none if it
+        expired or belongs to another tenant."""
 
     async def close_session(self, key: SessionKey) -> bool:
         """Mark it closed and drop its binding; False if there is none. Closing twice is fine."""

@@ -72,7 +72,7 @@ def up(
         sessile up -c sessile.toml
         sessile up -c sessile.toml --dry-run
     """
-    from sessile.settings import load
+    from sessile.settings_load import load
 
     pool: dict[str, Any] = {}
     if model is not None or replicas is not None or context is not None:
@@ -118,7 +118,7 @@ def serve(
     sessile serve --discover 'sglang=kubernetes://default?selector=app=sglang&port=30000'
     sessile serve --discover ray://head:8000/sessile
     """
-    from sessile.settings import load
+    from sessile.settings_load import load
 
     overrides = _flags(host, port, redis, policy, log_format)
     if replica:
@@ -140,7 +140,8 @@ def settings(config: Config = None) -> None:
     sessile settings
     SESSILE_SERVER__PORT=9000 sessile settings -c sessile.toml
     """
-    from sessile.settings import Settings, load, masked
+    from sessile.settings import Settings
+    from sessile.settings_load import load, masked
 
     tree = load(config)
     values = masked(tree)

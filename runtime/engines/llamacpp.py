@@ -1,7 +1,7 @@
 """llama.cpp's HTTP server: slots are its unit of load, its timings the evidence of a cache hit."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import msgspec
@@ -178,15 +178,21 @@ def _acceptance(timings: Mapping[str, Any]) -> float | None:
     return made / (made - accepted)
 
 
-def _continue(path: str, document: Mapping[str, Any], text: str) -> FollowUps:
-    reply = yield Call("POST", "/tokenize", _json({"content": text}))
-    told = document_of(reply, "/tokenize").get("tokens")
+def _rendered(path: str, document: Mapping[str, Any]) -> Generator[Call, Reply, str]:
+    """The prompt as the engine reads it, rendered by its own template if it is a chat."""
     prompt = document.get("prompt")
     if path == "/v1/chat/completions":
         reply = yield Call("POST", "/apply-template", _json(document))
         prompt = document_of(reply, "/apply-template").get("prompt")
     if not isinstance(prompt, str):
         raise ReplicaRefused("the prompt is not one text")
+    return prompt
+
+
+def _continue(path: str, document: Mapping[str, Any], text: str) -> FollowUps:
+    reply = yield Call("POST", "/tokenize", _json({"content": text}))
+    told = document_of(reply, "/tokenize").get("tokens")
+    prompt = yield from _rendered(path, document)
     rest = {name: value for name, value in document.items() if name not in _OF_CHAT}
     tokens = len(told) if isinstance(told, list) else None
     return FollowUp("/v1/completions", {**rest, "prompt": prompt + text}, tokens)
@@ -195,12 +201,7 @@ def _continue(path: str, document: Mapping[str, Any], text: str) -> FollowUps:
 def _save(path: str, document: Mapping[str, Any], file: str) -> Steps:
     """The prompt is run once more, for no token: that takes it out of the host cache into a slot,
     and tells which."""
-    prompt = document.get("prompt")
-    if path == "/v1/chat/completions":
-        reply = yield Call("POST", "/apply-template", _json(document))
-        prompt = document_of(reply, "/apply-template").get("prompt")
-    if not isinstance(prompt, str):
-        raise ReplicaRefused("the prompt is not one text")
+    prompt = yield from _rendered(path, document)
     slot = _slot((yield _run(prompt)))
     reply = yield Call("POST", f"/slots/{slot}?action=save", _json({"filename": file}))
     document_of(reply, "/slots")

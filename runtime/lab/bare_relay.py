@@ -10,6 +10,7 @@ import uvicorn
 import uvloop
 from starlette.types import Receive, Scope, Send
 
+from sessile.lab.asgi import read_body
 from sessile.router.connection import Timeouts
 from sessile.router.upstream import Upstream
 
@@ -21,13 +22,8 @@ class BareRelay:
         self._upstream = Upstream(url, Timeouts(connect_s=3.0, first_byte_s=60.0, idle_s=60.0))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = bytearray()
-        more = True
-        while more:
-            message = await receive()
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-        answer = await self._upstream.open(scope["method"], scope["path"], bytes(body))
+        body = await read_body(receive)
+        answer = await self._upstream.open(scope["method"], scope["path"], body)
         names = (b"content-type", b"content-length")
         headers = [(name, answer.headers[name]) for name in names if name in answer.headers]
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})

@@ -23,6 +23,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from sessile.engines.embedded_store import embedded_store
 from sessile.engines.supervisor import free_ports
 from sessile.errors import RouterUnreachable, SettingsError
+from sessile.lab.asgi import EVENTS, answer, event, finish, read_body, start, write
 from sessile.lab.bench import quantile
 from sessile.lab.processes import child, cpu_s
 
@@ -66,30 +67,21 @@ class _Stamps:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "GET":
-            await _start(send, b"application/json")
             models = {"object": "list", "data": [{"id": "stamps", "object": "model"}]}
-            await send({"type": "http.response.body", "body": msgspec.json.encode(models)})
+            await answer(send, 200, models)
             return
-        while (await receive()).get("more_body"):
-            pass
-        await _start(send, b"text/event-stream")
+        await read_body(receive)
+        await start(send, 200, EVENTS)
         for _ in range(self._tokens):
             await asyncio.sleep(self._pause_s)
             await _chunk(send, {"content": f"{time.monotonic():.6f} "}, None)
         await _chunk(send, {}, "stop")
-        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
-
-
-async def _start(send: Send, kind: bytes) -> None:
-    headers = [(b"content-type", kind)]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await finish(send, b"data: [DONE]\n\n")
 
 
 async def _chunk(send: Send, delta: dict[str, str], finish: str | None) -> None:
     choice = {"index": 0, "delta": delta, "finish_reason": finish}
-    data = msgspec.json.encode({"object": "chat.completion.chunk", "choices": [choice]})
-    body = b"data: " + data + b"\n\n"
-    await send({"type": "http.response.body", "body": body, "more_body": True})
+    await write(send, event({"object": "chat.completion.chunk", "choices": [choice]}))
 
 
 @asynccontextmanager

@@ -11,6 +11,8 @@ from urllib.parse import parse_qs
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from sessile.lab.asgi import answer, finish, hung_up, start, write
+
 _LOOK_S = 0.01
 
 
@@ -75,7 +77,7 @@ class FakeKubernetes:
             raise ConnectionAbortedError("the API server is away")
         query = parse_qs(scope["query_string"].decode())
         if self.refuses is not None or scope["path"] != self._path:
-            await _answer(send, self.refuses or 404, {"code": self.refuses or 404})
+            await answer(send, self.refuses or 404, {"code": self.refuses or 404})
         elif "watch" in query:
             self.calls["watch"] += 1
             await self._watch(query, receive, send)
@@ -83,14 +85,14 @@ class FakeKubernetes:
             self.calls["list"] += 1
             items = [pod for pod in self._pods.values() if _matches(pod, query)]
             about = {"resourceVersion": str(self._version)}
-            await _answer(send, 200, {"metadata": about, "items": items})
+            await answer(send, 200, {"metadata": about, "items": items})
 
     async def _watch(self, query: dict[str, list[str]], receive: Receive, send: Send) -> None:
         """Tell what comes after the version asked for, until the client leaves."""
         seen = int(query["resourceVersion"][0])
-        leaving = asyncio.create_task(_gone(receive))
+        leaving = asyncio.create_task(hung_up(receive))
         try:
-            await _start(send, 200)
+            await start(send)
             while not leaving.done():
                 if self.away:
                     raise ConnectionAbortedError("the API server is away")
@@ -103,7 +105,7 @@ class FakeKubernetes:
                         seen = version
                         await _line(send, {"type": kind, "object": pod})
                 await asyncio.sleep(_LOOK_S)
-            await send({"type": "http.response.body", "body": b""})
+            await finish(send)
         finally:
             leaving.cancel()
 
@@ -114,21 +116,5 @@ def _matches(pod: dict[str, Any], query: dict[str, list[str]]) -> bool:
     return bool(wanted.items() <= pod["metadata"]["labels"].items())
 
 
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _start(send: Send, status: int) -> None:
-    headers = [(b"content-type", b"application/json")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-
-
 async def _line(send: Send, event: dict[str, Any]) -> None:
-    body = msgspec.json.encode(event) + b"\n"
-    await send({"type": "http.response.body", "body": body, "more_body": True})
-
-
-async def _answer(send: Send, status: int, body: dict[str, Any]) -> None:
-    await _start(send, status)
-    await send({"type": "http.response.body", "body": msgspec.json.encode(body)})
+    await write(send, msgspec.json.encode(event) + b"\n")

@@ -15,6 +15,7 @@ import msgspec
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
+from sessile.lab.asgi import EVENTS, answer, event, finish, hung_up, read_body, start, write
 from sessile.lab.sim_engine import Hardware, Request, SimEngine
 from sessile.sessions.prefix import BLOCK_BYTES, read_prompt
 
@@ -36,13 +37,13 @@ class TimedReplica:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "GET":
             told = self._told(scope["path"])
-            await _answer(send, 404 if told is None else 200, told or {})
+            await answer(send, 404 if told is None else 200, told or {})
             return
-        document = msgspec.json.decode(await _body(receive))
+        document = msgspec.json.decode(await read_body(receive))
         if scope["path"] == "/v1/chat/completions":
             await self._chat(document, receive, send)
         else:  # an abort; the closed connection says it too
-            await _answer(send, 200, {})
+            await answer(send, 200, {})
 
     def _told(self, path: str) -> dict[str, Any] | None:
         engine = self._engine
@@ -72,7 +73,7 @@ class TimedReplica:
         self._engine.send(request, now)
         self._watch()
         work = asyncio.create_task(_play(request, steps, bool(document.get("stream")), send))
-        gone = asyncio.create_task(_gone(receive))
+        gone = asyncio.create_task(hung_up(receive))
         try:
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -118,44 +119,17 @@ async def _play(
         message = {"role": "assistant", "content": "token"}
         choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
         whole = {**head, "object": "chat.completion", "choices": choices, "usage": usage_now}
-        await _answer(send, 200, whole)
+        await answer(send, 200, whole)
         return
-    headers = [(b"content-type", b"text/event-stream")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await start(send, 200, EVENTS)
     head["object"] = "chat.completion.chunk"
     delta = {"role": "assistant", "content": "token"}
     first = [{"index": 0, "delta": delta, "finish_reason": None}]
-    await send(_event({**head, "choices": first}, more=True))
+    await write(send, event({**head, "choices": first}))
     await steps.get()
     last = [{"index": 0, "delta": {}, "finish_reason": "stop"}]
-    await send(_event({**head, "choices": last}, more=True))
-    await send(_event({**head, "choices": [], "usage": usage_now}, b"data: [DONE]\n\n"))
-
-
-def _event(data: dict[str, Any], end: bytes = b"", *, more: bool = False) -> dict[str, Any]:
-    body = b"data: " + msgspec.json.encode(data) + b"\n\n" + end
-    return {"type": "http.response.body", "body": body, "more_body": more}
-
-
-async def _body(receive: Receive) -> bytes:
-    body = bytearray()
-    more = True
-    while more:
-        message = await receive()
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-    return bytes(body)
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _answer(send: Send, status: int, body: Any) -> None:
-    headers = [(b"content-type", b"application/json")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": msgspec.json.encode(body)})
+    await write(send, event({**head, "choices": last}))
+    await finish(send, event({**head, "choices": [], "usage": usage_now}) + b"data: [DONE]\n\n")
 
 
 async def _main(hardware: Hardware, ports: list[int]) -> None:

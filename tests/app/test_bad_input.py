@@ -11,12 +11,11 @@ import pytest
 from starlette.types import Receive, Scope, Send
 from websockets.asyncio.client import connect
 
+from lane_lines import LAST, TOOL
+from scripted_engine import STOP
 from sessile.lab.fake_replica import FakeReplica
 
 KEYS = {"api_keys": "a=one,b=two"}
-TOOL = {"type": "function", "name": "add", "parameters": {"type": "object"}, "strict": False}
-FINISH = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
-LAST = ("response.completed", "response.incomplete", "response.failed", "error")
 
 pytestmark = pytest.mark.parametrize("way", ["http", "websocket"])
 
@@ -125,7 +124,7 @@ async def test_a_conversation_that_goes_while_a_turn_runs(router, http, way):
     asking = Asking(http, router, way)
     conversation = (await http.post(f"{router.url}/v1/conversations", json={})).json()["id"]
     go = asyncio.Event()
-    router.engine.plays("Hel", go, "lo", FINISH)
+    router.engine.plays("Hel", go, "lo", STOP)
     turn = asyncio.create_task(asking.ask(conversation=conversation))
     await router.until(lambda: router.engine.running == 1)
     await http.delete(f"{router.url}/v1/conversations/{conversation}")

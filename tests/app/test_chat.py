@@ -7,8 +7,9 @@ import msgspec
 import pytest
 from openai import AsyncOpenAI
 
+from scripted_engine import STOP
+
 CHAT = "/v1/chat/completions"
-FINISH = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
 
 
 def ask(*texts: str, **fields: Any) -> dict[str, Any]:
@@ -162,7 +163,7 @@ async def test_a_turn_goes_on_without_a_client_that_has_said_so(router, http, st
     """With `detach` the engine runs on, its session knows the reply, and who asks again with the
     same key is given the answer."""
     go = asyncio.Event()
-    router.engine.plays("Hel", go, "lo", FINISH)
+    router.engine.plays("Hel", go, "lo", STOP)
     key = {"idempotency-key": "k"}
     asking = asyncio.create_task(
         http.post(

@@ -7,6 +7,8 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
+from scripted_engine import STOP
+
 
 async def test_a_conversations_life(router, client):
     """It is created, found, given other metadata, and deleted."""
@@ -92,7 +94,7 @@ async def test_two_turns_of_one_conversation_run_one_after_the_other(router, cli
     """The second is given what the first has added."""
     made = await client.conversations.create()
     go = asyncio.Event()
-    router.engine.plays("one", go, {"choices": [{"delta": {}, "finish_reason": "stop"}]})
+    router.engine.plays("one", go, STOP)
     asks = [
         asyncio.create_task(client.responses.create(model="m", input=text, conversation=made.id))
         for text in ("a", "b")
@@ -110,7 +112,7 @@ async def test_a_conversation_that_waits_too_long_is_busy(start):
     async with AsyncOpenAI(base_url=router.url + "/v1", api_key="-", max_retries=0) as client:
         made = await client.conversations.create()
         go = asyncio.Event()
-        router.engine.plays(go, "one", {"choices": [{"delta": {}, "finish_reason": "stop"}]})
+        router.engine.plays(go, "one", STOP)
         first = asyncio.create_task(
             client.responses.create(model="m", input="a", conversation=made.id)
         )
@@ -125,7 +127,7 @@ async def test_a_conversation_deleted_while_a_turn_runs(router, client):
     """The turn is answered and stored, and the conversation does not come back."""
     made = await client.conversations.create(items=[{"role": "user", "content": "one"}])
     go = asyncio.Event()
-    router.engine.plays("Hel", go, "lo", {"choices": [{"delta": {}, "finish_reason": "stop"}]})
+    router.engine.plays("Hel", go, "lo", STOP)
     asking = asyncio.create_task(
         client.responses.create(model="m", input="Hi", conversation=made.id)
     )

@@ -1,191 +1,20 @@
 """The router before replicas that publish KV events over real ZeroMQ sockets."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx2
-import msgspec
 import pytest
-import uvicorn
 import zmq
 import zmq.asyncio
-from starlette.types import Receive, Scope, Send
 
 import sessile.router.kv_feed
-from sessile.app import App, create_app
-from sessile.router.blocks import BlockTree
+from kv_publisher import CLEARED, SIZE, Publisher, Ranks, Replica, Router, stored
+from sessile.app import create_app
 from sessile.router.replica import ReplicaSpec
 from sessile.settings import Settings
-
-SIZE = 16
-CLEARED = {"type": "AllBlocksCleared"}
-
-
-def stored(*keys: int, parent: int | None = None, session: str | None = None) -> dict[str, Any]:
-    """One event of a run of blocks."""
-    event = {
-        "type": "BlockStored",
-        "block_hashes": keys,
-        "parent_block_hash": parent,
-        "token_ids": list(range(SIZE * len(keys))),
-        "block_size": SIZE,
-        "lora_id": None,
-        "medium": "GPU",
-    }
-    return event if session is None else {**event, "session_id": session}
-
-
-class Publisher:
-    """What an engine publishes: PUB, and ROUTER for replays, as SGLang and vLLM do it."""
-
-    def __init__(self, context: zmq.asyncio.Context) -> None:
-        self._context = context
-        self.port = self.replay_port = 0
-        self.kept: list[tuple[bytes, bytes]] = []
-        self.replays: list[int] = []
-        self.drops: int | None = None  # all of a replay between so many messages and its last
-        self._seq = 0
-
-    async def start(self) -> None:
-        """Begin to publish, from 0, where it did before."""
-        self._seq = 0
-        self.kept.clear()
-        self._pub, self.port = await self._bound(zmq.PUB, self.port)
-        self._router, self.replay_port = await self._bound(zmq.ROUTER, self.replay_port)
-        self._serving = asyncio.create_task(self._serve())
-
-    async def stop(self) -> None:
-        """End, as with its engine."""
-        self._serving.cancel()
-        await asyncio.gather(self._serving, return_exceptions=True)
-        self._pub.close(linger=0)
-        self._router.close(linger=0)
-
-    async def publish(self, *events: Any, heard: bool = True, kept: bool = True) -> None:
-        """One message; not `heard`, it is lost on the way."""
-        seq, payload = (
-            self._seq.to_bytes(8, "big"),
-            msgspec.msgpack.encode([time.time(), events, 0]),
-        )
-        self._seq += 1
-        if kept:
-            self.kept.append((seq, payload))
-        if heard:
-            await self._pub.send_multipart([b"", seq, payload])
-
-    async def _bound(self, kind: int, port: int) -> tuple[zmq.asyncio.Socket, int]:
-        socket = self._context.socket(kind)
-        while True:
-            try:
-                socket.bind(f"tcp://127.0.0.1:{port or '*'}")
-            except zmq.ZMQError:  # its last socket there is still closing
-                await asyncio.sleep(0.01)
-            else:
-                return socket, int(socket.get_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
-
-    async def _serve(self) -> None:
-        while True:
-            who, _, start = await self._router.recv_multipart()
-            self.replays.append(int.from_bytes(start, "big"))
-            asked = [message for message in self.kept if message[0] >= start]
-            for seq, payload in [*asked[: self.drops], *asked[-1:]]:
-                await self._router.send_multipart([who, b"", b"", seq, payload])
-            await self._router.send_multipart([who, b"", b"", b"\xff" * 8, b""])
-
-
-class Replica:
-    """The pages of an SGLang with a feed; `seed` changes at each start."""
-
-    kind = "sglang"
-
-    def __init__(self, feed: Publisher | None, *, replays: bool = True) -> None:
-        self.feed = feed
-        self.seed = 1
-        self._replays = replays
-
-    def _kv_events(self) -> dict[str, Any] | None:
-        if self.feed is None:
-            return None
-        return {
-            "publisher": "zmq",
-            "endpoint_host": "*",
-            "endpoint_port_base": self.feed.port,
-            "topic": "",
-            "block_size": SIZE,
-            "dp_size": 1,
-            "replay_endpoint_port_base": self.feed.replay_port if self._replays else None,
-        }
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        pages: dict[str, Any] = {
-            "/ready": {},
-            "/v1/models": {"data": [{"id": "m"}]},
-            "/v1/loads": {"loads": []},
-            "/server_info": {"random_seed": self.seed, "kv_events": self._kv_events()},
-        }
-        if scope["type"] == "http":
-            head = {"type": "http.response.start", "status": 200, "headers": []}
-            body = msgspec.json.encode(pages[scope["path"]])
-            await send(head)
-            await send({"type": "http.response.body", "body": body})
-
-
-class Ranks:
-    """The pages of a vLLM of so many ranks, each with a feed, listed the last one first."""
-
-    kind = "vllm"
-
-    def __init__(self, *feeds: Publisher) -> None:
-        self._feeds = feeds
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        ranks = range(len(self._feeds))
-        metrics = [f'vllm:num_requests_running{{engine="{rank}"}} 0.0\n' for rank in ranks]
-        sources = {
-            str(rank): {
-                "endpoint": f"tcp://*:{self._feeds[rank].port}",
-                "replay_endpoint": f"tcp://*:{self._feeds[rank].replay_port}",
-            }
-            for rank in reversed(ranks)
-        }
-        pages = {
-            "/health": b"",
-            "/v1/models": msgspec.json.encode({"data": [{"id": "m"}]}),
-            "/version": msgspec.json.encode({"version": "0.32.0"}),
-            "/metrics": "".join(["process_start_time_seconds 1.0\n", *metrics]).encode(),
-            "/kv_event_sources": msgspec.json.encode(sources),
-        }
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": pages[scope["path"]]})
-
-
-class Router:
-    """A running router before one such replica."""
-
-    def __init__(self, app: App) -> None:
-        self.app = app
-
-    @property
-    def tree(self) -> BlockTree | None:
-        """What the router knows of the replica's blocks."""
-        return self.tree_of("r")
-
-    def tree_of(self, name: str) -> BlockTree | None:
-        """What it knows of a replica's, if that is there."""
-        replica = self.app.pool.find(name)
-        return replica.outlook.tree if replica is not None else None
-
-    async def until(self, true: Callable[[BlockTree], bool], name: str = "r") -> BlockTree:
-        """Wait until the tree is there, and is as it must become."""
-        while (tree := self.tree_of(name)) is None or not true(tree):  # noqa: ASYNC110 - as above
-            await asyncio.sleep(0.01)
-        return tree
-
 
 Start = Callable[[Replica | Ranks], Awaitable[Router]]
 Publish = Callable[[], Awaitable[Publisher]]
@@ -216,30 +45,18 @@ async def publisher(publish: Publish) -> Publisher:
 
 
 @pytest.fixture
-async def start() -> AsyncIterator[Start]:
+async def start(serve: Any) -> AsyncIterator[Start]:
     """Starts routers, which look at their replica often."""
     async with AsyncExitStack() as stack:
 
         async def start(replica: Replica | Ranks) -> Router:
-            url = await stack.enter_async_context(_served(replica))
+            _, url = await serve(replica)
             settings = Settings(router={"probe_interval_s": 0.05})  # type: ignore[arg-type]
             app = create_app(settings, specs=[ReplicaSpec(id="r", engine=replica.kind, url=url)])
             await stack.enter_async_context(app.running())
             return Router(app)
 
         yield start
-
-
-@asynccontextmanager
-async def _served(replica: Replica | Ranks) -> AsyncIterator[str]:
-    config = uvicorn.Config(replica, port=0, lifespan="off", log_config=None, access_log=False)
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    await serving
 
 
 async def test_what_was_published_before_is_replayed_and_then_it_listens(

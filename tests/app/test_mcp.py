@@ -7,7 +7,6 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-import uvicorn
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp_types import ToolAnnotations
@@ -60,22 +59,12 @@ class Calculator:
 
 
 @pytest.fixture
-async def calculator() -> AsyncIterator[Calculator]:
+async def calculator(serve) -> AsyncIterator[Calculator]:
     calculator = Calculator()
-    server = uvicorn.Server(
-        uvicorn.Config(
-            calculator.app(), host="127.0.0.1", port=0, ws="none", access_log=False,
-            log_config=None, timeout_graceful_shutdown=1,
-        )
-    )  # fmt: skip
-    serving = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 - uvicorn offers no event
-        await asyncio.sleep(0.01)
-    calculator.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/mcp"
+    _, url = await serve(calculator.app())
+    calculator.url = f"{url}/mcp"
     yield calculator
     calculator.go.set()
-    server.should_exit = True
-    await serving
 
 
 def tool(calculator: Calculator, **fields: Any) -> Any:

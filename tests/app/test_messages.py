@@ -11,6 +11,8 @@ import pytest
 from anthropic import AsyncAnthropic
 from anthropic.types import Message
 
+from scripted_engine import STOP
+
 TOOL: Any = {
     "name": "weather",
     "description": "The weather of a city.",
@@ -36,8 +38,7 @@ def thinks(router, *pieces: str) -> None:
     """Queue a reply that is thought about first."""
     deltas = [{"reasoning_content": "Hm."}, *({"content": piece} for piece in pieces)]
     chunks = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
-    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
-    router.engine.plays(*chunks, end)
+    router.engine.plays(*chunks, STOP)
 
 
 async def test_a_message(router, client):
@@ -284,8 +285,7 @@ async def test_a_hang_up_stops_the_engine(router, http, path, stream):
 async def test_a_turn_goes_on_without_a_client_that_has_said_so(router, http, stream):
     """With `detach` the message is made to its end, and found by its key."""
     go = asyncio.Event()
-    end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
-    router.engine.plays("Hel", go, "lo", end)
+    router.engine.plays("Hel", go, "lo", STOP)
     body, key = {**BODY, "stream": stream}, {"Idempotency-Key": "k"}
     headers = {"X-Sessile-On-Disconnect": "detach", **key}
     asking = asyncio.create_task(http.post("/v1/messages", json=body, headers=headers))

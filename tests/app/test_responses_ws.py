@@ -14,6 +14,8 @@ from pydantic import TypeAdapter
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from scripted_engine import STOP
+
 _EVENT: TypeAdapter[Any] = TypeAdapter(ResponsesServerEvent)
 _LAST = ("response.completed", "response.incomplete", "response.failed", "error")
 
@@ -159,7 +161,7 @@ async def test_turns_of_one_lane_take_their_turn(router, ws):
 async def test_too_many_waiting_turns_are_refused(router, ws):
     """A connection queues so many requests and no more; those it took are all answered."""
     gate = asyncio.Event()
-    router.engine.plays("a", gate, {"choices": [{"delta": {}, "finish_reason": "stop"}]})
+    router.engine.plays("a", gate, STOP)
     await ask(ws)
     await router.until(lambda: router.engine.running == 1)
     for _ in range(17):

@@ -1,12 +1,11 @@
 """A replica that models a KV cache: what it counts as cached, forgets, and says of itself."""
 
-import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx2
 import pytest
-import uvicorn
 
 from sessile.engines.kinds import engine
 from sessile.lab.sim_engine import Hardware
@@ -18,29 +17,16 @@ SLOW = Hardware(kv_tokens=8_000, prefill_rate=200.0, decode_s=0.0001, base_s=0.0
 
 
 @pytest.fixture
-async def serve() -> AsyncIterator[Any]:
+async def timed(serve: Any) -> AsyncIterator[Callable[[Hardware], Awaitable[httpx2.AsyncClient]]]:
     """Serves one; gives a client of it."""
-    servers: list[tuple[uvicorn.Server, asyncio.Task[None], httpx2.AsyncClient]] = []
+    async with AsyncExitStack() as stack:
 
-    async def serve(hardware: Hardware) -> httpx2.AsyncClient:
-        config = uvicorn.Config(
-            TimedReplica(hardware, "one"), port=0, lifespan="off", log_config=None,
-            timeout_graceful_shutdown=1,
-        )  # fmt: skip
-        server = uvicorn.Server(config)
-        serving = asyncio.create_task(server.serve())
-        while not server.started:  # noqa: ASYNC110 - uvicorn offers no event
-            await asyncio.sleep(0.005)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        client = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False)
-        servers.append((server, serving, client))
-        return client
+        async def timed(hardware: Hardware) -> httpx2.AsyncClient:
+            _, url = await serve(TimedReplica(hardware, "one"))
+            client = httpx2.AsyncClient(base_url=url, trust_env=False)
+            return await stack.enter_async_context(client)
 
-    yield serve
-    for server, serving, client in servers:
-        await client.aclose()
-        server.should_exit = True
-        await serving
+        yield timed
 
 
 async def ask(http: httpx2.AsyncClient, text: str, **fields: Any) -> Any:
@@ -55,9 +41,9 @@ def cached(usage: Any) -> int:
     return int(usage["prompt_tokens_details"]["cached_tokens"])
 
 
-async def test_what_was_served_is_cached_until_its_room_is_needed(serve):
+async def test_what_was_served_is_cached_until_its_room_is_needed(timed):
     """Leading blocks of 1,024 bytes, the least recently used leave first."""
-    http = await serve(FAST)
+    http = await timed(FAST)
     first = await ask(http, "a" * 12_000)
     assert (cached(first), first["prompt_tokens"]) == (0, 3001)
     assert cached(await ask(http, "a" * 12_000 + "b" * 4_000)) == 11 * 256
@@ -65,9 +51,9 @@ async def test_what_was_served_is_cached_until_its_room_is_needed(serve):
     assert cached(await ask(http, "a" * 12_000)) == 256 * 7  # what its end has left
 
 
-async def test_a_client_that_hangs_up_gives_its_memory_back(serve):
+async def test_a_client_that_hangs_up_gives_its_memory_back(timed):
     """The prompt that was prefilled is forgotten, the next one begins."""
-    http = await serve(SLOW)
+    http = await timed(SLOW)
     with pytest.raises(httpx2.ReadTimeout):
         await http.post(
             "/v1/chat/completions", json={"messages": [{"role": "user", "content": "a" * 9_000}]},
@@ -79,9 +65,9 @@ async def test_a_client_that_hangs_up_gives_its_memory_back(serve):
         running = load["num_running_reqs"]
 
 
-async def test_it_says_what_sglang_says(serve):
+async def test_it_says_what_sglang_says(timed):
     """Its model, its start and its memory are read by that engine's adapter."""
-    http = await serve(FAST)
+    http = await timed(FAST)
     sglang = engine("sglang")
 
     async def replies(calls: Any) -> tuple[Reply, ...]:

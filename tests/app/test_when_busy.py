@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
-FINISH = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+from scripted_engine import STOP
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ class Asking:
 async def _held(router: Any, turn: Any) -> tuple[asyncio.Event, asyncio.Task[httpx2.Response]]:
     """A turn that runs until the event is set."""
     go = asyncio.Event()
-    router.engine.plays("Hel", go, "lo", FINISH)
+    router.engine.plays("Hel", go, "lo", STOP)
     running = asyncio.create_task(turn)
     await router.until(lambda: router.engine.running == 1)
     return go, running

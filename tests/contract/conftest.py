@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from recorded_engines import KINDS
 from sessile.errors import ReplicaRefused
 from sessile.router.engine import Engine, Reply
 from sessile.sessions.memory_store import MemoryStore
 from sessile.sessions.redis_store import RedisStore
 from sessile.sessions.store import Store, StoreLimits
 from sessile.sessions.stream_log import LogLimits
+from stored_sessions import OpenStore
 
 EVENTS = LogLimits(ttl_s=1000, lease_s=100, most_events=40, most_bytes=20_000)
 GARBAGE = {
@@ -39,6 +41,12 @@ class Bench:
         self.store = store
         self.another = another
         self.elapse = elapse
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: Any) -> str:
+    """Every kind of engine that was recorded, in turn."""
+    return str(request.param)
 
 
 @pytest.fixture(params=GARBAGE.values(), ids=GARBAGE)
@@ -92,6 +100,22 @@ async def bench(request: Any) -> AsyncIterator[Bench]:
 def store(bench: Bench) -> Store:
     """An open store of every kind in turn."""
     return bench.store
+
+
+@pytest.fixture
+async def open_store(redis_server: Any) -> AsyncIterator[OpenStore]:
+    """Opens stores on the private server; they are closed, whatever the server does by then."""
+    async with AsyncExitStack() as stack:
+
+        async def open_store(url: str = redis_server.url, **changes: Any) -> RedisStore:
+            store = RedisStore(
+                url, StoreLimits(), **{"timeout_s": 1.0, "retry_after_s": 0.05, **changes}
+            )
+            stack.push_async_callback(store.aclose)
+            await store.open()
+            return store
+
+        yield open_store
 
 
 def _memory() -> Bench:

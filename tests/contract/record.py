@@ -1,4 +1,4 @@
-"""Record what real engines answer, for `test_engines.py`: `record.py KIND=URL [--version V]`.
+"""Record what real engines answer, for the tests here: `record.py KIND=URL [--version V]`.
 
 Every call that an adapter makes, and every kind of answer that it reads, is sent to a replica that
 runs, and written to `recorded/KIND/CASE.json`: what was sent, and what came, as it came. Long

@@ -2,17 +2,16 @@
 were recorded, the others by their documentation."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from recorded_engines import recorded
 from sessile.engines.detect import LMSTUDIO, MODELS, OLLAMA, TGI, detect, named
 from sessile.engines.kinds import engine
 from sessile.errors import ReplicaRefused, ReplicaUnreachable
 from sessile.router.engine import Reply
 
-RECORDED = Path(__file__).with_name("recorded")
 NOTHING = Reply(404, b'{"detail":"Not Found"}')
 CASES = {
     "sglang": ["identity"],
@@ -30,7 +29,7 @@ def pages(kind: str, *cases: str) -> dict[str, Reply]:
     """What an engine answers to what an unknown one is asked; 404 where its cases say nothing."""
     told = dict.fromkeys((MODELS, OLLAMA, TGI, LMSTUDIO), NOTHING)
     for case in cases:
-        for e in json.loads((RECORDED / kind / f"{case}.json").read_text())["exchanges"]:
+        for e in recorded(kind, case)["exchanges"]:
             if e["path"] in told:
                 told[e["path"]] = said(e["json"], e["status"])
     return told

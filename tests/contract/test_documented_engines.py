@@ -2,14 +2,13 @@
 file in `recorded/` names what it was made from."""
 
 import json
-import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 from anthropic.types import RawMessageStreamEvent
 from pydantic import TypeAdapter
 
+from recorded_engines import NOW, RECORDED, exchanges, recorded, replies, usage_of
 from sessile.api.messages_body import Asked
 from sessile.api.messages_events import MessageStream
 from sessile.api.wire import engine_error
@@ -18,10 +17,8 @@ from sessile.errors import ModelNotFound, PromptTooLong, ReplicaRefused, Replica
 from sessile.relay import UsageRelay, events, read_reply
 from sessile.router.engine import Call, Reply, Usage
 
-RECORDED = Path(__file__).with_name("recorded")
 EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
-NOW = 1000.0
-KINDS = ["tensorrt-llm", "triton", "tgi", "ollama", "lmstudio"]
+DOCUMENTED = ["tensorrt-llm", "triton", "tgi", "ollama", "lmstudio"]
 IDENTITIES = {
     "tensorrt-llm": ("TinyLlama-1.1B-Chat-v1.0", None, "1.4.0rc4"),
     "triton": ("llama-3.1-8b-instruct", None, None),
@@ -32,41 +29,17 @@ IDENTITIES = {
 TELL_LOAD = ["tensorrt-llm", "triton", "tgi"]
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=DOCUMENTED)
 def kind(request: pytest.FixtureRequest) -> str:
     """Every kind of engine in turn."""
     return str(request.param)
 
 
-def exchanges(kind: str, case: str) -> list[tuple[Any, Reply]]:
-    """A case: what is sent, and the answer."""
-    document = json.loads((RECORDED / kind / f"{case}.json").read_text())
-    assert "by its documentation" in document["engine"]
-    return [(e["sent"], Reply(e["status"], _text(e).encode())) for e in document["exchanges"]]
-
-
-def replies(kind: str, case: str) -> tuple[Reply, ...]:
-    """The answers of a case."""
-    return tuple(reply for _, reply in exchanges(kind, case))
-
-
-def _text(exchange: dict[str, Any]) -> str:
-    return json.dumps(exchange["json"]) if "json" in exchange else "\n".join(exchange["lines"])
-
-
-def usage_of(kind: str, case: str, pieces: int) -> Usage:
-    """What the router reads out of an answer, streamed or not, that comes in `pieces`."""
-    (reply,) = replies(kind, case)
-    if not reply.body.startswith(b"data:"):
-        body = json.loads(reply.body)
-    else:
-        relay = UsageRelay(relay_usage=False)
-        size = math.ceil(len(reply.body) / pieces)
-        for start in range(0, len(reply.body), size):
-            relay.feed(reply.body[start : start + size])
-        assert relay.usage_body is not None
-        body = relay.usage_body
-    return engine(kind).read_usage(body["usage"], body)
+def test_each_answer_names_what_it_was_made_from() -> None:
+    """Whoever reads it is told that no server said so."""
+    for kind in DOCUMENTED:
+        for case in (RECORDED / kind).glob("*.json"):
+            assert "by its documentation" in recorded(kind, case.stem)["engine"]
 
 
 def test_a_replica_says_what_it_serves(kind: str) -> None:
@@ -116,7 +89,7 @@ def test_usage_is_read_and_cached_tokens_only_where_they_are_told(kind: str, pie
     """Only TensorRT-LLM tells them; with the others there is no number."""
     cached = 32 if kind == "tensorrt-llm" else None
     for case in ("chat", "stream"):
-        assert usage_of(kind, case, pieces) == Usage(40, 3, cached)
+        assert usage_of(engine(kind), *replies(kind, case), pieces=pieces) == Usage(40, 3, cached)
 
 
 def test_a_stream_adds_up_to_a_message(kind: str) -> None:
@@ -212,7 +185,7 @@ def test_an_ollama_keeps_a_model_for_a_longer_pause_than_its_own() -> None:
     assert call is not None and (call.method, call.path) == ("POST", "/api/generate")
     assert json.loads(call.body) == sent and reply.status == 200
     assert adapter.hold_call("llama3.2:latest", 60.0) is None
-    for other in set(KINDS) - {"ollama"}:
+    for other in set(DOCUMENTED) - {"ollama"}:
         assert engine(other).hold_call("m", 1800.0) is None
 
 

@@ -1,38 +1,18 @@
 """How engines load LoRA adapters, tell of them and refuse them, on what real ones answered."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from recorded_engines import recorded, replies
 from sessile.engines.kinds import engine
 from sessile.errors import NotSupported, ReplicaRefused
 from sessile.router.adapters import Adapter
 from sessile.router.engine import Call, Reply
 
-RECORDED = Path(__file__).with_name("recorded")
 LOADING = ["sglang", "vllm"]
 ONE = Adapter(name="one", base="smollm2", path="/adapters/one")
-
-
-def exchanges(kind: str, case: str) -> list[dict[str, Any]]:
-    """A recorded case."""
-    found: list[dict[str, Any]] = json.loads((RECORDED / kind / f"{case}.json").read_text())[
-        "exchanges"
-    ]
-    return found
-
-
-def replies(kind: str, case: str) -> tuple[Reply, ...]:
-    """The answers of a recorded case."""
-    return tuple(
-        Reply(
-            e["status"],
-            (json.dumps(e["json"]) if "json" in e else "\n".join(e["lines"])).encode(),
-        )
-        for e in exchanges(kind, case)
-    )
 
 
 def same(call: Call, sent: dict[str, Any]) -> bool:
@@ -47,8 +27,8 @@ def test_an_adapter_is_loaded_and_let_go_of(kind: str) -> None:
     """The calls are those that the engine took, and its answers read as that."""
     adapter = engine(kind)
     assert adapter.loads_adapters
-    assert same(adapter.adapter_call(ONE), exchanges(kind, "adapter_load")[0])
-    assert same(adapter.drop_adapter_call("one"), exchanges(kind, "adapter_unload")[0])
+    assert same(adapter.adapter_call(ONE), recorded(kind, "adapter_load")["exchanges"][0])
+    assert same(adapter.drop_adapter_call("one"), recorded(kind, "adapter_unload")["exchanges"][0])
     for reply in (*replies(kind, "adapter_load"), *replies(kind, "adapter_unload")):
         adapter.read_adapter(reply)
 
@@ -96,7 +76,7 @@ def test_a_replica_tells_its_adapters_apart_from_its_models(kind: str) -> None:
 @pytest.mark.parametrize("kind", LOADING)
 def test_a_turn_runs_with_its_adapter(kind: str) -> None:
     """The same prompt is answered otherwise by each, and nothing of the base's cache counts."""
-    base, *adapted = exchanges(kind, "adapter_turns")
+    base, *adapted = recorded(kind, "adapter_turns")["exchanges"]
     said = [e["json"]["choices"][0]["message"]["content"] for e in (base, *adapted)]
     assert len(set(said)) == 3
     for turn, name in zip(adapted, ("one", "two"), strict=True):

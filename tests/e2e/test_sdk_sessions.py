@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sessile import AsyncClient, AsyncReply, Client, Done, TextDelta
+from sdk_turns import rest
+from sessile import AsyncClient, Client, Done, TextDelta
 from sessile.lab.fake_replica import FakeReplica, Fault, serve_fake
 
 WORDS = " ".join(f"w{n}" for n in range(40))
@@ -48,16 +49,6 @@ async def heard(events: Any, words: int) -> str:
         if not words:
             break
     return text
-
-
-async def rest(events: Any) -> tuple[str, AsyncReply]:
-    text = ""
-    async for event in events:
-        if isinstance(event, TextDelta):
-            text += event.text
-        elif isinstance(event, Done):
-            return text, event.reply
-    raise AssertionError("the turn has no end")
 
 
 async def test_a_router_killed_in_the_middle_of_a_turn(router: Any, replica: Any) -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from sessile.app import create_app
 from sessile.discovery.file import read_list
-from sessile.settings import load
+from sessile.settings_load import load
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 CHART = DEPLOY / "helm" / "sessile"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sessile.errors import SettingsError
-from sessile.settings import load, masked
+from sessile.settings_load import load, masked
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from sessile.discovery.sources import source
 from sessile.errors import DiscoveryFailed, InvalidRequest, SettingsError
 from sessile.ray.roll import Report
 from sessile.ray.source import RaySource
-from sessile.settings import load
+from sessile.settings_load import load
 
 KUBERNETES = "kubernetes://ml?selector=app=sglang,tier=gpu&port=30000&api=http://127.0.0.1:8001"
 
