@@ -28,6 +28,7 @@ _DEARER = 1.6  # is a step that verifies drafts, before it was seen: 1.5 to 3.2 
 _TWICE = 2.0
 _LEAST_OWN = 0.25
 _SHARED = 1.25  # a step that is so much longer while others are busy shares a device with them
+_DOUBLED = 4.0  # turns, by twice as many of which it is seen whether a batch is cheaper
 _BESIDE, _ALONE = 0.6, 0.1  # of the time, at least and at most
 
 
@@ -128,8 +129,16 @@ class Steps:
 
     @property
     def shared(self) -> bool:
-        """Whether they do: they share a device, as their launcher knows, or as was measured."""
-        return self.one_device or self._slower > _SHARED
+        """Whether they do, so that no two should be busy: they share a device, as their launcher
+        knows, or as was measured. Where a step grows with what runs, a few processors being too few
+        for all replicas, half the turns at each of two are the faster in spite of that."""
+        return self.one_device or self._slower > max(_SHARED, self._doubled)
+
+    @property
+    def _doubled(self) -> float:
+        """By so much a step of twice as many turns is longer."""
+        grows = self._grows[False] * _DOUBLED
+        return (1.0 + 2.0 * grows) / (1.0 + grows)
 
     @property
     def waits(self) -> float:
@@ -139,7 +148,7 @@ class Steps:
     @property
     def _apart(self) -> bool:
         """Whether it is known that they do not."""
-        return self._compared and not self.shared
+        return self._compared and not self.one_device and self._slower <= _SHARED
 
     # -- what a step takes
 
