@@ -221,10 +221,14 @@ class Steps:
         for kind in (False, True):
             for point in self._beside[kind].points.values():
                 alone = self._alone[kind].at(point.running)
-                if alone is not None and alone.away <= 1.0:
-                    share = min(point.weight, _SURE)
-                    ratio += share * point.step_s / self._grown(kind, alone, point.running)
-                    weight += share
+                if alone is None or alone.away > 1.0:
+                    continue
+                longer = point.step_s / self._grown(kind, alone, point.running)
+                if longer > _SHARED and point.running > _SHARED * alone.running:
+                    continue  # it may be the larger batch that makes it longer
+                share = min(point.weight, _SURE)
+                ratio += share * longer
+                weight += share
         if weight:
             self._slower = max(1.0, ratio / weight)
             self._compared = weight >= _SURE

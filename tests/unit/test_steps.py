@@ -83,3 +83,15 @@ def test_how_much_a_batch_costs_is_seen_and_not_only_supposed():
         for _ in range(3):
             gentle.add(False, running, 0.0, step_s)
     assert gentle.step_s(False, 16) < 0.007
+
+
+def test_a_larger_batch_is_not_taken_for_a_busy_neighbour():
+    """Steps of two alone and of four beside others differ by what four cost."""
+    steps = Steps()
+    for _ in range(6):
+        steps.add(False, 2, 0.0, 0.046)
+        steps.add(False, 4, 1.0, 0.079)
+    assert not steps.shared
+    for _ in range(6):
+        steps.add(False, 4, 0.0, 0.045)
+    assert steps.shared
