@@ -1,5 +1,5 @@
 """Speculation by load where a step of a batch is nearly as many times longer, in virtual time: two
-replicas on processors, with the steps of SmolLM2-135M by llama.cpp with a thread each."""
+replicas on processors, with steps about as those of SmolLM2-135M by llama.cpp on a thread."""
 
 import pytest
 
