@@ -56,3 +56,20 @@ def test_replicas_that_hinder_each_other_a_little_are_both_used(text, batch):
         one = world_of(text)
         alone.append(speed(one, text, batch, 4, one.pool[place]))
     assert found > 1.1 * max(alone)
+
+
+@pytest.mark.parametrize("batch", [4, 16])
+@pytest.mark.parametrize("text", TEXTS)
+def test_sessions_are_divided_as_well_as_they_can_be(text, batch):
+    """Within three per cent of the fastest fixed number of them at each replica, once known."""
+    world = world_of(text)
+    for learned in (1, 4, 16):
+        speed(world, text, learned, 2)
+    world.decode_s = 0.0
+    speed(world, text, batch)
+    fixed = []
+    for off in range(batch + 1):
+        each = world_of(text)
+        speed(each, text, batch, 1, [each.pool[place >= off] for place in range(batch)])
+        fixed.append(each.decode_s)
+    assert world.decode_s <= min(fixed) / 0.97
