@@ -13,7 +13,10 @@ import msgspec
 _WEIGHT = 0.15  # of what is newest, once enough was seen
 _GROWS = {False: 0.007, True: 0.025}
 """By so much a step is longer for each that runs beside, until that is seen: 6.1 to 6.7 ms and 9 to
-13 ms were measured for 1 to 16 turns of an 8B model on an H100, without and with n-grams."""
+13 ms were measured for 1 to 16 turns of an 8B model on an H100, without and with n-grams. On a
+processor, where nothing waits for memory, it is a hundred times as much."""
+_STEEPEST = 100.0  # of a step that is nearly as many times longer as turns run
+_STEEPER = 2.0  # times what it was taken to be, at least, is what is seen believed instead
 _TOGETHER = 0.3
 """What makes steps longer with so many running, as long prompts do, does with others too: their
 seconds change by this power of the change that is seen."""
@@ -25,6 +28,7 @@ _DEARER = 1.6  # is a step that verifies drafts, before it was seen: 1.5 to 3.2 
 _TWICE = 2.0
 _LEAST_OWN = 0.25
 _SHARED = 1.25  # a step that is so much longer while others are busy shares a device with them
+_DOUBLED = 4.0  # turns, by twice as many of which it is seen whether a batch is cheaper
 _BESIDE, _ALONE = 0.6, 0.1  # of the time, at least and at most
 
 
@@ -65,6 +69,18 @@ class Curve:
             if other is not point:
                 other.step_s *= changes
 
+    def grows(self) -> float | None:
+        """By so much a step is longer for each that runs beside, from the fewest to the most that
+        were seen often enough; None where these are less than an octave apart."""
+        often = sorted((p for p in self.points.values() if p.weight >= _ENOUGH), key=_running)
+        if not often or often[-1].running < 2.0 * often[0].running:
+            return None
+        few, many = often[0], often[-1]
+        longer = many.step_s / few.step_s
+        if longer * few.running >= many.running:
+            return _STEEPEST
+        return (longer - 1.0) / (many.running - longer * few.running)
+
     def at(self, running: float) -> At | None:
         """What is seen with so many running, or nearest to that."""
         below = above = None
@@ -92,6 +108,7 @@ class Steps:
         self.one_device = False
         self._alone = {False: Curve(), True: Curve()}
         self._beside = {False: Curve(), True: Curve()}  # while others were busy
+        self._grows = dict(_GROWS)
         self._slower = 1.0  # by so much, while others are
         self._compared = False  # whether that was measured
 
@@ -112,8 +129,16 @@ class Steps:
 
     @property
     def shared(self) -> bool:
-        """Whether they do: they share a device, as their launcher knows, or as was measured."""
-        return self.one_device or self._slower > _SHARED
+        """Whether they do, so that no two should be busy: they share a device, as their launcher
+        knows, or as was measured. Where a step grows with what runs, a few processors being too few
+        for all replicas, half the turns at each of two are the faster in spite of that."""
+        return self.one_device or self._slower > max(_SHARED, self._doubled)
+
+    @property
+    def _doubled(self) -> float:
+        """By so much a step of twice as many turns is longer."""
+        grows = self._grows[False] * _DOUBLED
+        return (1.0 + 2.0 * grows) / (1.0 + grows)
 
     @property
     def waits(self) -> float:
@@ -123,7 +148,7 @@ class Steps:
     @property
     def _apart(self) -> bool:
         """Whether it is known that they do not."""
-        return self._compared and not self.shared
+        return self._compared and not self.one_device and self._slower <= _SHARED
 
     # -- what a step takes
 
@@ -144,9 +169,9 @@ class Steps:
         for kind, times in ((speculates, 1.0), (not speculates, dearer)):
             seen = self._at(kind, running) if self.seen(kind) else None
             if seen is not None:
-                return times * _grown(kind, seen, running)
+                return times * self._grown(kind, seen, running)
         step_s = _STEP_S * (_DEARER if speculates else 1.0)
-        return _grown(speculates, At(step_s, 0.0, 1.0), running)
+        return self._grown(speculates, At(step_s, 0.0, 1.0), running)
 
     def _at(self, kind: bool, running: float) -> At | None:
         alone, beside = self._alone[kind].at(running), self._beside[kind].at(running)
@@ -156,7 +181,7 @@ class Steps:
             return beside._replace(step_s=beside.step_s / self._slower)
         # Both take their steps in turn: what was seen is one of each.
         other = self._alone[not kind].at(beside.running)
-        own_s = beside.step_s - _grown(not kind, other, beside.running) if other else 0.0
+        own_s = beside.step_s - self._grown(not kind, other, beside.running) if other else 0.0
         return beside._replace(step_s=max(own_s, _LEAST_OWN * beside.step_s))
 
     # -- learning
@@ -167,7 +192,28 @@ class Steps:
             self._beside[kind].add(running, step_s)
         elif beside <= _ALONE or not self.seen(kind) or self._apart:
             self._alone[kind].add(running, step_s)
+        self._learn_growth()
         self._compare()
+
+    def _learn_growth(self) -> None:
+        """Where it is seen to be much more. Of a kind that was not seen with few and with many it
+        is taken to be as many times more as the other's is."""
+        grows = {kind: self._curve(kind).grows() for kind in (False, True)}
+        for kind, own in grows.items():
+            if own is None:
+                own = _GROWS[kind] * (grows[not kind] or 0.0) / _GROWS[not kind]
+            steeper = own > _STEEPER * _GROWS[kind]
+            self._grows[kind] = min(own, _STEEPEST) if steeper else _GROWS[kind]
+
+    def _curve(self, kind: bool) -> Curve:
+        """Of replicas that wait for each other, what was seen beside others is not of one kind."""
+        beside, alone = self._beside[kind], self._alone[kind]
+        return beside if not self.shared and alone.grows() is None else alone
+
+    def _grown(self, kind: bool, seen: At, running: float) -> float:
+        """Seconds a step with so many running, by what was seen with others."""
+        grows = self._grows[kind]
+        return seen.step_s * (1.0 + grows * running) / (1.0 + grows * seen.running)
 
     def _compare(self) -> None:
         """By how much a step is longer while other replicas are busy."""
@@ -175,19 +221,17 @@ class Steps:
         for kind in (False, True):
             for point in self._beside[kind].points.values():
                 alone = self._alone[kind].at(point.running)
-                if alone is not None and alone.away <= 1.0:
-                    share = min(point.weight, _SURE)
-                    ratio += share * point.step_s / _grown(kind, alone, point.running)
-                    weight += share
+                if alone is None or alone.away > 1.0:
+                    continue
+                longer = point.step_s / self._grown(kind, alone, point.running)
+                if longer > _SHARED and point.running > _SHARED * alone.running:
+                    continue  # it may be the larger batch that makes it longer
+                share = min(point.weight, _SURE)
+                ratio += share * longer
+                weight += share
         if weight:
             self._slower = max(1.0, ratio / weight)
             self._compared = weight >= _SURE
-
-
-def _grown(kind: bool, seen: At, running: float) -> float:
-    """Seconds a step with so many running, by what was seen with others."""
-    grows = _GROWS[kind]
-    return seen.step_s * (1.0 + grows * running) / (1.0 + grows * seen.running)
 
 
 def _place(running: float) -> int:

@@ -11,8 +11,9 @@ same in each round, which is the case of an agent that does again what it did be
 the same prompts, in which stands what the first server answered the first time. `--least` holds
 more conversations than run at once, one after another, since what one of them is drawn tells
 little. `--learn` lets the router see some first: what it makes of a kind of text that it
-knows is measured then, not how it finds out. On cores that others share, `--pids OFF,ON` times by
-what the engines' processes compute; where both of them run at once for auto, that is their sum.
+knows is measured then, not how it finds out. On cores that others share, `--pids URL=PID URL=PID`
+times each turn by what the engine that ran it computes; a router is asked for its engines' URLs.
+Routers may stand before all: so many replicas that speculate, that do not, and some of each.
 """
 
 import argparse
@@ -28,9 +29,10 @@ import msgspec
 from rich.console import Console
 
 from sessile.errors import SessileError, SettingsError
-from sessile.lab.speculation_load import Pass, Side, computed_s, run_pass
+from sessile.lab.speculation_load import Pass, Side, run_pass
 from sessile.lab.speculation_rows import Row, read, rows, table, verdict
 from sessile.lab.speculation_texts import KINDS, Script, conversation
+from sessile.lab.speculation_watch import computed_s
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,17 +155,17 @@ def _setup(given: argparse.Namespace) -> Setup:
     )  # fmt: skip
 
 
-def _pids(given: str | None) -> dict[str, tuple[int, ...]]:
-    """The processes to be timed of each side; none, where the clock is to count."""
-    if given is None:
-        return {"off": (), "on": (), "auto": ()}
-    try:
-        off, on = map(int, given.split(","))
-    except ValueError as error:
-        raise SettingsError(f"--pids: {given!r} is not two process ids by comma") from error
-    for pid in (off, on):
-        computed_s(pid)  # that they are there is to be known before anything is asked
-    return {"off": (off,), "on": (on,), "auto": (off, on)}
+def _pids(given: Sequence[str]) -> dict[str, int]:
+    """The processes to be timed, by the URLs of their engines; none, where the clock is to
+    count."""
+    found: dict[str, int] = {}
+    for each in given:
+        url, _, pid = each.rpartition("=")
+        if not (url and pid.isdecimal()):
+            raise SettingsError(f"--pids: {each!r} is not URL=PID, an engine's and its process")
+        found[url] = int(pid)
+        computed_s(found[url])  # that it is there is to be known before anything is asked
+    return found
 
 
 def main() -> None:
@@ -189,8 +191,8 @@ def main() -> None:
                         help="hold the same in each round, once unmeasured first")  # fmt: skip
     parser.add_argument("--seed", type=int, default=default.seed,
                         help="another for servers that know the texts of the last run")  # fmt: skip
-    parser.add_argument("--pids", metavar="OFF,ON",
-                        help="time by what these processes compute, not by the clock")  # fmt: skip
+    parser.add_argument("--pids", metavar="URL=PID", nargs="+", default=(),
+                        help="time by what these engines compute, not by the clock")  # fmt: skip
     parser.add_argument("--seconds", type=float, help="end after so long with what there is")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all figures, as far as it came")
     parser.add_argument("--table", type=Path, metavar="FILE", nargs="+",
@@ -204,9 +206,7 @@ def main() -> None:
             setup = _setup(given)
             pids = _pids(given.pids)
             sides = [
-                Side(name, url, given.key, given.model, pids[name])
-                for name, url in urls.items()
-                if url
+                Side(name, url, given.key, given.model, pids) for name, url in urls.items() if url
             ]
             found = asyncio.run(_run(setup, sides, given.json, given.seconds))
     except SessileError as error:

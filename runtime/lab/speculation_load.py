@@ -6,8 +6,6 @@ it. The counts are the engine's own.
 """
 
 import asyncio
-import os
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -18,7 +16,9 @@ import msgspec
 from sessile.engines.base import document
 from sessile.engines.samples import Samples
 from sessile.errors import ReplicaError, ReplicaRefused, SettingsError
+from sessile.lab import speculation_watch
 from sessile.lab.speculation_texts import Script
+from sessile.lab.speculation_watch import Watch
 from sessile.relay import UsageRelay, events
 from sessile.router.connection import Timeouts
 from sessile.router.engine import Call
@@ -26,6 +26,7 @@ from sessile.router.upstream import Upstream
 
 _TIMEOUTS = Timeouts(connect_s=10.0, first_byte_s=600.0, idle_s=300.0)
 _CALL_S = 20.0
+_REPLICAS = "/sessile/v1/replicas"
 _VERIFIED = "sglang:spec_verify_calls_total"
 _ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
 
@@ -64,16 +65,19 @@ class Pass(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Side:
-    """One server under test: `off`, `on` or `auto`. Lives as long as the benchmark. With `pids` its
-    time is what these processes compute, where others compute on the same cores."""
+    """One server under test: `off`, `on` or `auto`, an engine or a router. Lives as long as the
+    benchmark. With `pids`, by the URLs of engines, time is what these compute, where others compute
+    on the same cores."""
 
     def __init__(
-        self, name: str, url: str, key: str, model: str | None = None, pids: Sequence[int] = ()
-    ) -> None:
+        self, name: str, url: str, key: str, model: str | None = None,
+        pids: Mapping[str, int] | None = None,
+    ) -> None:  # fmt: skip
         self.name = name
-        self._pids = pids
         self.model = model or ""
-        self._url = url.rstrip("/").removesuffix("/v1")
+        self._pids = pids or {}
+        self._timed: dict[str, int] = {}  # by replica, once they are found
+        self._url = _plain(url)
         self._upstream = Upstream(self._url, _TIMEOUTS)
         self._headers = ((b"authorization", b"Bearer " + key.encode()),)
 
@@ -89,15 +93,37 @@ class Side:
                 f"--{self.name} {self._url}: no OpenAI-compatible server with a model answers "
                 f"there ({error}); start it first, or give the URL of one that runs"
             ) from error
+        if self._pids:
+            self._timed = await self._find_timed()
+
+    async def _find_timed(self) -> dict[str, int]:
+        """The processes to be timed, by the ids of their replicas; an engine itself has none."""
+        pids = {_plain(url): pid for url, pid in self._pids.items()}
+        urls = {"": self._url}
+        if self._url not in pids:
+            try:
+                reply = await self._upstream.call(Call("GET", _REPLICAS), _CALL_S, self._headers)
+                listed = document(reply, _REPLICAS)["replicas"]
+                urls = {each["id"]: _plain(each["url"]) for each in listed}
+            except (ReplicaError, KeyError, TypeError) as error:
+                raise SettingsError(
+                    f"--pids: there is none of {self._url}, and it is no router ({error})"
+                ) from error
+        if missing := sorted(set(urls.values()) - set(pids)):
+            raise SettingsError(f"--pids: there is none of {missing[0]}; add {missing[0]}=PID")
+        return {replica: pids[url] for replica, url in urls.items()}
 
     async def aclose(self) -> None:
         await self._upstream.aclose()
 
-    def now_s(self) -> float:
-        """The clock by which it is timed."""
-        if not self._pids:
-            return time.perf_counter()
-        return sum(computed_s(pid) for pid in self._pids)
+    @property
+    def by_clock(self) -> bool:
+        """Whether the time that passes counts, not what is computed."""
+        return not self._timed
+
+    def watch(self) -> Watch:
+        """Started now."""
+        return speculation_watch.start(self._timed)
 
     async def counters(self) -> dict[str, float]:
         """What its metrics count of speculation; empty where it has none."""
@@ -126,7 +152,7 @@ class Side:
         relay = UsageRelay(relay_usage=True)
         pieces: list[str] = []
         timings: dict[str, Any] | None = None
-        began = self.now_s()
+        watch = self.watch()
         first = last = 0.0
         async with await self._upstream.open(
             "POST", "/v1/chat/completions", body, headers
@@ -134,8 +160,9 @@ class Side:
             if response.status != 200:
                 said = b"".join([chunk async for chunk in response])[:300]
                 raise self._refused(f"{response.status} {said.decode('utf-8', 'replace')}")
+            replica = response.headers.get(b"x-sessile-replica", b"").decode()
             async for chunk in response:
-                now = self.now_s()
+                now = watch(replica)
                 for event in events(relay.feed(chunk)):
                     if event.get("error"):
                         raise self._refused(str(event["error"]))
@@ -148,8 +175,8 @@ class Side:
             raise self._refused("an answer without text, or without the usage that was asked for")
         return Turn(
             text="".join(pieces),
-            replica=response.headers.get(b"x-sessile-replica", b"").decode(),
-            ttft_s=first - began,
+            replica=replica,
+            ttft_s=first,
             decode_s=last - first,
             tokens=usage["completion_tokens"],
             accepted_tokens=timings.get("draft_n_accepted", 0) if timings else None,
@@ -159,15 +186,8 @@ class Side:
         return ReplicaRefused(f"--{self.name} {self._url} failed a turn: {said}")
 
 
-def computed_s(pid: int) -> float:
-    """Processor time of a process, from Linux's /proc/PID/stat; its name may hold spaces. Raises
-    `SettingsError`."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except OSError as error:
-        raise SettingsError(f"--pids: there is no process {pid} to be timed ({error})") from error
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def _plain(url: str) -> str:
+    return url.rstrip("/").removesuffix("/v1")
 
 
 def _piece(event: Mapping[str, Any]) -> str:
@@ -202,15 +222,18 @@ async def run_pass(
             return await converse(side, script, f"{name}-{index}", tokens)
 
     before = await side.counters()
-    began = side.now_s()
+    watch = side.watch()
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(script, index)) for index, script in enumerate(scripts)]
     except ExceptionGroup as failed:
         raise failed.exceptions[0] from None
-    wall_s = side.now_s() - began
     held = [task.result() for task in tasks]
-    acceptance = stepped([turn for each in held for turn in each], before, await side.counters())
+    turns = [turn for each in held for turn in each]
+    # What replicas have computed does not tell whether they did so in turn or side by side.
+    streams_s = sum(turn.ttft_s + turn.decode_s for turn in turns) / batch
+    wall_s = watch("") if side.by_clock else streams_s
+    acceptance = stepped(turns, before, await side.counters())
     said = [
         msgspec.structs.replace(script, answers=[turn.text for turn in turns])
         for script, turns in zip(scripts, held, strict=True)

@@ -153,17 +153,44 @@ async def test_a_turn_that_fails_ends_the_run(serve: Serve) -> None:
 
 
 async def test_on_shared_cores_what_an_engine_computes_is_its_time(serve: Serve) -> None:
-    """Not the time that passes; of several processes it is the sum."""
+    """Not the time that passes."""
     _, url = await serve(FakeReplica(model="m"))
-    side = Side("off", url, "key", pids=(os.getpid(), os.getpid()))
-    before, began = side.now_s(), time.process_time()
+    side = Side("off", url, "key", pids={url + "/v1": os.getpid()})
+    await side.find()
+    watch, began = side.watch(), time.process_time()
     while time.process_time() - began < 0.1:
         pass
-    assert side.now_s() - before > 0.15
-    before = side.now_s()
+    assert watch("") > 0.08
+    watch = side.watch()
     await asyncio.sleep(0.5)
-    assert side.now_s() - before < 0.5
+    assert watch("") < 0.4
     await side.aclose()
+
+
+async def test_a_turn_has_the_time_of_the_replica_that_ran_it(
+    start: Any, serve: Serve, http: Any
+) -> None:
+    """A router tells which that was, and the URLs of all; the other computes beside it."""
+    router = await start([FakeReplica(model="m", always=SLOW) for _ in range(2)])
+    listed = (await http.get(f"{router.url}/sessile/v1/replicas")).json()["replicas"]
+    urls = [each["url"] for each in listed]
+    parent, own = os.getppid(), os.getpid()
+    side = Side("auto", router.url, "key", pids=dict(zip(urls, (own, parent), strict=True)))
+    await side.find()
+    watch, began = side.watch(), time.process_time()
+    while time.process_time() - began < 0.1:
+        pass
+    assert watch("one") > 0.08 > watch("two")
+    await side.aclose()
+    lacking = Side("auto", router.url, "key", pids={urls[0]: own})
+    with pytest.raises(SettingsError, match=rf"there is none of {urls[1]}; add {urls[1]}=PID"):
+        await lacking.find()
+    await lacking.aclose()
+    _, url = await serve(FakeReplica(model="m"))
+    engine = Side("off", url, "key", pids={urls[0]: own})
+    with pytest.raises(SettingsError, match=f"there is none of {url}, and it is no router"):
+        await engine.find()
+    await engine.aclose()
 
 
 async def test_an_address_where_nothing_answers_is_told_with_what_to_do() -> None:
@@ -179,8 +206,8 @@ async def test_an_address_where_nothing_answers_is_told_with_what_to_do() -> Non
         (["--batches", "1,x"], "'1,x' is not numbers"),
         (["--output", "1"], "--output at 2"),
         (["--json", "/nowhere/f.json"], "there is no folder /nowhere"),
-        (["--pids", "1,x"], "--pids: '1,x' is not two process ids"),
-        (["--pids", "0,0"], "--pids: there is no process 0 to be timed"),
+        (["--pids", "http://o=x"], "--pids: 'http://o=x' is not URL=PID"),
+        (["--pids", "http://o=0"], "--pids: there is no process 0 to be timed"),
         (["--on", ""], "--off and --on are the engines to compare"),
         (["--table", "/nowhere/f.json"], "--table: /nowhere/f.json is no file of this benchmark"),
         ([], "--off http://127.0.0.1:9: no OpenAI-compatible server"),

@@ -51,8 +51,13 @@ class World:
 
     def run(self, accepts, turns, sessions, only=None):
         """Run so many sessions of each of those acceptances at once, one after another in each
-        place; returns tokens a second of all. An acceptance may be of each turn."""
+        place; returns tokens a second of all. An acceptance may be of each turn. `only` is where
+        all of them run, or where those of each place do."""
         places = [Place(length) for length in accepts]
+        if only is not None:
+            homes = only if isinstance(only, list) else [only] * len(places)
+            for place, home in zip(places, homes, strict=True):
+                place.only = home
         began, made = self.now, 0
         self.left = sessions * len(places)
         while [p for p in places if p.turn or p.done] or self.left:
@@ -61,7 +66,7 @@ class World:
                 if place.turn is None and (place.done or self.left):
                     self.left -= not place.done
                     coming.append((place, self._ask(place)))
-            self._begin(coming, only)
+            self._begin(coming)
             self._pass([p for p in places if p.turn is not None])
             for place in places:
                 if place.turn is not None and place.tokens <= 1e-9:
@@ -78,13 +83,14 @@ class World:
             prompt_tokens=500 + 300 * place.done, output_tokens=TOKENS,
         )  # fmt: skip
 
-    def _begin(self, coming, only):
+    def _begin(self, coming):
         """Those that come in one moment are all proposed before any is bound and booked."""
-        if only is not None:
-            for place, ask in coming:
-                decision = self.brain.decide(ask, [only], self.now)
-                self.brain.book(ask, decision, [only], self.now)
-                self._sent(place, ask, decision)
+        fixed = [(place, ask) for place, ask in coming if place.only is not None]
+        for place, ask in fixed:
+            decision = self.brain.decide(ask, [place.only], self.now)
+            self.brain.book(ask, decision, [place.only], self.now)
+            self._sent(place, ask, decision)
+        if fixed:
             return
         proposed = {
             ask.turn: self.brain.propose(ask, self.pool, self.now)
@@ -167,6 +173,7 @@ class Place:
         self.length = length
         self.done = 0
         self.turn = None
+        self.only = None
 
     @property
     def accepts(self):

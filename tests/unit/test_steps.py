@@ -65,3 +65,33 @@ def test_replicas_of_one_device_are_found_by_their_steps(beside_s, shared):
     assert steps.waits == pytest.approx(beside_s / 0.010 - 1.0)
     steps.one_device = True
     assert steps.shared
+
+
+def test_how_much_a_batch_costs_is_seen_and_not_only_supposed():
+    """A step of four on a processor is nearly four times as long as one of one: so is one of
+    sixteen, of either kind, before any was seen. Little more than was supposed is not believed."""
+    steps = Steps()
+    for running in (1, 4):
+        for _ in range(3):
+            steps.add(False, running, 0.0, 0.012 + 0.017 * running)
+    assert steps.step_s(False, 16) == pytest.approx(0.284, rel=0.01)
+    for _ in range(3):
+        steps.add(True, 1, 0.0, 0.034)
+    assert steps.step_s(True, 4) > 0.1
+    gentle = Steps()
+    for running, step_s in ((1, 0.0061), (4, 0.0063)):
+        for _ in range(3):
+            gentle.add(False, running, 0.0, step_s)
+    assert gentle.step_s(False, 16) < 0.007
+
+
+def test_a_larger_batch_is_not_taken_for_a_busy_neighbour():
+    """Steps of two alone and of four beside others differ by what four cost."""
+    steps = Steps()
+    for _ in range(6):
+        steps.add(False, 2, 0.0, 0.046)
+        steps.add(False, 4, 1.0, 0.079)
+    assert not steps.shared
+    for _ in range(6):
+        steps.add(False, 4, 0.0, 0.045)
+    assert steps.shared
