@@ -16,7 +16,7 @@ _GROWS = {False: 0.007, True: 0.025}
 13 ms were measured for 1 to 16 turns of an 8B model on an H100, without and with n-grams. On a
 processor, where nothing waits for memory, it is a hundred times as much."""
 _STEEPEST = 100.0  # of a step that is nearly as many times longer as turns run
-_STEEPER = 2.0  # times what it was taken to be, at least, is what is seen believed instead
+_STEEPER = 8.0  # times what it was taken to be, at least, is what is seen believed instead
 _TOGETHER = 0.3
 """What makes steps longer with so many running, as long prompts do, does with others too: their
 seconds change by this power of the change that is seen."""
