@@ -21,6 +21,11 @@ _TOGETHER = 0.3
 """What makes steps longer with so many running, as long prompts do, does with others too: their
 seconds change by this power of the change that is seen."""
 _WILD = 2.0  # what is so many times off was late for another reason, and counts as so much
+_NEW = 1.5
+_ROUNDS = 2.0
+"""What is first seen with so many running counts as so many times what was foreseen of it at most,
+until as many turns as run there have told of it twice: engines compile for a batch of another size
+when the first one comes, for seconds."""
 _ENOUGH = 3.0  # turns of a kind before it is judged
 _SURE = 6.0
 _STEP_S = 0.01  # of a replica that does not speculate, before anything was seen
@@ -36,6 +41,7 @@ class _Point(msgspec.Struct):
     weight: float
     running: float
     step_s: float
+    rounds: float = 0.0  # of as many turns as run there at once
 
 
 class At(NamedTuple):
@@ -54,12 +60,17 @@ class Curve:
     def __init__(self) -> None:
         self.points: dict[int, _Point] = {}
 
-    def add(self, running: float, step_s: float) -> None:
-        """A turn decoded at this pace."""
-        point = self.points.setdefault(_place(running), _Point(0.0, running, step_s))
-        if point.weight >= _SURE:
+    def add(self, running: float, step_s: float, foreseen_s: float | None = None) -> None:
+        """A turn decoded at this pace; `foreseen_s` is what others make of it that were seen."""
+        point = self.points.get(_place(running))
+        if foreseen_s is not None and (point is None or point.rounds < _ROUNDS):
+            step_s = min(max(step_s, foreseen_s / _NEW), foreseen_s * _NEW)
+        if point is None:
+            point = self.points[_place(running)] = _Point(0.0, running, step_s)
+        elif point.weight >= _SURE:
             step_s = min(max(step_s, point.step_s / _WILD), point.step_s * _WILD)
         point.weight += 1.0
+        point.rounds += 1.0 / max(running, 1.0)
         share = max(1.0 / point.weight, _WEIGHT)
         before_s = point.step_s
         point.running += share * (running - point.running)
@@ -68,6 +79,16 @@ class Curve:
         for other in self.points.values():
             if other is not point:
                 other.step_s *= changes
+
+    def beyond(self, running: float) -> At | None:
+        """As `at`, by what was seen often with others than about so many."""
+        others = Curve()
+        others.points = {
+            place: point
+            for place, point in self.points.items()
+            if place != _place(running) and point.weight >= _SURE
+        }
+        return others.at(running)
 
     def grows(self) -> float | None:
         """By so much a step is longer for each that runs beside, from the fewest to the most that
@@ -189,9 +210,14 @@ class Steps:
     def add(self, kind: bool, running: float, beside: float, step_s: float) -> None:
         """A turn decoded so, with so many others busy, in the mean of that time."""
         if beside > _BESIDE:
-            self._beside[kind].add(running, step_s)
+            curve = self._beside[kind]
         elif beside <= _ALONE or not self.seen(kind) or self._apart:
-            self._alone[kind].add(running, step_s)
+            curve = self._alone[kind]
+        else:
+            curve = None
+        if curve is not None:
+            seen = curve.beyond(running)
+            curve.add(running, step_s, None if seen is None else self._grown(kind, seen, running))
         self._learn_growth()
         self._compare()
 

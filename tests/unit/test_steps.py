@@ -37,6 +37,22 @@ def test_what_makes_steps_longer_with_so_many_does_with_others_too():
     assert far is not None and 0.023 < far.step_s < 0.026
 
 
+def test_the_first_of_a_batch_of_another_size_are_not_believed():
+    """An engine compiles for it meanwhile, seconds long; the next ones tell what it takes."""
+    steps = Steps()
+    for _ in range(20):
+        steps.add(True, 4, 0.0, 0.0055)
+    for _ in range(16):
+        steps.add(True, 16, 0.0, 0.070)
+    assert steps.step_s(True, 16) < 0.012
+    for _ in range(16):
+        steps.add(True, 16, 0.0, 0.009)
+    assert steps.step_s(True, 16) == pytest.approx(0.009, rel=0.1)
+    for _ in range(60):
+        steps.add(True, 16, 0.0, 0.050)
+    assert steps.step_s(True, 16) == pytest.approx(0.050, rel=0.1)
+
+
 def test_a_kind_that_was_not_seen_is_taken_from_the_other():
     """Dearer where it verifies drafts, by as much either way, until turns enough have told."""
     steps = Steps()
