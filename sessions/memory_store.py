@@ -273,7 +273,7 @@ class MemoryStore:
     ) -> StoredResult | Running | None:
         found = self._once.get((tenant, once.key))
         if found is None:
-            self._once.put((tenant, once.key), Running(turn, once.asked))
+            self._once.put((tenant, once.key), Running(turn, once.asked, time.time()))
         return found
 
     async def end_once(self, tenant: str, key: str, result: StoredResult | None) -> None:

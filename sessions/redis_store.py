@@ -351,7 +351,7 @@ class RedisStore:
     async def begin_once(
         self, tenant: str, once: OnceKey, turn: str
     ) -> StoredResult | Running | None:
-        name, running = Keys.once(tenant, once.key), _encode(Running(turn, once.asked))
+        name, running = Keys.once(tenant, once.key), _encode(Running(turn, once.asked, time.time()))
         previous = await self._link.run(
             ("SET", name, running, "NX", "GET", "PX", self._once_ttl_ms)
         )

@@ -83,10 +83,12 @@ class OnceKey(NamedTuple):
 
 
 class Running(NamedTuple):
-    """The turn that runs under an idempotency key, and the digest that this was taken with."""
+    """The turn that runs under an idempotency key, the digest that this was taken with, and when,
+    by the clock of the router that did."""
 
     turn: str
     asked: str
+    since: float = 0.0
 
 
 class StoredResult(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ from sessile.durable import Durable
 from sessile.errors import SessionBusy, StoreUnavailable
 from sessile.event_feed import kind_of
 from sessile.once import check_same
-from sessile.sessions.store import Store, StoredResult
+from sessile.sessions.store import Running, Store, StoredResult
 
 log = logging.getLogger("sessile.api")
 
@@ -59,7 +59,7 @@ class Once:
                 if await self._is_told(job.tenant, turn):
                     return Earlier(turn)
                 waited_s = time.monotonic() - began
-                if isinstance(found, StoredResult) and waited_s > _APPEAR_S:  # they are gone
+                if waited_s > _APPEAR_S and self._is_gone(job, found):
                     await self._store.end_once(job.tenant, job.once.key, None)
                     continue
             except StoreUnavailable:
@@ -109,6 +109,15 @@ class Once:
             await self._store.end_once(tenant, key, result)
         except StoreUnavailable as error:
             log.warning("idempotency key was not settled turn=%s why=%r", turn, error.message)
+
+    def _is_gone(self, job: Job, found: Running | StoredResult) -> bool:
+        """Whether one whose events are not in the log never will have any. A router that has not
+        accepted what it took the key for in the time of a lease is gone, and nobody takes over what
+        no log knows; of one that is not to be logged nothing can be told."""
+        if isinstance(found, StoredResult):
+            return True
+        lease_s = self._store.events.limits.lease_s
+        return job.asked.store and time.time() - found.since > lease_s
 
     async def _is_told(self, tenant: str, turn: str) -> bool:
         """Whether the events of a turn can be followed."""

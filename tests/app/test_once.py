@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from sessile.sessions.store import OnceKey
 from stored_responses import ASK, Stream, ended, finish, pair
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
@@ -80,6 +81,24 @@ async def test_a_repeated_key_waits_for_what_cannot_be_followed(start, store, ht
     await asyncio.sleep(0.1)
     go.set()
     assert (await first).text == (await again).text and len(one.engine.asked) == 1
+
+
+async def test_a_key_whose_router_died_before_it_accepted_is_taken_anew(start, store, http):
+    """No log knows the turn, so nobody takes it over: after the time of a lease it is gone. Until
+    then, and where nothing would be logged, it may run still."""
+    one, two = await pair(start, store, events={"lease_s": 0.5})
+    two.engine.says("Hel", "lo")
+    await one.app.store.begin_once("default", OnceKey("k"), "resp_gone")
+    url, key = f"{two.url}/v1/responses", {"Idempotency-Key": "k"}
+    unlogged = asyncio.create_task(http.post(url, json={**ASK, "store": False}, headers=key))
+    await asyncio.sleep(2.0)
+    assert not unlogged.done()
+    unlogged.cancel()
+    answer = await http.post(url, json=ASK, headers=key)
+    assert answer.status_code == 200 and "Hello" in answer.text
+    assert answer.headers["x-sessile-turn"] != "resp_gone"
+    again = await http.post(f"{one.url}/v1/responses", json=ASK, headers=key)
+    assert again.text == answer.text and len(one.engine.asked) == 1
 
 
 @pytest.mark.parametrize("stored", [True, False])
