@@ -34,7 +34,7 @@ from sessile.settings import WebSocketSettings
 
 if TYPE_CHECKING:
     from sessile.api.responses import Responses
-    from sessile.api.responses_job import Answer
+    from sessile.api.responses_job import Answer, Put
 
 log = logging.getLogger("sessile.api")
 
@@ -313,13 +313,11 @@ class _Hearing:
         session = session or self.response
         self._connection.opened(self._branch, self._lane, self._frame, self.response, session)
 
-    @property
-    def ready(self) -> bool:
-        """Whether the client reads as fast as it is told."""
-        return self._connection.outbox.ready
+    def prompt(self) -> "Put | None":
+        """Events need not be waited for while the client reads as fast as it is told."""
+        return self._put if self._connection.outbox.ready else None
 
-    def put(self, events: list[Event]) -> None:
-        """Send the events without waiting. Raises `OSError`."""
+    def _put(self, events: list[Event]) -> None:
         self._connection.outbox.put([event.body for event in events])
 
     async def tell(self, events: list[Event]) -> None:
