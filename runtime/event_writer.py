@@ -20,8 +20,8 @@ from sessile.sessions.stream_log import Accept, StreamLog, Written
 log = logging.getLogger("sessile.events")
 
 _LINGER_S = 0.002  # that an event waits for those of other turns
-_APART_S = 0.007  # from flush to flush, but for first tells: one costs the CPU of many events
-_FIRST_TELLS = 3  # of a turn are written at once: engines begin with a chunk or two without text
+_APART_S = 0.008  # from flush to flush: one costs the CPU of many events
+_FIRST_TELLS = 3  # of a turn do not wait for that: engines begin with a chunk or two without text
 _LATE_S = 0.02
 _RETRY_S = 0.1
 _RENEWALS = 4  # in the time of a lease
@@ -189,7 +189,7 @@ class EventWriter:
         if self._waiting_since is None:
             self._be_patient()
         if 0 < live.tells <= _FIRST_TELLS:
-            self._fire()
+            self._at_once()
         elif self._timer is None:
             self._soon()
 
@@ -197,6 +197,17 @@ class EventWriter:
         if self._timer is None:
             apart_s = self._flushed_at + _APART_S - self._loop.time()
             self._timer = self._loop.call_later(max(_LINGER_S, apart_s), self._fire)
+
+    def _at_once(self) -> None:
+        """Write now, or where something was written just now, soon after: turns that begin together
+        are many."""
+        again_s = self._flushed_at + _LINGER_S - self._loop.time()
+        if again_s <= 0:
+            self._fire()
+        elif self._timer is None or self._timer.when() > self._loop.time() + again_s:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_later(again_s, self._fire)
 
     def _fire(self) -> None:
         if self._timer is not None:
