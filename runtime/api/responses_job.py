@@ -141,7 +141,8 @@ class Job:
         if live is None:
             await audience.tell(events)
             return
-        await self.caught_up()
+        if self._ahead or self._gone is not None or live.stopped == "lost":
+            await self.caught_up()
         put = None if ended else audience.prompt()
         if put is not None:
             self._ahead, self._put = events, put
