@@ -43,6 +43,7 @@ class EventWriter:
         self._dirty: dict[LiveTurn, None] = {}
         self._due = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._fires_at = 0.0  # by the loop's clock
         self._patience: asyncio.TimerHandle | None = None
         self._flushed_at = 0.0  # by the loop's clock
         self._waiting_since: float | None = None  # for the log's word, by the loop's clock
@@ -195,19 +196,23 @@ class EventWriter:
 
     def _soon(self) -> None:
         if self._timer is None:
-            apart_s = self._flushed_at + _APART_S - self._loop.time()
-            self._timer = self._loop.call_later(max(_LINGER_S, apart_s), self._fire)
+            now = self._loop.time()
+            self._fire_at(max(now + _LINGER_S, self._flushed_at + _APART_S), now)
 
     def _at_once(self) -> None:
         """Write now, or where something was written just now, soon after: turns that begin together
         are many."""
-        again_s = self._flushed_at + _LINGER_S - self._loop.time()
-        if again_s <= 0:
+        now, soon = self._loop.time(), self._flushed_at + _LINGER_S
+        if soon <= now:
             self._fire()
-        elif self._timer is None or self._timer.when() > self._loop.time() + again_s:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._loop.call_later(again_s, self._fire)
+        elif self._timer is None or self._fires_at > soon:
+            self._fire_at(soon, now)
+
+    def _fire_at(self, when: float, now: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._fires_at = when
+        self._timer = self._loop.call_later(when - now, self._fire)
 
     def _fire(self) -> None:
         if self._timer is not None:
