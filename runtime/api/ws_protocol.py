@@ -18,7 +18,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     as the `line` of "sessile.line"."""
 
     async def run_asgi(self) -> None:
-        self.scope["extensions"]["sessile.line"] = {"line": self}  # type: ignore[typeddict-item]
+        self.scope["extensions"]["sessile.line"] = {"line": self}
         await super().run_asgi()
 
     @property
