@@ -102,7 +102,7 @@ class Job:
         self.seen = -1
         self._ahead: list[Event] = []  # told to the log, and not to the audience yet
         self._put: Put | None = None  # is how they are told
-        self._gone: OSError | None = None
+        self._gone: Exception | None = None
         self.compared: Compared | None = None
         self.opened = False
         self.turn: Turn | None = None
@@ -170,7 +170,7 @@ class Job:
         try:
             self._put(events)
             self.seen += len(events)
-        except OSError as error:
+        except Exception as error:  # it is this turn's, and not that of who writes the log
             self._gone = error
 
     def log(self, ended: bool) -> list[Event]:

@@ -30,7 +30,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """Send text frames in one write, behind whatever is buffered: who sends much looks first
         whether there is room. Raises `ConnectionResetError` where nothing can be sent any more."""
         conn = self.conn
-        if self.disconnected or conn.state is not State.OPEN:
+        closing = self.disconnected or self.transport.is_closing()
+        if closing or conn.state is not State.OPEN:
             raise ConnectionResetError("the connection is closed")
         for text in texts:
             conn.send_text(text)
