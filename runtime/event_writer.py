@@ -20,7 +20,7 @@ from sessile.sessions.stream_log import Accept, StreamLog, Written
 log = logging.getLogger("sessile.events")
 
 _LINGER_S = 0.002  # that an event waits for those of other turns
-_APART_S = 0.008  # from flush to flush: one costs the CPU of many events
+_APART_S = 0.007  # from flush to flush: one costs the CPU of many events
 _FIRST_TELLS = 3  # of a turn do not wait for that: engines begin with a chunk or two without text
 _LATE_S = 0.02
 _RETRY_S = 0.1
