@@ -20,8 +20,8 @@ from sessile.sessions.stream_log import Accept, StreamLog, Written
 log = logging.getLogger("sessile.events")
 
 _LINGER_S = 0.002  # that an event waits for those of other turns
-_APART_S = 0.007  # from flush to flush, but for first tells: one costs the CPU of many events
-_FIRST_TELLS = 3  # of a turn are written at once: engines begin with a chunk or two without text
+_APART_S = 0.007  # from flush to flush: one costs the CPU of many events
+_FIRST_TELLS = 3  # of a turn do not wait for that: engines begin with a chunk or two without text
 _LATE_S = 0.02
 _RETRY_S = 0.1
 _RENEWALS = 4  # in the time of a lease
@@ -43,6 +43,7 @@ class EventWriter:
         self._dirty: dict[LiveTurn, None] = {}
         self._due = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._fires_at = 0.0  # by the loop's clock
         self._patience: asyncio.TimerHandle | None = None
         self._flushed_at = 0.0  # by the loop's clock
         self._waiting_since: float | None = None  # for the log's word, by the loop's clock
@@ -189,14 +190,29 @@ class EventWriter:
         if self._waiting_since is None:
             self._be_patient()
         if 0 < live.tells <= _FIRST_TELLS:
-            self._fire()
+            self._at_once()
         elif self._timer is None:
             self._soon()
 
     def _soon(self) -> None:
         if self._timer is None:
-            apart_s = self._flushed_at + _APART_S - self._loop.time()
-            self._timer = self._loop.call_later(max(_LINGER_S, apart_s), self._fire)
+            now = self._loop.time()
+            self._fire_at(max(now + _LINGER_S, self._flushed_at + _APART_S), now)
+
+    def _at_once(self) -> None:
+        """Write now, or where something was written just now, soon after: turns that begin together
+        are many."""
+        now, soon = self._loop.time(), self._flushed_at + _LINGER_S
+        if soon <= now:
+            self._fire()
+        elif self._timer is None or self._fires_at > soon:
+            self._fire_at(soon, now)
+
+    def _fire_at(self, when: float, now: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._fires_at = when
+        self._timer = self._loop.call_later(when - now, self._fire)
 
     def _fire(self) -> None:
         if self._timer is not None:

@@ -48,9 +48,9 @@ class LiveTurn:
     """
 
     __slots__ = (
-        "_bytes", "_changed", "_events", "_loop", "_pace", "_teller", "_told", "accept", "ended",
-        "fence", "first", "key", "known", "leased_until", "missing", "most_bytes", "next",
-        "sent", "steered", "steers", "stop", "stopped", "tells", "written",
+        "_bytes", "_changed", "_events", "_give", "_give_at", "_loop", "_pace", "_teller", "_told",
+        "accept", "ended", "fence", "first", "key", "known", "leased_until", "missing",
+        "most_bytes", "next", "sent", "steered", "steers", "stop", "stopped", "tells", "written",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +84,8 @@ class LiveTurn:
         self._bytes = 0
         self._changed: asyncio.Future[None] | None = None
         self._teller: asyncio.Future[None] | None = None
+        self._give: Callable[[], None] | None = None
+        self._give_at = first
         self._loop: asyncio.AbstractEventLoop | None = None  # asking for it costs a system call
 
     def tell(self, events: Sequence[bytes], ended: bool = False) -> None:
@@ -110,13 +112,24 @@ class LiveTurn:
     async def told(self) -> None:
         """Wait until clients may be told everything; for who tells it. Raises `TurnTaken`."""
         upto = self.next
-        while self.sent < upto and not self._pace.late and self.stopped != "lost":
+        while self._waits_for(upto):
             if self._loop is None:
                 self._loop = asyncio.get_running_loop()
             self._teller = self._loop.create_future()
             await self._teller
         if self.stopped == "lost":
             raise TurnTaken
+
+    def once_told(self, give: Callable[[], None]) -> None:
+        """As `told`, without a task that waits: `give` is called once clients may be told
+        everything there is now, or another router has the turn. One at a time."""
+        if self._waits_for(self.next):
+            self._give, self._give_at = give, self.next
+        else:
+            give()
+
+    def _waits_for(self, upto: int) -> bool:
+        return self.sent < upto and not self._pace.late and self.stopped != "lost"
 
     def since(self, after: int, upto: int | None = None) -> list[tuple[int, bytes]] | None:
         """The numbered events behind `after` and before `upto`, perhaps none yet; None if memory
@@ -197,6 +210,9 @@ class LiveTurn:
 
     def wake(self) -> None:
         """There is something new to know."""
+        if self._give is not None and not self._waits_for(self._give_at):
+            give, self._give = self._give, None
+            give()
         if (teller := self._teller) is not None:
             self._teller = None
             if not teller.done():

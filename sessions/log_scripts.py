@@ -14,7 +14,9 @@ APPEND = """
 -- router more than what is in it. `batches` is JSON, for each turn [fence, first, last, size,
 -- ended, owner, record_size], the last three only where they are needed; `data` has in a row, for
 -- each, the size bytes of its events and those of its record. No events: the lease is renewed.
--- For each turn {ok 0 | gone 1 | fenced 2 | ended 3, next, cancel, missing, steers}
+-- Of each turn of which there is more to say than that the log goes on behind `last`, and in a
+-- row: its place from 0, ok 0 | gone 1 | fenced 2 | ended 3, next, cancel, missing, steers. Mostly
+-- nothing: what is replied is read event by event.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local until_ms = string.format('%.0f', now + ARGV[3])
@@ -26,17 +28,17 @@ local function append(turn, stream, batch, data, record)
     'HMGET', turn, 'fence', 'next', 'ended', 'cancel', 'bytes', 'count', 'missing', 'steers')
   if not facts[1] then
     if not owner then
-      return {1, 0, 0, 0, 0}
+      return 1, 0, 0, 0, 0
     end
     redis.call('DEL', stream)
     redis.call('HSET', turn, 'fence', fence, 'next', first, 'owner', owner, 'record', record)
     facts = {fence, 0, false, false, false, false, false, false}
   end
   if facts[1] ~= fence then
-    return {2, 0, 0, 0, 0}
+    return 2, 0, 0, 0, 0
   end
   if facts[3] then
-    return {3, 0, 0, tonumber(facts[7]) or 0, 0}
+    return 3, 0, 0, tonumber(facts[7]) or 0, 0
   end
   local upto, missing = tonumber(facts[2]), tonumber(facts[7]) or 0
   if data ~= '' and first >= upto then
@@ -67,7 +69,7 @@ local function append(turn, stream, batch, data, record)
   end
   redis.call('PEXPIRE', turn, ttl_ms)
   redis.call('PEXPIRE', stream, ttl_ms)
-  return {0, upto, facts[4] and 1 or 0, missing, tonumber(facts[8]) or 0}
+  return 0, upto, facts[4] and 1 or 0, missing, tonumber(facts[8]) or 0
 end
 
 local told = {}
@@ -76,7 +78,13 @@ for n, batch in ipairs(cjson.decode(ARGV[5])) do
   local middle = at + batch[4]
   local stop = middle + (batch[7] or 0)
   local data, record = string.sub(ARGV[6], at, middle - 1), string.sub(ARGV[6], middle, stop - 1)
-  told[n] = append(KEYS[2 * n - 1], KEYS[2 * n], batch, data, record)
+  local state, upto, cancel, missing, steers =
+    append(KEYS[2 * n - 1], KEYS[2 * n], batch, data, record)
+  if state ~= 0 or upto ~= batch[3] + 1 or cancel ~= 0 or missing ~= 0 or steers ~= 0 then
+    for _, word in ipairs({n - 1, state, upto, cancel, missing, steers}) do
+      told[#told + 1] = word
+    end
+  end
   at = stop
 end
 return told

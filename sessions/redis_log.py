@@ -76,11 +76,12 @@ class RedisLog:
             self._append(batches[start : start + size]) for start in range(0, len(batches), size)
         ]
         replies = await self._link.run_together([*commands, *self._hints(batches)], sent)
-        return [
-            Written(_STATES[state], upto, cancel == 1, missing, steers)
-            for told in replies[: len(commands)]
-            for state, upto, cancel, missing, steers in told
-        ]
+        written = [Written("ok", batch.first + len(batch.events)) for batch in batches]
+        for start, told in zip(range(0, len(batches), size), replies, strict=False):
+            for at in range(0, len(told), 6):
+                place, state, upto, cancel, missing, steers = told[at : at + 6]
+                written[start + place] = Written(_STATES[state], upto, cancel == 1, missing, steers)
+        return written
 
     def _append(self, batches: Sequence[Batch]) -> Command:
         limits = self.limits

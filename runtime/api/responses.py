@@ -284,6 +284,9 @@ class Responses:
         except TurnTaken:
             return await self._listen_on(job)
         except BaseException as error:  # whatever happens, a turn that was accepted ends
+            if isinstance(error, Exception):
+                with suppress(TurnTaken, OSError):
+                    await job.caught_up()  # before it is told of the error
             if self.give_up(job, error, keep=job.asked.background):
                 self.once.free(job)
             raise

@@ -14,7 +14,7 @@ from sessile.api.hang_up import HangUp
 from sessile.api.request import decode_object, idempotency_key, read_body
 from sessile.api.responses import Responses
 from sessile.api.responses_fields import check_query
-from sessile.api.responses_job import Answer
+from sessile.api.responses_job import Answer, Put
 from sessile.api.responses_kept import KeptResponses
 from sessile.api.responses_listing import listed_items, page_of_all, read_page
 from sessile.api.responses_sequence import Event
@@ -149,6 +149,10 @@ class _Waiting:
     async def open(self, turn: Answer) -> None:
         self.headers = turn.headers()
         self.opened = True
+
+    def prompt(self) -> Put | None:
+        """A stretch of an HTTP body is always waited for."""
+        return None
 
     async def tell(self, events: list[Event]) -> None:
         pass

@@ -19,6 +19,10 @@ from sessile.turn import Transcript, Turn, TurnRequest
 _MOST_KEPT_BYTES = 4 * 2**20
 
 
+Put = Callable[[list[Event]], None]
+"""Tells events at once. Raises `OSError`."""
+
+
 class Answer(Protocol):
     """What is known of an answer when it begins."""
 
@@ -27,7 +31,11 @@ class Answer(Protocol):
 
 
 class Audience(Protocol):
-    """Who is told of a response as it is made. Its methods may wait: the engine then waits too."""
+    """Who is told of a response as it is made. Methods that may wait let the engine wait too."""
+
+    def prompt(self) -> "Put | None":
+        """What the next events can be told by without waiting, now or a moment later; None where
+        they have to be waited for."""
 
     async def open(self, turn: Answer) -> None:
         """The answer has begun; called once, before any event."""
@@ -92,6 +100,9 @@ class Job:
         self.kept: list[bytes] | None = None
         self.told = ""
         self.seen = -1
+        self._ahead: list[Event] = []  # told to the log, and not to the audience yet
+        self._put: Put | None = None  # is how they are told
+        self._gone: Exception | None = None
         self.compared: Compared | None = None
         self.opened = False
         self.turn: Turn | None = None
@@ -118,14 +129,49 @@ class Job:
         self.opened = True
 
     async def tell(self, ended: bool = False) -> None:
-        """Tell what is pending, once the log has it. Raises `TurnTaken`."""
+        """Tell what is pending, once the log has it. Raises `TurnTaken`.
+
+        An audience that is ready is told it when that is so, while this goes on, at most one
+        call's events and not the last ones: to be woken for each costs more than to tell it.
+        """
         events = self.log(ended)
-        if self.audience is not None and events:
-            if self.live is not None:
-                await self.live.told()
-            await self.audience.tell(events)
-            if self.live is not None:
-                self.seen = self.live.next - 1
+        audience, live = self.audience, self.live
+        if audience is None or not events:
+            return
+        if live is None:
+            await audience.tell(events)
+            return
+        if self._ahead or self._gone is not None or live.stopped == "lost":
+            await self.caught_up()
+        put = None if ended else audience.prompt()
+        if put is not None:
+            self._ahead, self._put = events, put
+            live.once_told(self._give)
+        else:
+            await live.told()
+            await audience.tell(events)
+            self.seen = live.next - 1
+
+    async def caught_up(self) -> None:
+        """Wait until the audience has been told what the log was told before. Raises `TurnTaken`,
+        and what its line raised."""
+        live = self.live
+        if live is not None and (self._ahead or live.stopped == "lost"):
+            await live.told()
+        if self._gone is not None:
+            raise self._gone
+
+    def _give(self) -> None:
+        """The audience may be told what the log was told, unless that counts no more."""
+        assert self.live is not None and self._put is not None
+        events, self._ahead = self._ahead, []
+        if self.live.stopped == "lost":
+            return
+        try:
+            self._put(events)
+            self.seen += len(events)
+        except Exception as error:  # it is this turn's, and not that of who writes the log
+            self._gone = error
 
     def log(self, ended: bool) -> list[Event]:
         """Tell what is pending to the log and to those who follow only."""

@@ -22,7 +22,7 @@ from sessile.api.responses_sequence import Event
 from sessile.api.responses_steered import keep_steer
 from sessile.api.steering import Steer, Steering, generates, joined, successor
 from sessile.api.ws_frames import error_frame, read_frame, read_lane, take_key
-from sessile.api.ws_outbox import Outbox, SlowReader
+from sessile.api.ws_outbox import Line, Outbox, SlowReader
 from sessile.errors import (
     ConnectionTooOld,
     InvalidRequest,
@@ -34,7 +34,7 @@ from sessile.settings import WebSocketSettings
 
 if TYPE_CHECKING:
     from sessile.api.responses import Responses
-    from sessile.api.responses_job import Answer
+    from sessile.api.responses_job import Answer, Put
 
 log = logging.getLogger("sessile.api")
 
@@ -60,12 +60,13 @@ class Connection:
         receive: Receive,
         send: Send,
         settings: WebSocketSettings,
+        line: Line | None = None,
     ) -> None:
         self._responses = responses
         self._tenant = tenant
         self._headers = headers
         self._receive = receive
-        self.outbox = Outbox(send, settings.send_timeout_s)
+        self.outbox = Outbox(send, settings.send_timeout_s, line)
         self._settings = settings
         self._lanes = Lanes(settings.max_lanes, settings.max_message_bytes)
         self._branches = Branches()
@@ -283,7 +284,7 @@ class Connection:
         await self.outbox.send_all([error_frame(error, lane)])
 
     async def _tell(self, event: dict[str, Any]) -> None:
-        await self.outbox.send_all([msgspec.json.encode(event).decode()])
+        await self.outbox.send_all([msgspec.json.encode(event)])
 
 
 class _Hearing:
@@ -312,6 +313,13 @@ class _Hearing:
         session = session or self.response
         self._connection.opened(self._branch, self._lane, self._frame, self.response, session)
 
+    def prompt(self) -> "Put | None":
+        """Events need not be waited for while the client reads as fast as it is told."""
+        return self._put if self._connection.outbox.ready else None
+
+    def _put(self, events: list[Event]) -> None:
+        self._connection.outbox.put([event.body for event in events])
+
     async def tell(self, events: list[Event]) -> None:
         """Send the events; waits while the client does not read, and the engine waits too."""
-        await self._connection.outbox.send_all([event.body.decode() for event in events])
+        await self._connection.outbox.send_all([event.body for event in events])

@@ -14,14 +14,14 @@ _LONGEST_STREAM_ID = 256
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-def error_frame(error: SessileError, lane: Lane) -> str:
+def error_frame(error: SessileError, lane: Lane) -> bytes:
     """The event that tells an error."""
     body: dict[str, Any] = {"type": "error", "status": wire_of(error).status, **openai_error(error)}
     if waits := retry_headers(error):
         body["error"]["headers"] = {name.decode(): value.decode() for name, value in waits}
     if lane is not None:
         body["stream_id"] = lane
-    return msgspec.json.encode(body).decode()
+    return msgspec.json.encode(body)
 
 
 def read_frame(text: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from sessile.api.browser import declared
 from sessile.api.request import header
 from sessile.api.responses_ws import Connection
 from sessile.api.wire import openai_error, wire_of
+from sessile.api.ws_outbox import line_of
 from sessile.errors import Forbidden, Overloaded, SessileError
 from sessile.settings import WebSocketSettings
 
@@ -69,6 +70,7 @@ class Sockets:
                     receive,
                     send,
                     self._settings,
+                    line_of(scope),
                 ).serve()
         finally:
             self.connections -= 1

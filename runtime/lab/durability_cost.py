@@ -1,15 +1,19 @@
 """What it costs that events are kept: turns over the WebSocket, stored against not stored.
 
 `python -m sessile.lab.durability_cost [--redis URL]`: one router process on a real store, before a
-replica in this process whose tokens say when they were sent. A pair is a round of either kind, one
-right after the other, the two in turn first, so that a machine that slows down or has other work
-does that to both; told is the median of the pairs. Each stream has the pace of a real engine, so
-that most batches hold one event of each turn: the dearest case. CPU is the router's alone; the
-store's own is not in it.
+replica in this process whose tokens say when they were sent. Rounds go by fours, plain, durable,
+durable, plain, so that a machine that slows down or has other work does that to both; told is the
+median of the fours, and the quartiles that they lie between. Each stream has the pace of a real
+engine and the streams are evenly apart, so that most batches hold one event of each turn, and each
+event comes alone: the dearest case of either kind. CPU is all that the router's process uses, with
+what the system does for it; the store's own is not in it. The router has a core that clients,
+replica and store are not on: in production these are on other machines, and do not push it off its
+core in the middle of what it does.
 """
 
 import argparse
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -30,7 +34,7 @@ from sessile.lab.processes import child, cpu_s
 _STREAMS = 32
 _TOKENS = 100
 _PAUSE_S = 0.02
-_ROUNDS = 12
+_FOURS = 8
 
 
 class Round(msgspec.Struct):
@@ -43,27 +47,29 @@ class Round(msgspec.Struct):
 
 
 class Durability(msgspec.Struct):
-    """Medians: of either kind of round, and of what the durable one of a pair takes against the
-    plain one, `times` its CPU and so many ms more; `pairs` has the `times` of each. As `times`, of
-    the cheapest durable round and the cheapest plain one, is `times_of_least`: what else a machine
-    does can only add to a round's CPU."""
+    """Medians: of either kind of round, and of what the durable ones of four take against the plain
+    ones, `times` their CPU and so many ms more; `fours` has the `times` of each, `quartiles` what
+    the middle half of them lies between."""
 
     plain: Round
     durable: Round
     times: float
-    times_of_least: float
+    quartiles: tuple[float, float]
     added_p50_ms: float
     added_p99_ms: float
-    pairs: list[float]
+    fours: list[float]
     events: int
 
 
 class _Stamps:
-    """A replica whose every token is the time at which it was sent."""
+    """A replica whose every token is the time at which it was sent. Its streams are evenly apart:
+    each sends at a place of its own within the pause, by the clock."""
 
-    def __init__(self, tokens: int, pause_s: float) -> None:
+    def __init__(self, streams: int, tokens: int, pause_s: float) -> None:
+        self._streams = streams
         self._tokens = tokens
         self._pause_s = pause_s
+        self._begun = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] == "GET":
@@ -72,8 +78,12 @@ class _Stamps:
             return
         await read_body(receive)
         await start(send, 200, EVENTS)
-        for _ in range(self._tokens):
-            await asyncio.sleep(self._pause_s)
+        loop, pause_s = asyncio.get_running_loop(), self._pause_s
+        place_s = self._begun % self._streams / self._streams * pause_s
+        self._begun += 1
+        begin = (loop.time() // pause_s + 1) * pause_s + place_s
+        for n in range(self._tokens):
+            await asyncio.sleep(begin + n * pause_s - loop.time())
             await _chunk(send, {"content": f"{time.monotonic():.6f} "}, None)
         await _chunk(send, {}, "stop")
         await finish(send, b"data: [DONE]\n\n")
@@ -85,9 +95,9 @@ async def _chunk(send: Send, delta: dict[str, str], finish: str | None) -> None:
 
 
 @asynccontextmanager
-async def _replica(tokens: int, pause_s: float) -> AsyncIterator[str]:
+async def _replica(streams: int, tokens: int, pause_s: float) -> AsyncIterator[str]:
     (port,) = free_ports(1)
-    app = _Stamps(tokens, pause_s)
+    app = _Stamps(streams, tokens, pause_s)
     config = uvicorn.Config(app, port=port, lifespan="off", access_log=False, log_config=None)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
@@ -99,29 +109,34 @@ async def _replica(tokens: int, pause_s: float) -> AsyncIterator[str]:
 
 
 async def measure(
-    redis: str | None, *, streams: int, tokens: int, pause_s: float, rounds: int
+    redis: str | None, *, streams: int, tokens: int, pause_s: float, fours: int
 ) -> Durability:
-    """Pairs of rounds of streams over open WebSockets."""
+    """Rounds of streams over open WebSockets, four by four."""
     async with AsyncExitStack() as stack:
+        *others, last = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, others or [last])
         store = redis or await stack.enter_async_context(embedded_store())
         if store is None:
             raise SettingsError("the store is to be on: install sessile[local], or name a --redis")
-        replica = await stack.enter_async_context(_replica(tokens, pause_s))
+        replica = await stack.enter_async_context(_replica(streams, tokens, pause_s))
         (port,) = free_ports(1)
         command = ["-m", "sessile.cli", "serve", "--replica", f"openai={replica}", "--redis", store,
                    "--port", str(port)]  # fmt: skip
         url = f"http://127.0.0.1:{port}"
+        os.sched_setaffinity(0, [last])  # which a child is given
         pid = await stack.enter_async_context(child(command, url, "/ready", 20.0))
+        os.sched_setaffinity(0, others or [last])
         address = f"ws://127.0.0.1:{port}/v1/responses"
         sockets = [
             await stack.enter_async_context(connect(address, compression=None))
             for _ in range(streams)
         ]
-        await _round(sockets, True)
+        for stored in (True, False):
+            await _round(sockets, stored)
         plain: list[Round] = []
         durable: list[Round] = []
-        for pair in range(rounds):
-            for stored in (False, True) if pair % 2 == 0 else (True, False):
+        for _ in range(fours):
+            for stored in (False, True, True, False):
                 before = cpu_s(pid)
                 latencies = await _round(sockets, stored)
                 await asyncio.sleep(0.1)  # what is written behind belongs to it
@@ -129,16 +144,19 @@ async def measure(
                 found = Round(cpu_us, _ms(latencies, 0.5), _ms(latencies, 0.99))
                 (durable if stored else plain).append(found)
     both = list(zip(plain, durable, strict=True))
-    times = [kept.cpu_us / not_kept.cpu_us for not_kept, kept in both]
+    times = [
+        (durable[n].cpu_us + durable[n + 1].cpu_us) / (plain[n].cpu_us + plain[n + 1].cpu_us)
+        for n in range(0, 2 * fours, 2)
+    ]
     return Durability(
         plain=_middle(plain),
         durable=_middle(durable),
         times=median(times),
-        times_of_least=min(kept.cpu_us for kept in durable) / min(one.cpu_us for one in plain),
+        quartiles=(round(quantile(times, 0.25) or 0.0, 3), round(quantile(times, 0.75) or 0.0, 3)),
         added_p50_ms=median(kept.p50_ms - not_kept.p50_ms for not_kept, kept in both),
         added_p99_ms=median(kept.p99_ms - not_kept.p99_ms for not_kept, kept in both),
-        pairs=[round(one, 3) for one in times],
-        events=2 * rounds * streams * tokens,
+        fours=[round(one, 3) for one in times],
+        events=4 * fours * streams * tokens,
     )
 
 
@@ -181,12 +199,12 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=_STREAMS, help="turns at once")
     parser.add_argument("--tokens", type=int, default=_TOKENS, help="events of a turn")
     parser.add_argument("--pause", type=float, default=_PAUSE_S, help="seconds between two of them")
-    parser.add_argument("--rounds", type=int, default=_ROUNDS, help="rounds of each kind")
+    parser.add_argument("--fours", type=int, default=_FOURS, help="times four rounds")
     asked = parser.parse_args()
     found = asyncio.run(
         measure(
             asked.redis, streams=asked.streams, tokens=asked.tokens, pause_s=asked.pause,
-            rounds=asked.rounds,
+            fours=asked.fours,
         )
     )  # fmt: skip
     print(msgspec.json.encode(found).decode())

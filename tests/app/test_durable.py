@@ -1,11 +1,13 @@
 """Responses that outlive their store and their router, over HTTP."""
 
 import asyncio
+import json
 from collections import deque
 from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from websockets.asyncio.client import connect
 
 from sessile.lab.fake_replica import Fault, serve_fake
 from sessile.router.replica import ReplicaSpec
@@ -217,6 +219,30 @@ async def test_a_router_that_loses_a_turn_while_it_lives_tells_what_the_other_te
     kinds = [event["type"] for event in events]
     assert kinds.count("response.sessile.continued") == 1
     assert [kind for kind in kinds if kind in TERMINAL] == ["response.completed"]
+    assert await replayed(http, two, response) == events
+
+
+@pytest.mark.parametrize("talkers", [0.3], indirect=True)
+async def test_a_websocket_whose_router_loses_the_turn_is_told_the_rest(talkers, http):
+    """Nothing that counts no more, and no event twice, though events are told there without being
+    waited for."""
+    one, two = talkers
+    said = " ".join(f"w{n}" for n in range(8))
+    async with connect(one.ws_url) as socket:
+        await socket.send(json.dumps({"type": "response.create", "model": "m", "input": said}))
+        events = []
+        while len(text(events).split(" ")) < 3:
+            events.append(json.loads(await socket.recv()))
+        response = events[0]["response"]["id"]
+        mine = one.app.responses.turns.writer.find("default", response)
+        adopted = False
+        while not adopted:  # it may renew its lease in between
+            await one.app.store.events.release("default", response, mine.fence)
+            adopted = await two.app.responses.turns.adopt("default", response, -1)
+        while events[-1]["type"] not in TERMINAL:
+            events.append(json.loads(await socket.recv()))
+    assert mine.stopped == "lost" and numbers(events) == list(range(len(events)))
+    assert text(events) == f"echo: {said}"
     assert await replayed(http, two, response) == events
 
 

@@ -134,3 +134,31 @@ async def test_who_tells_a_turn_that_another_router_has_is_told_so() -> None:
     turn.lose()
     with pytest.raises(TurnTaken):
         await waiting
+
+
+@pytest.mark.parametrize("word", ["sent", "written", "late", "lost"])
+def test_who_does_not_wait_is_called_once_clients_may_be_told(word: str) -> None:
+    """As soon as the log has all that there was when it asked, or is late, or has given the turn
+    to another router; at once where nothing is to be waited for."""
+    pace, calls = Pace(), []
+    turn = LiveTurn(("acme", "t"), 7, Accept("me", b"record"), lambda _: None, pace)
+    turn.tell([b"a", b"b"])
+    turn.once_told(lambda: calls.append(turn.stopped))
+    turn.tell([b"c"])
+    turn.sends(1)
+    assert not calls
+    if word == "sent":
+        turn.sends(2)
+    elif word == "written":
+        turn.wrote(2)
+    elif word == "late":
+        pace.late = True
+        turn.wake()
+    else:
+        turn.lose()
+    assert calls == (["lost"] if word == "lost" else [None])
+    turn.wrote(3)
+    turn.wake()
+    assert len(calls) == 1
+    turn.once_told(lambda: calls.append("now"))
+    assert calls[1:] == ["now"]
