@@ -5,19 +5,15 @@ import json
 from typing import Any
 
 import pytest
-from anthropic.types import RawMessageStreamEvent
-from pydantic import TypeAdapter
 
+from messages_told import message_of
 from recorded_engines import NOW, RECORDED, exchanges, recorded, replies, usage_of
-from sessile.api.messages_body import Asked
-from sessile.api.messages_events import MessageStream
 from sessile.api.wire import engine_error
 from sessile.engines.kinds import engine
 from sessile.errors import ModelNotFound, PromptTooLong, ReplicaRefused, ReplicaUnreachable
 from sessile.relay import UsageRelay, events, read_reply
 from sessile.router.engine import Call, Reply, Usage
 
-EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
 DOCUMENTED = ["tensorrt-llm", "triton", "tgi", "ollama", "lmstudio"]
 IDENTITIES = {
     "tensorrt-llm": ("TinyLlama-1.1B-Chat-v1.0", None, "1.4.0rc4"),
@@ -109,13 +105,7 @@ def test_a_stream_becomes_an_anthropic_message(kind: str) -> None:
     """Anthropic's types take every event of it."""
     for case, block in (("stream", "text"), ("tool_call_stream", "tool_use")):
         (reply,) = replies(kind, case)
-        stream = MessageStream("msg_1", Asked(model="m", stream=True, document={}))
-        told = stream.start()
-        stream.feed(reply.body, told)
-        told += stream.finish()
-        for event in told:
-            if event.type != "ping":
-                EVENT.validate_json(event.body)
+        stream = message_of(reply)
         assert [content["type"] for content in stream.message["content"]] == [block]
 
 

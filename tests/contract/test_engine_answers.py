@@ -2,15 +2,12 @@
 
 import json
 import math
-from typing import Any
 
 import pytest
-from anthropic.types import Message, RawMessageStreamEvent
-from pydantic import TypeAdapter
+from anthropic.types import Message
 
+from messages_told import message_of
 from recorded_engines import exchanges, replies, usage_of
-from sessile.api.messages_body import Asked
-from sessile.api.messages_events import MessageStream
 from sessile.api.wire import engine_error
 from sessile.engines.kinds import engine
 from sessile.errors import InvalidRequest, ModelNotFound, NotSupported, PromptTooLong
@@ -18,8 +15,6 @@ from sessile.fold import fold
 from sessile.messages_chunks import MessagesChunks
 from sessile.relay import UsageRelay, events, read_reply
 from sessile.router.engine import Usage
-
-EVENT: TypeAdapter[Any] = TypeAdapter(RawMessageStreamEvent)
 
 
 @pytest.mark.parametrize("pieces", [1, 7, 1000])
@@ -77,13 +72,7 @@ def test_a_real_stream_becomes_a_message(kind: str) -> None:
     """Anthropic's types take every event, and the whole; the usage adds up to the prompt."""
     for case in ("stream", "stream_second_turn", "tool_call_stream"):
         ((_, reply),) = exchanges(kind, case)
-        stream = MessageStream("msg_1", Asked(model="m", stream=True, document={}))
-        told = stream.start()
-        stream.feed(reply.body, told)
-        told += stream.finish()
-        for event in told:
-            if event.type != "ping":
-                EVENT.validate_json(event.body)
+        stream = message_of(reply)
         Message.model_validate_json(json.dumps(stream.message), strict=True)
         body = [e for e in events(reply.body) if e.get("usage")][-1]
         usage = stream.message["usage"]
