@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 _HOST_CACHE_MIB = 512
@@ -58,16 +59,17 @@ def serve(arguments: argparse.Namespace) -> None:
     params.verbosity = 1
     if arguments.speculation:
         _speculate(params.speculative, arguments)
-    stopping = threading.Event()
+    # NOTE: no Event: one set by a signal's handler while it is waited for here locks for ever.
+    ends: SimpleQueue[None] = SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
-    threading.Thread(target=_until_input_ends, args=(stopping,), daemon=True).start()
+        signal.signal(number, lambda *_: ends.put(None))
+    threading.Thread(target=_until_input_ends, args=(ends,), daemon=True).start()
     try:
         server = xllamacpp.Server(params)
     except RuntimeError:
         sys.exit(1)  # llama.cpp has said why; what is raised does not
     print(f"serving {arguments.alias} on {server.listening_address}", flush=True)
-    stopping.wait()
+    ends.get()
     # NOTE: llama.cpp's own shutdown waits for running turns; nobody is left to read them.
     os._exit(0)
 
@@ -90,10 +92,10 @@ def _kv_tokens(context: int, slots: int) -> int:
     return context * 15 // 8 if slots > 1 else context
 
 
-def _until_input_ends(stopping: threading.Event) -> None:
+def _until_input_ends(ends: SimpleQueue[None]) -> None:
     while os.read(0, 1024):
         pass
-    stopping.set()
+    ends.put(None)
 
 
 def main() -> None:

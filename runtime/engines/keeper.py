@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from queue import Empty, SimpleQueue
 
 from sessile.engines.guard import tie
 
@@ -23,23 +24,22 @@ _LOOK_S = 0.1
 def keep(stop_s: float, command: list[str]) -> int:
     """Run `command` until it ends or is to end; then nothing of it is left. Its exit status."""
     _adopt_orphans()
-    stopping = threading.Event()
+    # NOTE: no Event: one set by a signal's handler while it is waited for here locks for ever.
+    ends: SimpleQueue[None] = SimpleQueue()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
-    threading.Thread(target=_until_input_ends, args=(stopping,), daemon=True).start()
+        signal.signal(number, lambda *_: ends.put(None))
+    threading.Thread(target=_until_input_ends, args=(ends,), daemon=True).start()
     mine = os.getpid()
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=lambda: tie(mine))
     asked_at: float | None = None
     while child.poll() is None:
-        if stopping.is_set() and asked_at is None:
-            child.terminate()
-            asked_at = time.monotonic()
         if asked_at is not None and time.monotonic() - asked_at > stop_s:
             child.kill()
-        if asked_at is None:
-            stopping.wait(_LOOK_S)
-        else:
-            time.sleep(_LOOK_S)
+        with contextlib.suppress(Empty):
+            ends.get(timeout=_LOOK_S)
+            if asked_at is None:
+                child.terminate()
+                asked_at = time.monotonic()
     _end_the_rest()
     return child.returncode
 
@@ -74,10 +74,10 @@ def _adopt_orphans() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def _until_input_ends(stopping: threading.Event) -> None:
+def _until_input_ends(ends: SimpleQueue[None]) -> None:
     while os.read(0, 1024):
         pass
-    stopping.set()
+    ends.put(None)
 
 
 if __name__ == "__main__":

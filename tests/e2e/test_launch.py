@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx2
@@ -24,6 +24,7 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.started: list[subprocess.Popen[str]] = []
         package = folder / "site" / "sglang"
         package.mkdir(parents=True)
         (package / "__init__.py").write_text("")
@@ -53,12 +54,20 @@ class Site:
 
     def up(self, *flags: str) -> subprocess.Popen[str]:
         """A running `sessile up`, its cache in this folder, on a free port."""
-        return subprocess.Popen(
+        up = subprocess.Popen(
             [SESSILE, "up", "--port", "0", *flags], stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True,
             env={**os.environ, "SESSILE_CACHE_DIR": str(self.folder / "cache")},
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
+        self.started.append(up)
+        return up
+
+    def end(self) -> None:
+        """Kill what a test that failed has left."""
+        for up in self.started:
+            up.kill()
+            up.communicate()
 
     def processes(self) -> dict[int, str]:
         """What runs of this site, its deaf children among them."""
@@ -74,9 +83,11 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
+def site(tmp_path: Path) -> Iterator[Site]:
     """A stand-in of SGLang's, installed."""
-    return Site(tmp_path)
+    site = Site(tmp_path)
+    yield site
+    site.end()
 
 
 def until(true: Callable[[], object]) -> None:
@@ -100,40 +111,36 @@ def served(up: subprocess.Popen[str]) -> tuple[str, list[str]]:
 def test_replicas_start_say_what_they_do_heal_and_leave_nothing(site: Site):
     """Two of them; one killed comes back; Ctrl-C ends them and the children that they forgot."""
     up = site.up("-c", site.settings("replicas = 2", way="slow"))
-    try:
-        url, said = served(up)
-        text = "".join(said)
-        assert "starting 2 replicas of model (sglang)" in text
-        assert "SGLang 0.5.99 lacks --enable-cache-report" in text
-        for name in ("local-0", "local-1"):
-            assert f"{name}: loading weights" in text and f"{name}: KV memory allocated" in text
-        body = {"model": "model", "messages": [{"role": "user", "content": "hi"}]}
-        answered = httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=30)
-        assert answered.json()["choices"][0]["message"]["content"] == "hello"
+    url, said = served(up)
+    text = "".join(said)
+    assert "starting 2 replicas of model (sglang)" in text
+    assert "SGLang 0.5.99 lacks --enable-cache-report" in text
+    for name in ("local-0", "local-1"):
+        assert f"{name}: loading weights" in text and f"{name}: KV memory allocated" in text
+    body = {"model": "model", "messages": [{"role": "user", "content": "hi"}]}
+    answered = httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=30)
+    assert answered.json()["choices"][0]["message"]["content"] == "hello"
 
-        def replica() -> dict[str, str]:
-            found = httpx2.get(f"{url}/sessile/v1/replicas", timeout=10).json()["replicas"]
-            return next(each for each in found if each["id"] == "local-0")
+    def replica() -> dict[str, str]:
+        found = httpx2.get(f"{url}/sessile/v1/replicas", timeout=10).json()["replicas"]
+        return next(each for each in found if each["id"] == "local-0")
 
-        before = replica()
-        port = before["url"].rpartition(":")[2]
-        engine = next(
-            pid for pid, line in site.processes().items()
-            if f"--port {port}" in line and "keeper" not in line
-        )  # fmt: skip
-        os.kill(engine, signal.SIGKILL)
-        until(lambda: replica()["incarnation"] != before["incarnation"])
-        until(lambda: replica()["state"] == "ready")
-        assert sum("fake-scheduler" in line for line in site.processes().values()) == 2
-        logs = list((site.folder / "cache" / "logs").rglob("local-0.log"))
-        assert logs and logs[0].read_text().count("Load weight begin") == 2
-        up.send_signal(signal.SIGINT)
-        assert "stopping 2 replicas" in up.communicate(timeout=30)[1]
-        assert up.returncode == 0
-        assert not site.processes()
-    finally:
-        up.kill()
-        up.communicate()
+    before = replica()
+    port = before["url"].rpartition(":")[2]
+    engine = next(
+        pid for pid, line in site.processes().items()
+        if f"--port {port}" in line and "keeper" not in line
+    )  # fmt: skip
+    os.kill(engine, signal.SIGKILL)
+    until(lambda: replica()["incarnation"] != before["incarnation"])
+    until(lambda: replica()["state"] == "ready")
+    assert sum("fake-scheduler" in line for line in site.processes().values()) == 2
+    logs = list((site.folder / "cache" / "logs").rglob("local-0.log"))
+    assert logs and logs[0].read_text().count("Load weight begin") == 2
+    up.send_signal(signal.SIGINT)
+    assert "stopping 2 replicas" in up.communicate(timeout=30)[1]
+    assert up.returncode == 0
+    assert not site.processes()
 
 
 def test_sigkill_leaves_nothing(site: Site):
@@ -173,15 +180,11 @@ def test_an_engine_that_cannot_start_is_one_sentence(site: Site, lines, way, sai
 def test_an_engine_that_answers_as_no_known_version_does_is_told(site: Site):
     """While others would only be waited for."""
     up = site.up("-c", site.settings(way="strange"))
-    try:
-        assert up.stderr is not None
-        said = next(line for line in up.stderr if "it answers" in line)
-        assert said == "local-0: it answers, but its /server_info answered 404\n"
-        up.send_signal(signal.SIGINT)
-        assert up.wait(30) == 0 and not site.processes()
-    finally:
-        up.kill()
-        up.communicate()
+    assert up.stderr is not None
+    said = next(line for line in up.stderr if "it answers" in line)
+    assert said == "local-0: it answers, but its /server_info answered 404\n"
+    up.send_signal(signal.SIGINT)
+    assert up.wait(30) == 0 and not site.processes()
 
 
 def test_a_port_that_is_taken_is_said_before_a_model_is_loaded(site: Site):
