@@ -20,7 +20,7 @@ from sessile.sessions.stream_log import Accept, StreamLog, Written
 log = logging.getLogger("sessile.events")
 
 _LINGER_S = 0.002  # that an event waits for those of other turns
-_APART_S = 0.007  # from flush to flush: one costs the CPU of many events
+_APART_S = 0.006  # from flush to flush: one costs the CPU of many events
 _FIRST_TELLS = 3  # of a turn do not wait for that: engines begin with a chunk or two without text
 _LATE_S = 0.02
 _RETRY_S = 0.1
@@ -195,13 +195,15 @@ class EventWriter:
             self._soon()
 
     def _soon(self) -> None:
-        if self._timer is None:
+        if self._timer is None and not self._due.is_set():
             now = self._loop.time()
             self._fire_at(max(now + _LINGER_S, self._flushed_at + _APART_S), now)
 
     def _at_once(self) -> None:
         """Write now, or where something was written just now, soon after: turns that begin together
         are many."""
+        if self._due.is_set():
+            return
         now, soon = self._loop.time(), self._flushed_at + _LINGER_S
         if soon <= now:
             self._fire()

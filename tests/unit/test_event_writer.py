@@ -97,3 +97,33 @@ async def test_what_is_on_its_way_is_told_while_no_other_router_can_have_the_tur
     assert not await told_before_the_answer(b"c")
     assert await told_before_the_answer(b"d")
     await writer.aclose()
+
+
+class _Counted(MemoryLog):
+    """A log that counts how often it was written to."""
+
+    writes = 0
+
+    async def append(
+        self, batches: Sequence[Batch], sent: Callable[[], None] | None = None
+    ) -> list[Written]:
+        self.writes += 1
+        return await super().append(batches)
+
+
+async def test_what_comes_as_a_flush_is_due_goes_with_it() -> None:
+    """However densely events come, they are written no more often than every few ms."""
+    log = _Counted(LogLimits())
+    writer = EventWriter(log, lambda: True)
+    running = asyncio.create_task(writer.run())
+    live = writer.begin("acme", "t", b"record")
+    live.tells = 3  # the first of a turn are written at once
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while log.writes < 40:
+        live.tell([b"a"])
+        await asyncio.sleep(0)
+    assert loop.time() - began > 39 * 0.005
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await writer.aclose()
