@@ -101,9 +101,9 @@ def _whole(chunk: bytes) -> Iterator[bytes]:
 
 
 def events(stream: bytes) -> Iterator[dict[str, Any]]:
-    """The JSON objects in the `data:` fields of a stretch of server-sent events."""
-    for event in _BREAK.split(stream):
-        body = read_data(event)
+    """The JSON objects in the `data:` fields of a stretch of server-sent events, as `payloads`."""
+    for payload in payloads(stream):
+        body = _object(payload)
         if body is not None:
             yield body
 
@@ -120,10 +120,13 @@ def payloads(stream: bytes) -> Iterator[bytes]:
 
 def read_data(event: bytes) -> dict[str, Any] | None:
     """The event's `data:` lines as a JSON object; None for `[DONE]`, comments and garbage."""
-    lines = [line[5:] for line in event.splitlines() if line.startswith(b"data:")]
+    return _object(b"\n".join(line[5:] for line in event.splitlines() if line.startswith(b"data:")))
+
+
+def _object(text: bytes) -> dict[str, Any] | None:
     try:
-        body = msgspec.json.decode(b"\n".join(lines))
-    except msgspec.DecodeError:
+        body = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     return body if isinstance(body, dict) else None
 

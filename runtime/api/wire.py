@@ -142,7 +142,7 @@ def _engine_message(body: bytes) -> str | None:
     """Engines say it as `error.message`, `message`, `detail` or `error`."""
     try:
         said = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     if not isinstance(said, dict):
         return None

@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sessile.api.wire import engine_error
 from sessile.relay import UsageRelay, events, read_reply
 
 DELTA = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
@@ -71,3 +72,13 @@ def test_a_reply_is_put_together_from_its_chunks():
     assert read_reply(events(stream)) == whole
     assert read_reply([{"choices": [{"message": whole}]}]) == whole
     assert read_reply([{"object": "list"}]) is None
+
+
+def test_bytes_that_are_no_text_pass_and_tell_nothing():
+    """An engine that cuts a character in two has sent no JSON."""
+    cut = b'data: {"choices":[],"usage":{"prompt_tokens":3},"id":"\xff"}\n\n'
+    assert relayed(cut, set(), False) == (cut, None)
+    assert list(events(cut + DELTA + DONE)) == [
+        {"choices": [{"index": 0, "delta": {"content": "a"}}]}
+    ]
+    assert "500" in str(engine_error(500, b'{"error":{"message":"\xff"}}'))
