@@ -93,7 +93,10 @@ class SessionSettings(Slice):
 class EventSettings(Slice):
     """What is kept of the events of a stored turn, so that its stream can be taken up again."""
 
-    ttl_s: float = Field(600.0, gt=0, description="A turn's events, from the last of them.")
+    ttl_s: float = Field(
+        600.0, gt=0,
+        description="A turn's events, from the last of them; no shorter than idempotency_ttl_s.",
+    )  # fmt: skip
     lease_s: float = Field(
         4.0, ge=0.5, description="A router that is silent for so long loses its turns to another."
     )
