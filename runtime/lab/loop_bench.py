@@ -2,8 +2,9 @@
 
 `python -m sessile.lab.loop_bench --url http://localhost:8000` runs the same loop both ways, one
 after the other: what the client sends in each turn, and the time to its first token. With
-`--round-trip 40 --mbit 10` it goes over a slow line (see `link`). `--prewarm` measures the turn
-after a large tool result instead, with the result prewarmed during the pause and without.
+`--round-trip 40 --mbit 10` it goes over a slow line: a proxy (see `link`), or with `--namespace`
+one between network namespaces (see `namespace`; root, Linux). `--prewarm` measures the turn after a
+large tool result instead, with the result prewarmed during the pause and without.
 
 Tools are called where the model calls them (`--force` makes it); otherwise the result is given as
 the user's words, of the same size. Each loop is a conversation of its own, so that neither finds
@@ -16,7 +17,7 @@ import json
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from random import Random
 from statistics import median
 from typing import Any
@@ -30,6 +31,7 @@ from rich.table import Table
 from sessile.errors import SessileError
 from sessile.lab.link import Link, serve_link
 from sessile.lab.loop_ways import open_way
+from sessile.lab.namespace import far_away
 
 _LATE = 20  # from which turn on the prompt is long
 _WORDS = ("file", "line", "error", "test", "value", "index", "class", "build", "node", "path")
@@ -56,6 +58,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     round_trip_ms: float = 0.0
     mbit: float | None = None
     slow_start: bool = False
+    namespace: bool = False
     force: bool = False
     pause_s: float = 3.0
     seed: int = 1
@@ -210,13 +213,18 @@ def _results(response: dict[str, Any], text: str) -> list[Any]:
 @asynccontextmanager
 async def _line(setup: Setup) -> AsyncIterator[Link]:
     parts = urlsplit(setup.url)
-    async with serve_link(
-        (parts.hostname or "127.0.0.1", parts.port or 80),
-        round_trip_s=setup.round_trip_ms / 1_000,
-        bits_per_s=None if setup.mbit is None else setup.mbit * 1e6,
-        slow_start=setup.slow_start,
-    ) as link:
-        yield link
+    target = (parts.hostname or "127.0.0.1", parts.port or 80)
+    round_trip_s = setup.round_trip_ms / 1_000
+    bits_per_s = None if setup.mbit is None else setup.mbit * 1e6
+    async with AsyncExitStack() as stack:
+        if setup.namespace:
+            line = far_away(target, round_trip_s=round_trip_s, bits_per_s=bits_per_s)
+            target = await stack.enter_async_context(line)
+            yield await stack.enter_async_context(serve_link(target))
+        else:
+            link = serve_link(target, round_trip_s=round_trip_s, bits_per_s=bits_per_s,
+                              slow_start=setup.slow_start)  # fmt: skip
+            yield await stack.enter_async_context(link)
 
 
 # -- the command
@@ -251,6 +259,11 @@ def main() -> None:
     parser.add_argument("--round-trip", type=float, default=0.0, help="of the line, in ms")
     parser.add_argument("--mbit", type=float, help="of the line, a second")
     parser.add_argument("--slow-start", action="store_true", help="the line's TCP starts slowly")
+    parser.add_argument(
+        "--namespace",
+        action="store_true",
+        help="the line is one between network namespaces (root, Linux)",
+    )
     parser.add_argument("--force", action="store_true", help="the model must call the tool")
     parser.add_argument("--prewarm", action="store_true")
     parser.add_argument("--pause", type=float, default=fields["pause_s"], help="in s")
@@ -264,7 +277,7 @@ def main() -> None:
         result_tokens=given.result or (3_000 if given.prewarm else fields["result_tokens"]),
         system_tokens=given.system, output_tokens=given.output, round_trip_ms=given.round_trip,
         mbit=given.mbit, force=given.force, pause_s=given.pause, seed=given.seed,
-        slow_start=given.slow_start, name=f"{time.time_ns():x}",
+        slow_start=given.slow_start, namespace=given.namespace, name=f"{time.time_ns():x}",
     )  # fmt: skip
     try:
         if given.prewarm:
