@@ -17,6 +17,7 @@ from sessile.turn import Turn
 log = logging.getLogger("sessile.flow")
 
 _RENEWALS = 4  # in the time of a lease
+_MOST_LEFT = 256  # turns that have ended while the store was away
 _APPEAR_S = 1.0  # that the events of a turn that has ended may come to the log after its key
 
 
@@ -33,14 +34,20 @@ class OnceKeys:
         self._wait_s = wait_s
         self._lease_s = store.events.limits.lease_s
         self._held: set[HeldKey] = set()
+        self._left: dict[HeldKey, StoredResult | None] = {}  # how turns ended, not told yet
 
     async def run(self) -> None:
-        """Renew the leases until cancelled, all in one call."""
+        """Renew the leases until cancelled, all in one call, and tell what was left to tell."""
         while True:
             await asyncio.sleep(self._lease_s / _RENEWALS)
-            if self._held and self._store.available:
-                with suppress(StoreUnavailable):
+            if not self._store.available:
+                continue
+            with suppress(StoreUnavailable):
+                if self._held:
                     await self._store.renew_once(list(self._held))
+                for held, result in list(self._left.items()):
+                    await self._store.end_once(held, result)
+                    del self._left[held]
 
     async def begin(
         self, tenant: str, once: OnceKey, turn: str,
@@ -77,13 +84,17 @@ class OnceKeys:
             pause_s = min(pause_s * 1.5, 0.25)
 
     async def end(self, tenant: str, once: OnceKey, turn: str, result: StoredResult | None) -> None:
-        """Keep the turn's answer under its key; None frees the key for another try."""
+        """Keep the turn's answer under its key; None frees the key for another try. While the store
+        is away that is left for later."""
         held = HeldKey(tenant, once.key, turn)
         self._held.discard(held)
         try:
             await self._store.end_once(held, result)
         except StoreUnavailable as error:
-            log.warning("idempotency key was not settled turn=%s why=%r", turn, error.message)
+            if len(self._left) < _MOST_LEFT:
+                self._left[held] = result
+            else:
+                log.warning("idempotency key was not settled turn=%s why=%r", turn, error.message)
 
     def leave(self, tenant: str, once: OnceKey, turn: str) -> None:
         """Another router brings the turn to its end."""

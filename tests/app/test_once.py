@@ -135,6 +135,31 @@ async def test_a_key_is_kept_while_its_turn_runs(
     assert (await first).text == (await again).text and len(one.engine.asked) == 1
 
 
+@pytest.mark.parametrize(("path", "body"), TURNS)
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_turn_that_ends_while_redis_is_away_is_kept_under_its_key(
+    start, http, store, redis_server, path, body, restarted
+):
+    """Once it is back, empty or not, the answer is there for another try."""
+    one, two = await pair(start, store, **LEASE)
+    go = asyncio.Event()
+    one.engine.plays("Hel", go, "lo", finish())
+    key = {"Idempotency-Key": "k"}
+    first = asyncio.create_task(http.post(f"{one.url}/v1/{path}", json=body, headers=key))
+    await one.until(lambda: one.engine.running == 1)
+    redis_server.kill() if restarted else redis_server.pause()
+    await one.until(lambda: not (one.app.store.available or two.app.store.available))
+    go.set()
+    told = (await first).text
+    await asyncio.sleep(0.5)
+    redis_server.start() if restarted else redis_server.resume()
+    await one.until(lambda: one.app.store.available and two.app.store.available)
+    if restarted:
+        await asyncio.sleep(1.0)
+    again = await http.post(f"{two.url}/v1/{path}", json=body, headers=key)
+    assert again.text == told and len(one.engine.asked) == 1
+
+
 async def test_a_response_that_is_taken_over_is_found_by_its_key(start, http, store):
     """Its router is gone, and the lease of its key with it: the log knows it, and it is not run
     again."""
