@@ -33,11 +33,13 @@ class OnceKeys:
         self._store = store
         self._wait_s = wait_s
         self._lease_s = store.events.limits.lease_s
+        self._there_since = 0.0  # when the store was first seen
         self._held: set[HeldKey] = set()
         self._left: dict[HeldKey, StoredResult | None] = {}  # how turns ended, not told yet
 
     async def run(self) -> None:
         """Renew the leases until cancelled, all in one call, and tell what was left to tell."""
+        self._there_since = self._store.available_since
         while True:
             await asyncio.sleep(self._lease_s / _RENEWALS)
             if not self._store.available:
@@ -105,8 +107,10 @@ class OnceKeys:
         could renew: when it is back, each router has the time of a lease for that."""
         if isinstance(found, StoredResult):
             return waited_s > _APPEAR_S
-        there_s = time.monotonic() - self._store.available_since
-        return not found.leased and there_s > self._lease_s
+        back_at = self._store.available_since
+        was_away = back_at not in (0.0, self._there_since)
+        is_soon = was_away and time.monotonic() - back_at < self._lease_s
+        return not found.leased and not is_soon
 
 
 def _check_same(once: OnceKey, found: Running | StoredResult) -> None:

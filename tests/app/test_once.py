@@ -108,6 +108,18 @@ async def test_a_key_whose_router_is_gone_is_taken_anew(start, http, store, path
     assert again.text == answer.text and len(one.engine.asked) == 1
 
 
+async def test_a_router_that_has_just_started_takes_such_a_key_at_once(start, http, store):
+    """Routers that die soon, one after another, keep no key from its client."""
+    one = await start(store=store, **LEASE)
+    await one.app.store.begin_once("default", OnceKey("k"), "turn_gone")
+    await asyncio.sleep(0.6)
+    two = await start(
+        beside=one, store=store, events={"lease_s": 60}, sessions={"lock_wait_s": 0.1}
+    )
+    url, key = f"{two.url}/v1/chat/completions", {"Idempotency-Key": "k"}
+    assert (await http.post(url, json=CHAT, headers=key)).status_code == 200
+
+
 @pytest.mark.parametrize(("path", "body"), TURNS)
 @pytest.mark.parametrize("away", [False, True])
 async def test_a_key_is_kept_while_its_turn_runs(
