@@ -9,6 +9,7 @@ many sessions share them, and whether or not the engine still has them.
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 BlockKey = int | str
 
@@ -35,6 +36,14 @@ class _Chain:
         self.tokens = tokens
         self.used_at = used_at
         self.live = False
+
+
+class Found(NamedTuple):
+    """What was there before a session's use: so many of its leading blocks, and what it last stood
+    on, if all of that was."""
+
+    blocks: int
+    chain: _Chain | None = None
 
 
 class Index:
@@ -172,7 +181,9 @@ class Holdings:
             shared += tail.tokens
         return max(0, tokens - shared)
 
-    def use(self, session: str, blocks: Sequence[BlockKey], block_tokens: int, tokens: int) -> None:
+    def use(
+        self, session: str, blocks: Sequence[BlockKey], block_tokens: int, tokens: int
+    ) -> Found:
         """The session stands on these blocks, now the newest and live, and on a tail up to
         `tokens`: at the start of a turn its prompt and expected reply, at the end what came of
         it."""
@@ -185,11 +196,13 @@ class Holdings:
             self._count(before, -1, since=common)
         get, touch = self._blocks.get, self._order.move_to_end
         block = get(session)
+        stood = before if block is not None and block.present else None
         if block is None or not block.present:
             self._store(session, block, tail)
         else:
             self._resize(block, tail)
             touch(session)
+        new = 0
         for key in reversed(blocks):  # NOTE: the deepest is the oldest and goes first
             block = get(key)
             if block is not None and block.present:
@@ -198,10 +211,30 @@ class Holdings:
                 touch(key)
             else:
                 self._store(key, block, block_tokens)
+                new += 1
         self._chains[session] = chain = _Chain(keys, block_tokens, max(tokens, 0), self._stored)
         chain.live = True
         self._count(chain, 1, since=common)
         self._evict()
+        return Found(len(blocks) - new, stood)
+
+    def take_back(self, session: str, blocks: Sequence[BlockKey], found: Found) -> None:
+        """The session's last use came to nothing, since its turn was refused: what was not there
+        before is not there now, but for blocks that others stand on by now. The session stands
+        where it stood before."""
+        chain = self._chains.get(session)
+        if chain is None or chain.keys[:-1] != list(blocks):
+            return  # it has been used again meanwhile
+        self.forget(session)
+        for key in reversed(blocks[found.blocks :]):
+            block = self._blocks.get(key)
+            if block is not None and not block.live:
+                self._drop(key, block)
+        if found.chain is not None:
+            keys = found.chain.keys[:-1]
+            last = self._blocks.get(keys[-1]) if keys else None
+            if not keys or (last is not None and last.present):
+                self.use(session, keys, found.chain.block_tokens, found.chain.tokens)
 
     def _store(self, key: BlockKey, block: _Block | None, tokens: int) -> None:
         """A block becomes present, and the newest."""

@@ -12,7 +12,7 @@ import msgspec
 
 from sessile.router.adapters import Shelf
 from sessile.router.blocks import BlockTree
-from sessile.router.holdings import Holdings, Index
+from sessile.router.holdings import Found, Holdings, Index
 from sessile.router.policy import Ask
 from sessile.router.price import LONG_TOKENS, Price, Rates, Traffic, work
 
@@ -34,6 +34,7 @@ class Run(msgspec.Struct, gc=False):
     age: int | None
     began_at: float
     blocks: tuple[int, ...] = ()
+    found: Found = Found(0)
     first_at: float | None = None
     loads: bool = False  # an adapter, first
 
@@ -203,7 +204,7 @@ class Outlook:
         tokens = ask.prompt_tokens + ask.output_tokens
         self._computing += 1
         self._running[session] = self._running.get(session, 0) + 1
-        self.runs[ask.turn] = Run(
+        self.runs[ask.turn] = run = Run(
             session, amount, tokens, ask.output_tokens, cached_tokens, self._ahead(now),
             self.holdings.age(session), now,
             loads=ask.base is not None and ask.model not in self.shelf.loaded,
@@ -213,7 +214,7 @@ class Outlook:
         self.pending_work += amount
         self._slot_at = None
         self.paused.discard(session)
-        self.holdings.use(session, ask.blocks, ask.block_tokens, tokens)
+        run.found = self.holdings.use(session, ask.blocks, ask.block_tokens, tokens)
 
     def compute(self, ask: Ask, cached_tokens: int) -> None:
         """The turn computes its blocks behind so many tokens, but for those that another does."""

@@ -29,12 +29,14 @@ class News(msgspec.Struct, frozen=True, array_like=True):
     pauses   it has ended, `tokens` are held, `kind` is what the session waits for, `program`
              the session that began its program, if that is another; `first` teaches rates,
              `decoded` the pace where only some replicas speculate
+    refused  its turn was, and has left nothing but the first `tokens` of its `blocks`, which were
+             there before
     idle     nothing is held for the session any longer
     closed   it is over
     leased   its memory is to be held for so many `seconds` from now
     """
 
-    state: Literal["runs", "pauses", "idle", "closed", "leased"]
+    state: Literal["runs", "pauses", "refused", "idle", "closed", "leased"]
     session: str
     replica: str = ""
     incarnation: str = ""

@@ -15,6 +15,7 @@ import msgspec
 from sessile.router.admission import Queue
 from sessile.router.chooser import Chooser, home_of
 from sessile.router.decide import Decision
+from sessile.router.holdings import Found
 from sessile.router.live import LiveSessions
 from sessile.router.outlook import Outlook
 from sessile.router.pace import Pace
@@ -217,10 +218,12 @@ class Scheduler:
         self, turn: str, now: float, *, prompt_tokens: int | None = None,
         cached_tokens: int | None = None, output_tokens: int | None = None,
         tpot_s: float | None = None, yielded: float | None = None, pause: str | None = None,
+        refused: bool = False,
     ) -> None:  # fmt: skip
         """The turn is over. With token counts it went well, and `pause` says what its session
         waits for now ("": nothing known); without a pause it is not expected back. `yielded` is
-        tokens a decoding step, where that is known of a replica that speculates."""
+        tokens a decoding step, where that is known of a replica that speculates. One that its
+        replica `refused` has left nothing there."""
         waiting = self.queue.remove(turn)
         if turn in self._proposed:
             self._withdraw(turn, now)
@@ -259,6 +262,13 @@ class Scheduler:
         self.queue.serve(ask.tenant, ask.program or ask.session, cost_s)
         if outlook.has(ask.session):
             return  # a parallel call of the same session goes on
+        if refused:
+            outlook.holdings.take_back(ask.session, ask.blocks, run.found)
+            if self.live.peers:
+                self.live.news.append(
+                    News("refused", ask.session, outlook.id, outlook.incarnation,
+                         run.found.blocks, ask.blocks)
+                )  # fmt: skip
         if not self.live.is_over(ask.session, outlook):
             return  # it has moved meanwhile
         if pause is not None and prompt_tokens is not None:
@@ -357,6 +367,10 @@ class Scheduler:
 
     def _hear_turn(self, told: News, outlook: Outlook, now: float, router: str) -> None:
         session, holdings = told.session, outlook.holdings
+        if told.state == "refused":
+            if not outlook.has(session):
+                holdings.take_back(session, told.blocks, Found(told.tokens))
+            return
         self.live.pauses.returned(session, now)
         self.live.settle(session, outlook)
         outlook.paused.discard(session)

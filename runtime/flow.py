@@ -23,7 +23,7 @@ from sessile.errors import ReplicaError, ReplicaRefused, StoreError
 from sessile.exchange import Exchange
 from sessile.live_turn import TurnTaken
 from sessile.mover import Mover
-from sessile.once import begin_once, end_once
+from sessile.once import OnceKeys, begin_once, end_once
 from sessile.placement import Placement
 from sessile.prewarm import carry
 from sessile.rescue import Rescue
@@ -72,7 +72,7 @@ class Flow:
         self._pool = pool
         self._store = store
         self._variants = Variants(pool, store, standings, sessions.confirm_s, hear)
-        self._wait_s = sessions.lock_wait_s
+        self.once = OnceKeys(store, sessions.lock_wait_s)
         self._keep_after_s = sessions.binding_ttl_s / 3
         self._telemetry = telemetry
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -154,7 +154,7 @@ class Flow:
             if session is None:
                 session, _ = await self._placement.session_of(request, model)
             turn = self._begin(request, SessionKey(request.tenant, model, session))
-        if request.idempotency_key and await begin_once(self._store, turn, self._wait_s):
+        if request.idempotency_key and await begin_once(self.once, turn):
             return turn
         self._mover.returned(turn.key)
         try:
@@ -175,6 +175,7 @@ class Flow:
             self.loop.create_task(self._keep_bindings(), name="keep bindings"),
             self.loop.create_task(self._exchange.run(), name="exchange reports"),
             self.loop.create_task(self._mover.run(), name="move sessions"),
+            self.loop.create_task(self.once.run(), name="renew idempotency keys"),
         ]
 
     async def aclose(self) -> None:
@@ -362,7 +363,7 @@ class Flow:
         if len(self._ended) == 1:
             self.loop.call_soon(self._record)
         if turn.request.idempotency_key is not None:
-            await asyncio.shield(self._spawn(end_once(self._store, turn)))
+            await asyncio.shield(self._spawn(end_once(self.once, turn)))
         if turn.transcript is not None or turn.fence is not None:
             self._record()
             await asyncio.shield(self._spawn(self._commit(turn, *written(turn, step))))

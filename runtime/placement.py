@@ -198,6 +198,7 @@ class Placement:
             turn.id, now, prompt_tokens=counted, cached_tokens=receipt.cached_tokens,
             output_tokens=receipt.completion_tokens, tpot_s=receipt.tpot_s,
             yielded=receipt.acceptance_length or turn.yielded, pause=pause,
+            refused=turn.status >= 400,
         )  # fmt: skip
         self.shared.lead(turn.id, done=well)
         if prompt_tokens is not None:

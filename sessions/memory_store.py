@@ -18,6 +18,7 @@ from sessile.sessions.store import (
     NEWS_LIVE,
     Assignment,
     Claim,
+    HeldKey,
     OnceKey,
     Running,
     StoredResult,
@@ -65,6 +66,9 @@ class MemoryStore:
         )
         self._once: Expiring[tuple[str, str], StoredResult | Running] = Expiring(
             limits.idempotency_ttl_s, clock, most_entries
+        )
+        self._once_leases: Expiring[tuple[str, str], str] = Expiring(
+            limits.events.lease_s, clock, most_entries
         )
         self.conversations = MemoryConversations(limits.ttl_s, clock, most_entries)
 
@@ -271,13 +275,28 @@ class MemoryStore:
     async def begin_once(
         self, tenant: str, once: OnceKey, turn: str
     ) -> StoredResult | Running | None:
-        found = self._once.get((tenant, once.key))
+        key = tenant, once.key
+        found = self._once.get(key)
         if found is None:
-            self._once.put((tenant, once.key), Running(turn, once.asked, time.time()))
+            self._once.put(key, Running(turn, once.asked))
+            self._once_leases.put(key, turn)
+        elif isinstance(found, Running):
+            return found._replace(leased=self._once_leases.get(key) is not None)
         return found
 
-    async def end_once(self, tenant: str, key: str, result: StoredResult | None) -> None:
+    async def renew_once(self, held: Sequence[HeldKey]) -> None:
+        for tenant, key, turn in held:
+            found = self._once.get((tenant, key))
+            if isinstance(found, Running) and found.turn == turn:
+                self._once.put((tenant, key), found)
+                self._once_leases.put((tenant, key), turn)
+
+    async def end_once(self, held: HeldKey, result: StoredResult | None) -> None:
+        key = held.tenant, held.key
+        found = self._once.get(key)
+        if found is not None and found.turn != held.turn:
+            return
         if result is None:
-            self._once.drop((tenant, key))
+            self._once.drop(key)
         else:
-            self._once.put((tenant, key), result)
+            self._once.put(key, result)

@@ -28,6 +28,7 @@ from sessile.sessions.store import (
     NEWS_LIVE,
     Assignment,
     Claim,
+    HeldKey,
     OnceKey,
     Running,
     StoredResult,
@@ -54,16 +55,19 @@ _END = Script(scripts.END)
 _RECENT = Script(scripts.RECENT)
 _EXCHANGE = Script(scripts.EXCHANGE)
 _PUT_RELEASE = Script(scripts.PUT_RELEASE)
+_BEGIN_ONCE = Script(scripts.BEGIN_ONCE)
+_RENEW_ONCE = Script(scripts.RENEW_ONCE)
+_END_ONCE = Script(scripts.END_ONCE)
 _SCRIPTS = (
     _CLAIM, _REFRESH, _REBIND, _ASSIGN, _ACQUIRE, _RELEASE, _CREATE, _CLOSE, _END, _RECENT,
-    _EXCHANGE, _PUT_RELEASE,
+    _EXCHANGE, _PUT_RELEASE, _BEGIN_ONCE, _RENEW_ONCE, _END_ONCE,
     *CONVERSATION_SCRIPTS,
     *LOG_SCRIPTS,
 )  # fmt: skip
 
 _encode = msgspec.msgpack.Encoder().encode
 _turn = msgspec.msgpack.Decoder(TurnRecord).decode
-_result = msgspec.msgpack.Decoder(StoredResult | Running).decode
+_result = msgspec.msgpack.Decoder(StoredResult).decode
 
 
 class RedisStore:
@@ -90,6 +94,7 @@ class RedisStore:
         self._binding_ttl_ms = _ms(limits.binding_ttl_s)
         self._turn_ttl_ms = _ms(limits.turn_ttl_s)
         self._once_ttl_ms = _ms(limits.idempotency_ttl_s)
+        self._lease_ms = _ms(limits.events.lease_s)
         self.conversations = RedisConversations(self._link, Keys.conversation, self._ttl_ms)
 
     async def open(self) -> None:
@@ -351,18 +356,30 @@ class RedisStore:
     async def begin_once(
         self, tenant: str, once: OnceKey, turn: str
     ) -> StoredResult | Running | None:
-        name, running = Keys.once(tenant, once.key), _encode(Running(turn, once.asked, time.time()))
-        previous = await self._link.run(
-            ("SET", name, running, "NX", "GET", "PX", self._once_ttl_ms)
+        found = await self._link.run(
+            _BEGIN_ONCE.command(
+                (Keys.once(tenant, once.key),), turn, once.asked, self._once_ttl_ms, self._lease_ms
+            )
         )
-        return None if previous is None else _result(previous)
+        if found is None:
+            return None
+        by, asked, result, leased = found
+        return _result(result) if result else Running(by.decode(), asked.decode(), leased == 1)
 
-    async def end_once(self, tenant: str, key: str, result: StoredResult | None) -> None:
-        name = Keys.once(tenant, key)
-        if result is None:
-            await self._link.run(("DEL", name))
-        else:
-            await self._link.run(("SET", name, _encode(result), "PX", self._once_ttl_ms))
+    async def renew_once(self, held: Sequence[HeldKey]) -> None:
+        await self._link.run_together(
+            [
+                _RENEW_ONCE.command(
+                    (Keys.once(tenant, key),), turn, self._once_ttl_ms, self._lease_ms
+                )
+                for tenant, key, turn in held
+            ]
+        )
+
+    async def end_once(self, held: HeldKey, result: StoredResult | None) -> None:
+        answer = b"" if result is None else _encode(result)
+        name = Keys.once(held.tenant, held.key)
+        await self._link.run(_END_ONCE.command((name,), held.turn, answer, self._once_ttl_ms))
 
 
 def _pairs(flat: list[bytes]) -> Iterator[tuple[bytes, bytes]]:

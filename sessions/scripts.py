@@ -241,6 +241,47 @@ end
 return {others, news, last}
 """
 
+BEGIN_ONCE = """
+-- KEYS once   ARGV turn asked ttl_ms lease_ms
+-- nil: the key is this turn's now; else {turn, asked, answer or '', whether the lease runs}
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local facts = redis.call('HMGET', KEYS[1], 'turn', 'asked', 'answer', 'until')
+if facts[1] then
+  return {facts[1], facts[2], facts[3] or '', (tonumber(facts[4]) or 0) > now and 1 or 0}
+end
+redis.call('HSET', KEYS[1], 'turn', ARGV[1], 'asked', ARGV[2],
+  'until', string.format('%.0f', now + ARGV[4]))
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return nil
+"""
+
+RENEW_ONCE = """
+-- KEYS once   ARGV turn ttl_ms lease_ms
+if redis.call('HGET', KEYS[1], 'turn') == ARGV[1] then
+  local clock = redis.call('TIME')
+  local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+  redis.call('HSET', KEYS[1], 'until', string.format('%.0f', now + ARGV[3]))
+  redis.call('PEXPIRE', KEYS[1], ARGV[2])
+end
+return 1
+"""
+
+END_ONCE = """
+-- KEYS once   ARGV turn answer ttl_ms   An empty answer frees the key.
+local held = redis.call('HGET', KEYS[1], 'turn')
+if held and held ~= ARGV[1] then
+  return 0
+end
+if ARGV[2] == '' then
+  redis.call('DEL', KEYS[1])
+else
+  redis.call('HSET', KEYS[1], 'turn', ARGV[1], 'answer', ARGV[2])
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+end
+return 1
+"""
+
 _ADD_ITEMS = """
 local function add(first)
   for n = first, #ARGV, 2 do

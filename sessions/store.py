@@ -83,12 +83,20 @@ class OnceKey(NamedTuple):
 
 
 class Running(NamedTuple):
-    """The turn that runs under an idempotency key, the digest that this was taken with, and when,
-    by the clock of the router that did."""
+    """The turn that runs under an idempotency key, the digest that this was taken with, and whether
+    its lease does; the router of one whose lease has run out may be gone."""
 
     turn: str
     asked: str
-    since: float = 0.0
+    leased: bool = True
+
+
+class HeldKey(NamedTuple):
+    """An idempotency key that was given to a turn, which runs."""
+
+    tenant: str
+    key: str
+    turn: str
 
 
 class StoredResult(msgspec.Struct, frozen=True):
@@ -270,9 +278,14 @@ class Store(Protocol):
     ) -> StoredResult | Running | None:
         """Reserve an idempotency key for `turn`.
 
-        None: it is ours, run the turn. `Running`: that turn is running under it. A `StoredResult`:
-        it has been answered.
+        None: it is ours for the time of a lease, run the turn. `Running`: that turn is running
+        under it. A `StoredResult`: it has been answered.
         """
 
-    async def end_once(self, tenant: str, key: str, result: StoredResult | None) -> None:
-        """Keep the answer under the key, or with None free the key for another try."""
+    async def renew_once(self, held: Sequence[HeldKey]) -> None:
+        """The turns run still: the lease and the expiry of each one's key begin anew. A key that is
+        another turn's by now, or nobody's, is left as it is."""
+
+    async def end_once(self, held: HeldKey, result: StoredResult | None) -> None:
+        """The turn has ended, or is gone: keep its answer under the key, or with None free the key
+        for another try. A key that is another turn's by now is left as it is."""

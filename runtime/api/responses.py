@@ -75,7 +75,7 @@ class Responses:
             store, lambda orphan: resume(self, orphan),
             able=lambda: any(replica.state == "ready" for replica in pool),
         )  # fmt: skip
-        self.once = Once(store, self.turns, settings.sessions.lock_wait_s)
+        self.once = Once(flow.once, store, self.turns)
         self.surface = Surface(flow, pool, self.contexts)
 
     async def aclose(self) -> None:
@@ -282,6 +282,7 @@ class Responses:
         try:
             await self._make(job)
         except TurnTaken:
+            self.once.leave(job)
             return await self._listen_on(job)
         except BaseException as error:  # whatever happens, a turn that was accepted ends
             if isinstance(error, Exception):
@@ -289,6 +290,8 @@ class Responses:
                     await job.caught_up()  # before it is told of the error
             if self.give_up(job, error, keep=job.asked.background):
                 self.once.free(job)
+            else:
+                self.once.leave(job)
             raise
         return Made(job.stream.response, job.failure)
 

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from sessile.sessions.store import OnceKey
+from sessile.sessions.store import HeldKey, OnceKey
+from sessile.sessions.stream_log import Batch
 from stored_responses import ASK, Stream, ended, finish, pair
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
@@ -83,22 +84,116 @@ async def test_a_repeated_key_waits_for_what_cannot_be_followed(start, store, ht
     assert (await first).text == (await again).text and len(one.engine.asked) == 1
 
 
-async def test_a_key_whose_router_died_before_it_accepted_is_taken_anew(start, store, http):
-    """No log knows the turn, so nobody takes it over: after the time of a lease it is gone. Until
-    then, and where nothing would be logged, it may run still."""
-    one, two = await pair(start, store, events={"lease_s": 0.5})
+LEASE = {"events": {"lease_s": 0.5}}
+TURNS = [
+    ("responses", ASK),
+    ("responses", {**ASK, "store": False}),
+    ("chat/completions", CHAT),
+    ("messages", {**CHAT, "max_tokens": 9}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), TURNS)
+async def test_a_key_whose_router_is_gone_is_taken_anew(start, http, store, path, body):
+    """No log knows its turn, so nobody takes that over: once its lease has run out, the next
+    request with the key runs."""
+    one, two = await pair(start, store, **LEASE)
     two.engine.says("Hel", "lo")
-    await one.app.store.begin_once("default", OnceKey("k"), "resp_gone")
-    url, key = f"{two.url}/v1/responses", {"Idempotency-Key": "k"}
-    unlogged = asyncio.create_task(http.post(url, json={**ASK, "store": False}, headers=key))
-    await asyncio.sleep(2.0)
-    assert not unlogged.done()
-    unlogged.cancel()
-    answer = await http.post(url, json=ASK, headers=key)
-    assert answer.status_code == 200 and "Hello" in answer.text
-    assert answer.headers["x-sessile-turn"] != "resp_gone"
-    again = await http.post(f"{one.url}/v1/responses", json=ASK, headers=key)
+    await one.app.store.begin_once("default", OnceKey("k"), "turn_gone")
+    url, key = f"{two.url}/v1/{path}", {"Idempotency-Key": "k"}
+    answer = await http.post(url, json=body, headers=key)
+    assert answer.status_code == 200 and "Hel" in answer.text
+    assert answer.headers["x-sessile-turn"] != "turn_gone"
+    again = await http.post(f"{one.url}/v1/{path}", json=body, headers=key)
     assert again.text == answer.text and len(one.engine.asked) == 1
+
+
+async def test_a_router_that_has_just_started_takes_such_a_key_at_once(start, http, store):
+    """Routers that die soon, one after another, keep no key from its client."""
+    one = await start(store=store, **LEASE)
+    await one.app.store.begin_once("default", OnceKey("k"), "turn_gone")
+    await asyncio.sleep(0.6)
+    two = await start(
+        beside=one, store=store, events={"lease_s": 60}, sessions={"lock_wait_s": 0.1}
+    )
+    url, key = f"{two.url}/v1/chat/completions", {"Idempotency-Key": "k"}
+    assert (await http.post(url, json=CHAT, headers=key)).status_code == 200
+
+
+@pytest.mark.parametrize(("path", "body"), TURNS)
+@pytest.mark.parametrize("away", [False, True])
+async def test_a_key_is_kept_while_its_turn_runs(
+    start, http, store, redis_server, path, body, away
+):
+    """However many leases that takes; and where Redis stands still for longer than one, its router
+    has time to renew it. The turn is not disturbed."""
+    one, two = await pair(start, store, **LEASE)
+    go = asyncio.Event()
+    one.engine.plays("Hel", go, "lo", finish())
+    key = {"Idempotency-Key": "k"}
+    first = asyncio.create_task(http.post(f"{one.url}/v1/{path}", json=body, headers=key))
+    await one.until(lambda: one.engine.running == 1)
+    if away:
+        redis_server.pause()
+        await one.until(lambda: not (one.app.store.available or two.app.store.available))
+    await asyncio.sleep(1.0)
+    if away:
+        redis_server.resume()
+        await one.until(lambda: one.app.store.available and two.app.store.available)
+    again = asyncio.create_task(http.post(f"{two.url}/v1/{path}", json=body, headers=key))
+    await asyncio.sleep(1.0)
+    assert not first.done() and not again.done()
+    go.set()
+    assert (await first).text == (await again).text and len(one.engine.asked) == 1
+
+
+@pytest.mark.parametrize(("path", "body"), TURNS)
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_turn_that_ends_while_redis_is_away_is_kept_under_its_key(
+    start, http, store, redis_server, path, body, restarted
+):
+    """Once it is back, empty or not, the answer is there for another try."""
+    one, two = await pair(start, store, **LEASE)
+    go = asyncio.Event()
+    one.engine.plays("Hel", go, "lo", finish())
+    key = {"Idempotency-Key": "k"}
+    first = asyncio.create_task(http.post(f"{one.url}/v1/{path}", json=body, headers=key))
+    await one.until(lambda: one.engine.running == 1)
+    redis_server.kill() if restarted else redis_server.pause()
+    await one.until(lambda: not (one.app.store.available or two.app.store.available))
+    go.set()
+    told = (await first).text
+    await asyncio.sleep(0.5)
+    redis_server.start() if restarted else redis_server.resume()
+    await one.until(lambda: one.app.store.available and two.app.store.available)
+    if restarted:
+        await asyncio.sleep(1.0)
+    again = await http.post(f"{two.url}/v1/{path}", json=body, headers=key)
+    assert again.text == told and len(one.engine.asked) == 1
+
+
+async def test_a_response_that_is_taken_over_is_found_by_its_key(start, http, store):
+    """Its router is gone, and the lease of its key with it: the log knows it, and it is not run
+    again."""
+    one, two = await pair(start, store, **LEASE)
+    two.engine.says("Hel", "lo")
+    made = await http.post(f"{one.url}/v1/responses", json=ASK, headers={"Idempotency-Key": "k"})
+    turn = made.headers["x-sessile-turn"]
+    kept, log = one.app.store, one.app.store.events
+    record = (await log.look("default", turn)).accept
+    await kept.end_once(HeldKey("default", "k", turn), None)
+    await log.forget("default", turn)
+    await kept.delete_turn("default", turn)
+    await kept.begin_once("default", OnceKey("k"), turn)
+    await log.append([Batch(tenant="default", turn=turn, fence=1, first=0, accept=record)])
+    await asyncio.sleep(0.6)
+    answers = [
+        await http.post(f"{router.url}/v1/responses", json=ASK, headers={"Idempotency-Key": "k"})
+        for router in (two, one)
+    ]
+    assert {answer.headers["x-sessile-turn"] for answer in answers} == {turn}
+    assert answers[0].text == answers[1].text and "response.completed" in answers[0].text
+    assert len(one.engine.asked) == 2
 
 
 @pytest.mark.parametrize("stored", [True, False])

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from sessile.lab.fake_replica import FakeReplica, Fault
+
 CHAT = "/v1/chat/completions"
 
 
@@ -162,3 +164,28 @@ async def test_a_full_queue_is_told_to_come_back(start, http):
     assert "KV memory" in reply.json()["error"]["message"]
     hold.set()
     await running
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "responses", "messages"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_prefix_whose_turn_was_refused_draws_nobody(start, http, path, stream):
+    """The replica that refused it has not stored it: to the next session that begins so, all are
+    the same; the one that serves that draws the one after."""
+    fakes = [FakeReplica(model="m"), FakeReplica(model="m")]
+    router = await start(engines=fakes)
+    said = {"input": LONG} if path == "responses" else ask(LONG)
+    body = {**said, "model": "m", "max_tokens": 9, "stream": stream}
+    if path == "responses":
+        del body["max_tokens"]
+
+    async def begin(session):
+        headers = {"x-session-id": session}
+        return await http.post(f"{router.url}/v1/{path}", json=body, headers=headers)
+
+    for fake in fakes:
+        fake.always = Fault(status=400)
+    assert (await begin("refused")).status_code == 400
+    for fake in fakes:
+        fake.always = Fault()
+    reasons = [(await begin(name)).headers["x-sessile-reason"] for name in ("next", "third")]
+    assert reasons == ["new", "prefix"]

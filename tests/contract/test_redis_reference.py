@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sessile.errors import TurnLockLost
 from sessile.sessions.memory_store import MemoryStore
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
-from sessile.sessions.store import OnceKey, Running, Store, StoredResult, StoreLimits, TurnEnd
+from sessile.sessions.store import HeldKey, OnceKey, Store, StoredResult, StoreLimits, TurnEnd
 from stored_sessions import KEY, OpenStore, record_of
 
 _SESSIONS = st.sampled_from(["s1", "s2"])
@@ -30,7 +30,8 @@ _STEPS = st.lists(
         st.tuples(st.just("list")),
         st.tuples(st.just("lineage"), st.lists(st.sampled_from(["s1", "s2"]), max_size=2)),
         st.tuples(st.just("once"), st.sampled_from(["t1", "t2"])),
-        st.tuples(st.just("answer"), st.booleans()),
+        st.tuples(st.just("renew"), st.sampled_from(["t1", "t2"])),
+        st.tuples(st.just("answer"), st.sampled_from(["t1", "t2"]), st.booleans()),
     ),
     max_size=30,
 )  # fmt: skip
@@ -74,12 +75,12 @@ class Player:
             case "lineage":
                 return await store.find_lineage(tenant, "m", args[0])
             case "once":
-                found = await store.begin_once(tenant, OnceKey("k"), args[0])
-                # Each was asked at a time of its own.
-                return found._replace(since=0.0) if isinstance(found, Running) else found
+                return await store.begin_once(tenant, OnceKey("k"), args[0])
+            case "renew":
+                return await store.renew_once([HeldKey(tenant, "k", args[0])])
             case _:
-                result = StoredResult("t", 200, "x", b"y") if args[0] else None
-                return await store.end_once(tenant, "k", result)
+                result = StoredResult(args[0], 200, "x", b"y") if args[1] else None
+                return await store.end_once(HeldKey(tenant, "k", args[0]), result)
 
     async def _end(
         self, key: SessionKey, binding: Binding | None, prompt: int | None, completion: int | None,

@@ -11,7 +11,7 @@ from sessile.errors import SettingsError, TurnLockLost
 from sessile.sessions.conversation import ConversationRecord
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
 from sessile.sessions.redis_store import RedisStore
-from sessile.sessions.store import OnceKey, StoredResult, StoreLimits, TurnEnd
+from sessile.sessions.store import HeldKey, OnceKey, StoredResult, StoreLimits, TurnEnd
 from sessile.sessions.stream_log import Accept, Batch
 from stored_sessions import KEY, OpenStore, ends, every_call
 
@@ -62,7 +62,7 @@ async def test_every_key_has_an_expiry(open_store: OpenStore, redis_server: Any)
     await store.rebind(KEY, claim.binding, "r2", "i2")
     await store.begin_once("acme", OnceKey("k"), "t1")
     await store.begin_once("acme", OnceKey("k2"), "t1")
-    await store.end_once("acme", "k", StoredResult("t1", 200, "text/plain", b"x"))
+    await store.end_once(HeldKey("acme", "k", "t1"), StoredResult("t1", 200, "text/plain", b"x"))
     await store.close_session(KEY)
     await store.exchange("one", b"report", 2.0, news=b"news")
     conversation = ConversationRecord(tenant="acme", id="conv_1", created_at=1)

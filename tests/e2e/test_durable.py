@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from openai import AsyncOpenAI
+from openai import APIConnectionError, AsyncOpenAI
 from redis.asyncio import Redis
 
 from sessile.engines.guard import guarded
@@ -200,3 +200,24 @@ async def test_a_router_that_is_told_to_stop_hands_on_its_turns(fleet: Fleet) ->
         fleet.routers[one].send_signal(signal.SIGINT)
         assert fleet.routers.pop(one).wait(30) == 0
         assert (await completed(other, made.id)).output_text == f"echo: {WORDS}"
+
+
+async def test_a_router_killed_under_an_idempotency_key(fleet: Fleet) -> None:
+    """A chat completion is in no log, and nobody takes it over: the key's lease ends, and the same
+    request at the other router runs; a third is given its answer."""
+    one, two = await fleet.start()
+    fleet.replica.fail(Fault(hang=True))
+    ask: dict[str, Any] = {
+        "model": "fake", "messages": [{"role": "user", "content": WORDS}],
+        "extra_headers": {"Idempotency-Key": "k"},
+    }  # fmt: skip
+    async with client(one) as first, client(two) as other:
+        lost = asyncio.ensure_future(first.chat.completions.create(**ask))
+        await fleet.replica.until(lambda replica: replica.running == 1)
+        fleet.kill(one)
+        with pytest.raises(APIConnectionError):
+            await lost
+        again = await other.chat.completions.create(**ask)
+        assert again.choices[0].message.content == f"echo: {WORDS}"
+        assert await other.chat.completions.create(**ask) == again
+    assert len(fleet.replica.seen) == 2

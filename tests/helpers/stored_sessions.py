@@ -6,7 +6,7 @@ from typing import Any
 
 from sessile.sessions.record import Binding, SessionKey, SessionRecord, TurnRecord
 from sessile.sessions.redis_store import RedisStore
-from sessile.sessions.store import OnceKey, Store, TurnEnd
+from sessile.sessions.store import HeldKey, OnceKey, Store, TurnEnd
 
 OpenStore = Callable[..., Awaitable[RedisStore]]
 KEY = SessionKey("acme", "m", "s")
@@ -42,6 +42,7 @@ async def every_call(store: Store) -> list[BaseException | object]:
         store.commit_turn(*ends("t")), store.get_turn("acme", "t"), store.create_session(record),
         store.find_session("acme", "s"), store.close_session(KEY),
         store.list_sessions("acme", 5), store.find_lineage("acme", "m", ["k"]),
-        store.begin_once("acme", OnceKey("k"), "t"), store.end_once("acme", "k", None),
+        store.begin_once("acme", OnceKey("k"), "t"), store.renew_once([HeldKey("acme", "k", "t")]),
+        store.end_once(HeldKey("acme", "k", "t"), None),
         return_exceptions=True,
     )  # fmt: skip

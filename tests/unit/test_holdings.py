@@ -1,5 +1,7 @@
 """What a replica is believed to hold, against a naive LRU that walks lists."""
 
+from itertools import product
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -214,3 +216,47 @@ def test_a_replica_that_tells_no_capacity_is_not_remembered_for_ever():
     assert holdings.tokens <= 4_000_000
     assert holdings.age("s0") is None and holdings.held("s0", range(100)) == 0
     assert holdings.held("s49", range(4900, 5000)) == 100_000
+
+
+@given(STEPS, st.sampled_from(["s", "t"]), PATHS, st.integers(0, 9))
+def test_a_use_that_came_to_nothing_is_taken_back(steps, session, path, tail):
+    """Whatever was there before: what is present, and what each session is held to have, is as it
+    was; the session itself is live only where it stood on something."""
+    holdings, index = Holdings(None), Index()
+    index.join(holdings)
+    for what, of, over, end in steps:
+        if what == "use":
+            holdings.use(of, chain(over), BLOCK, BLOCK * len(over) + end)
+        else:
+            getattr(holdings, what)(of)
+
+    def state():
+        prompts = [chain([*over, 0]) for over in product([0, 1], repeat=3)]
+        held = [holdings.held(of, keys) for of in ("s", "t", "u", "v") for keys in prompts]
+        live = [holdings.is_live(of) for of in ("s", "t", "u", "v") if of != session]
+        return holdings.tokens, held, live, sorted(map(str, index.masks.items()))
+
+    before, stood = state(), holdings.age(session) is not None
+    was_live, live_tokens = holdings.is_live(session), holdings.live_tokens
+    found = holdings.use(session, chain(path), BLOCK, BLOCK * len(path) + tail)
+    holdings.take_back(session, chain(path), found)
+    assert state() == before and holdings.is_live(session) == stood
+    if was_live == stood:
+        assert holdings.live_tokens == live_tokens
+    for of in ("s", "t", "u", "v"):
+        holdings.release(of)
+    assert not holdings.live_tokens
+
+
+def test_what_others_stand_on_is_not_taken_back():
+    """Another turn has the same prefix under way: it will be there. A turn of the session that came
+    since stands, too."""
+    holdings, keys = Holdings(1000), chain([1, 2, 3])
+    found = holdings.use("s", keys, BLOCK, 34)
+    holdings.use("t", keys[:2], BLOCK, 25)
+    holdings.take_back("s", keys, found)
+    assert holdings.match(keys) == 20 and holdings.live_tokens == 25 == holdings.tokens
+    found = holdings.use("s", keys, BLOCK, 34)
+    holdings.use("s", keys[:1], BLOCK, 17)
+    holdings.take_back("s", keys, found)
+    assert holdings.is_live("s") and holdings.held("s", keys) == 17

@@ -39,6 +39,22 @@ def test_a_known_prefix_draws_a_new_session():
     assert second.predicted_cached_tokens == 40 * BLOCK
 
 
+def test_a_prefix_whose_turn_was_refused_draws_nobody():
+    """Its replica never computed it; what the session had there before it still has."""
+    brain, pool = scheduler(), [replica("a"), replica("b")]
+    blocks = tuple(range(40))
+    first = brain.submit(ask("one", 10 * BLOCK, blocks=blocks[:10]), pool, 0.0)
+    end(brain, "one", 1.0, 10 * BLOCK)
+    there = first.replica
+    assert brain.submit(ask("one", 40 * BLOCK, there, blocks=blocks), pool, 2.0).replica == there
+    brain.end("turn of one", 2.1, refused=True)
+    held = [outlook.held(ask("two", 40 * BLOCK, blocks=blocks)) for outlook in pool]
+    assert sorted(held) == [0, 10 * BLOCK]
+    again = brain.submit(ask("one", 10 * BLOCK + 150, there, blocks=blocks[:10]), pool, 3.0)
+    assert again.predicted_cached_tokens == 10 * BLOCK + 100
+    assert not any(o.holdings.live_tokens for o in pool if o.id != there)
+
+
 def test_sessions_that_come_at_once_see_each_other_while_the_store_is_asked():
     """None is bound before all have been proposed; each goes where it was, and what was foreseen
     for it still is."""

@@ -32,6 +32,21 @@ def test_schedulers_that_exchange_news_agree():
     assert not yours.holdings.live_tokens
 
 
+def test_what_one_router_was_refused_the_others_do_not_believe_in():
+    """Its blocks draw nobody there, at whichever router; those that were there before stay."""
+    here, there = (Scheduler(Limits(), peers=True) for _ in range(2))
+    mine, yours = replica("a", 100_000), replica("a", 100_000)
+    blocks = tuple(range(19))
+    here.submit(ask("one", 1000, blocks=blocks[:3]), [mine], 0.0)
+    end(here, "one", 1.0, pause="ls")
+    here.submit(ask("two", 5000, blocks=blocks), [mine], 2.0)
+    here.end("turn of two", 2.1, refused=True)
+    there.hear(list(here.live.news), [yours], 3.0)
+    for outlook in (mine, yours):
+        assert outlook.holdings.match(blocks) == outlook.holdings.match(blocks[:3]) > 0
+        assert not outlook.holdings.is_live("two") and outlook.holdings.is_live("one")
+
+
 def test_what_one_router_learns_of_a_replica_all_learn():
     """First tokens are told: routers that see a part of the turns each know as much as one."""
     here, there = (Scheduler(Limits(), peers=True) for _ in range(2))
