@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from sessile import models
 from sessile.engines import speculation
 from sessile.engines.launch import Asked, Launch, plan
+from sessile.engines.lora import AdapterFacts, read_adapter
 from sessile.engines.machine import installed, look
 from sessile.engines.model_facts import ModelFacts, draft_file, read_model
 from sessile.engines.seat import Machine
@@ -44,14 +45,36 @@ def plan_up(
         pools = [PoolSettings(model=_DEFAULT_MODEL, replicas=_DEFAULT_REPLICAS)]
     machine = look()
     embedded = [pool for pool in pools if pool.engine == "llamacpp"]
+    adapters = _adapters(settings)
     launches = _embedded(embedded, pools, machine, folder, progress, tell)
-    asked = [_ask(pool, tell) for pool in pools if pool.engine != "llamacpp"]
+    _tell_unloadable(adapters, launches, tell)
+    asked = [_ask(pool, adapters, tell) for pool in pools if pool.engine != "llamacpp"]
     found, notes = plan(asked, machine, free_ports, first=len(launches))
     for note in notes:
         tell(note)
     for launch in found:
         _refuse_taken_port(launch)
     return launches + found
+
+
+def _adapters(settings: Settings) -> tuple[AdapterFacts, ...]:
+    """Those that the settings declare; a base may be named by an alias."""
+    return tuple(
+        read_adapter(each.name, settings.aliases.get(each.base, each.base), each.path)
+        for each in settings.adapter
+    )
+
+
+def _tell_unloadable(
+    adapters: Sequence[AdapterFacts], embedded: Sequence[Launch], tell: Callable[[str], None]
+) -> None:
+    """Say which adapters no embedded replica of their base will load."""
+    for adapter in adapters:
+        if any(launch.model == adapter.base for launch in embedded):
+            tell(
+                f"adapter {adapter.name}: the embedded llama.cpp loads no adapters; serve "
+                f"{adapter.base} with sglang or vllm"
+            )
 
 
 def _refuse_taken_port(launch: Launch) -> None:
@@ -68,7 +91,9 @@ def _refuse_taken_port(launch: Launch) -> None:
             ) from error
 
 
-def _ask(pool: PoolSettings, tell: Callable[[str], None]) -> Asked:
+def _ask(
+    pool: PoolSettings, adapters: tuple[AdapterFacts, ...], tell: Callable[[str], None]
+) -> Asked:
     env = {name: value.get_secret_value() for name, value in pool.env.items()}
     assert pool.model is not None
     model = read_model(pool.model)
@@ -79,6 +104,7 @@ def _ask(pool: PoolSettings, tell: Callable[[str], None]) -> Asked:
         model=model,
         draft=read_model(draft, "speculation.draft_model") if draft else None,
         installed=installed(pool.engine, pool.python, env, tell),
+        adapters=adapters,
     )
 
 

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-Flag = tuple[str, str | None]
-"""A flag and its value; None for one that takes none."""
+Flag = tuple[str, str | tuple[str, ...] | None]
+"""A flag and its value, or values; None for one that takes none."""
 
 _OPTION = re.compile(r"^  (-{1,2}[a-zA-Z].*)$", re.MULTILINE)
 _NAME = re.compile(r"(?:^|,\s+)(--?[A-Za-z][\w-]*)")
-_CHOICES = re.compile(r"(--[a-z][\w-]*) \{([^}\s]+)\}")
+_CHOICES = re.compile(r"(--[a-z][\w-]*) \[?\{([^}\s]+)\}")
 
 
 class Flags(msgspec.Struct, frozen=True):
@@ -76,10 +76,11 @@ def merge(ours: Iterable[Flag], args: Sequence[str], known: Flags) -> tuple[list
     for name, value in ours:
         if known.first(name) in theirs:
             continue
-        if name not in known or (value is not None and not known.takes(name, value)):
-            lacking.append(name if value is None or name not in known else f"{name} {value}")
+        words = (value,) if isinstance(value, str) else value or ()
+        if name not in known or not all(known.takes(name, word) for word in words):
+            lacking.append(" ".join([name, *words]) if name in known else name)
             continue
-        line += [name] if value is None else [name, value]
+        line += [name, *words]
     return [*line, *args], lacking
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 from sessile.engines import sglang_flags, vllm_flags
 from sessile.engines.flags import given, merge
+from sessile.engines.lora import AdapterFacts
 from sessile.engines.model_facts import ModelFacts
 from sessile.engines.seat import Installed, Machine, Seat, share_gpus, shares
 from sessile.engines.speculation import adapts, check_draft, settle, spread, takes_model
@@ -68,12 +69,20 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
-    """A pool to start, with what was found out about its model, its draft and its engine."""
+    """A pool to start, with what was found out about its model, its draft and its engine, and all
+    adapters that are declared."""
 
     pool: PoolSettings
     model: ModelFacts
     draft: ModelFacts | None
     installed: Installed
+    adapters: tuple[AdapterFacts, ...] = ()
+
+    @property
+    def served_name(self) -> str:
+        """The name that its model is served under."""
+        theirs = given(self.pool.args, self.installed.flags)
+        return theirs.get("--served-model-name") or self.model.name
 
 
 def plan(
@@ -102,12 +111,14 @@ def plan(
             seat = Seat(
                 pool=each.pool.model_copy(update={"speculation": task}), model=each.model,
                 draft=each.draft if task.method != "off" else None, installed=each.installed,
+                adapters=tuple(a for a in each.adapters if a.base == each.served_name),
                 gpus=gpus, gpu_bytes=min((sizes[gpu] for gpu in gpus), default=0),
                 share=share, alone=alone, host_bytes=int(machine.host_bytes * _HOST_SHARE / total),
                 cores=max(1, machine.cores // ranks), port=fixed or port, events_port=events,
                 replay_port=replay,
             )  # fmt: skip
-            launch, said = _launch(seat, f"local-{first + len(launches)}", bool(machine.gpus))
+            name = f"local-{first + len(launches)}"
+            launch, said = _launch(seat, name, each.served_name, bool(machine.gpus))
             launches.append(launch)
             notes += [note for note in said if note not in notes]
     return launches, notes
@@ -135,7 +146,7 @@ def _spread(
     return spread(wanted, [tuple(gpus) or n for n, gpus in enumerate(places)], method, adapts=alone)
 
 
-def _launch(seat: Seat, name: str, any_gpu: bool) -> tuple[Launch, list[str]]:
+def _launch(seat: Seat, name: str, served_name: str, any_gpu: bool) -> tuple[Launch, list[str]]:
     pool, installed = seat.pool, seat.installed
     engine = _ENGINES[pool.engine]
     flags, notes = engine.flags(seat)
@@ -159,7 +170,7 @@ def _launch(seat: Seat, name: str, any_gpu: bool) -> tuple[Launch, list[str]]:
     env |= {name: value.get_secret_value() for name, value in pool.env.items()}
     return Launch(
         id=name, engine=pool.engine, url=f"http://127.0.0.1:{seat.port}",
-        model=theirs.get("--served-model-name") or seat.model.name,
+        model=served_name,
         command=(*start, *line), env=env, first_on_path=str(Path(installed.python).parent),
         tree=True, stop_s=_STOP_S, speculation=_speculation(line),
         device=",".join(map(str, seat.gpus)) or None,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from sessile.engines.flags import Flags
+from sessile.engines.lora import AdapterFacts
 from sessile.engines.model_facts import ModelFacts
 from sessile.errors import SettingsError
 from sessile.pool_settings import PoolSettings
@@ -54,6 +55,8 @@ class Seat(msgspec.Struct, frozen=True, kw_only=True):
     model: ModelFacts
     draft: ModelFacts | None
     installed: Installed
+    adapters: tuple[AdapterFacts, ...]
+    """Those of its model."""
     gpus: tuple[int, ...]
     gpu_bytes: int
     share: float | None

@@ -2,7 +2,7 @@
 
 import json
 
-from sessile.engines import speculation
+from sessile.engines import lora, speculation
 from sessile.engines.flags import Flag, given
 from sessile.engines.parsers import reasoning_parser, tool_parser
 from sessile.engines.seat import Seat
@@ -66,7 +66,8 @@ def flags(seat: Seat) -> tuple[list[Flag], list[str]]:
         host, note = _host_cache(seat, theirs)
         ours += host
         notes += note
-    return ours + drafts, notes
+    adapted, note = lora.sglang(seat.adapters, theirs, known)
+    return ours + adapted + drafts, notes + note
 
 
 def environment(seat: Seat) -> dict[str, str]:

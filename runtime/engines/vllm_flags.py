@@ -2,7 +2,7 @@
 
 import json
 
-from sessile.engines import speculation
+from sessile.engines import lora, speculation
 from sessile.engines.flags import Flag, given
 from sessile.engines.parsers import reasoning_parser, tool_parser
 from sessile.engines.seat import Seat
@@ -42,14 +42,15 @@ def flags(seat: Seat) -> tuple[list[Flag], list[str]]:
     if name := reasoning_parser("vllm", model):
         ours.append(("--reasoning-parser", name))
     ours += _memory(seat, theirs)
-    ours += speculation.vllm(pool.speculation, model, seat.draft)
-    return ours, []
+    adapted, notes = lora.vllm(seat.adapters, theirs, seat.installed.flags)
+    return ours + adapted + speculation.vllm(pool.speculation, model, seat.draft), notes
 
 
 def environment(seat: Seat) -> dict[str, str]:
     """The variables that vLLM wants beside those of every engine: adapters are loaded while it runs
     only with one."""
-    if "--enable-lora" not in seat.pool.args:
+    theirs = given(seat.pool.args, seat.installed.flags)
+    if not seat.adapters and "--enable-lora" not in theirs:
         return {}
     return {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
 

@@ -16,6 +16,8 @@ options:
                         Which goes first.
   --enable-cache, --no-enable-cache
                         Keep what was computed.
+  --modules [{q,v} ...]
+                        Several.
   --events-config EVENTS_CONFIG
   --port PORT           Port.
 """
@@ -41,6 +43,7 @@ def test_a_flag_is_known_however_it_is_written():
 def test_the_values_of_a_choice_are_known():
     """A value that this version does not list is one that it lacks."""
     assert KNOWN.takes("--policy", "lru") and not KNOWN.takes("--policy", "tlru")
+    assert KNOWN.takes("--modules", "q") and not KNOWN.takes("--modules", "x")
     assert KNOWN.takes("--port", "anything") and not KNOWN.takes("--absent", "x")
 
 
@@ -56,10 +59,11 @@ def test_the_users_arguments_win_and_no_flag_is_given_twice():
 
 def test_what_this_version_lacks_is_left_out_and_told():
     """A flag, or a value of a flag."""
-    ours = [("--new", None), ("--policy", "tlru"), ("--policy", "lru"), ("--other", "3")]
+    ours = [("--new", None), ("--policy", "tlru"), ("--policy", "lru"), ("--other", "3"),
+            ("--modules", ("q", "v")), ("--modules", ("q", "x"))]  # fmt: skip
     line, lacking = merge(ours, [], KNOWN)
-    assert line == ["--policy", "lru"]
-    assert lacking == ["--new", "--policy tlru", "--other"]
+    assert line == ["--policy", "lru", "--modules", "q", "v"]
+    assert lacking == ["--new", "--policy tlru", "--other", "--modules q x"]
 
 
 def test_the_value_of_a_flag_is_the_one_that_counts():

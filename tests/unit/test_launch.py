@@ -5,6 +5,7 @@ import pytest
 
 from sessile.engines.flags import Flags
 from sessile.engines.launch import Asked, Launch, plan
+from sessile.engines.lora import AdapterFacts
 from sessile.engines.model_facts import ModelFacts
 from sessile.engines.seat import Gpu, Installed, Machine
 from sessile.errors import SettingsError
@@ -45,6 +46,7 @@ def planned(
     model: ModelFacts = LLAMA,
     names: str = SGLANG,
     draft: ModelFacts | None = None,
+    adapters: tuple[AdapterFacts, ...] = (),
     **found: bool,
 ) -> tuple[list[Launch], list[str]]:
     """The plan of one pool, ports counted from 20000, each run after the last."""
@@ -55,7 +57,7 @@ def planned(
     def counted(count: int, run: int) -> list[int]:
         return [[next(free) for _ in range(run)][0] for _ in range(count)]
 
-    asked = Asked(pool=settings, model=model, draft=draft, installed=engine)
+    asked = Asked(pool=settings, model=model, draft=draft, installed=engine, adapters=adapters)
     return plan([asked], machine, counted)
 
 
@@ -128,9 +130,36 @@ def test_a_padded_draft_is_for_a_vllm_that_maps_its_tokens():
 
 
 def test_a_vllm_for_adapters_may_load_them_while_it_runs():
-    """Its flag alone would let it have those of its start only."""
-    (launch,), _ = planned({"engine": "vllm", "gpus": 1, "args": ["--enable-lora"]}, names=VLLM)
-    assert launch.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    """Its flag alone would let it have those of its start only; cut short it is the same flag."""
+    for args in (["--enable-lora"], ["--enable-lor"]):
+        (launch,), _ = planned(
+            {"engine": "vllm", "gpus": 1, "args": args}, names=f"{VLLM} --enable-lora"
+        )
+        assert launch.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    (launch,), _ = planned({"engine": "vllm", "gpus": 1}, names=VLLM)
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in launch.env
+
+
+def test_an_engine_is_started_for_the_adapters_of_its_model():
+    """By the name that it is served under; those of others are no reason, and `args` win."""
+    names = f"{SGLANG} {VLLM} --enable-lora --max-lora-rank --lora-target-modules"
+    adapters = tuple(
+        AdapterFacts(
+            name=n, base=base, path="/a", rank=rank, modules=frozenset(("q_proj", "v_proj"))
+        )
+        for n, base, rank in (("a", "llama", 8), ("b", "mine", 16))
+    )
+    asked = "--enable-lora --max-lora-rank 8"
+    (one,), notes = planned({"gpus": 1}, names=names, adapters=adapters)
+    assert f"{asked} --lora-target-modules q_proj v_proj" in one.shown() and notes == []
+    (one,), _ = planned({"engine": "vllm", "gpus": 1}, names=names, adapters=adapters)
+    assert one.shown().endswith(asked) and one.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
+    args = ["--served-model-name", "mine", "--max-lora-rank", "64"]
+    (one,), _ = planned({"gpus": 1, "args": args}, names=names, adapters=adapters)
+    assert one.command.count("--max-lora-rank") == 1 and one.command[-4:] == tuple(args)
+    assert "--enable-lora" in one.command
+    (one,), _ = planned({"gpus": 1}, names=names, adapters=adapters[1:])
+    assert "--enable-lora" not in one.command
 
 
 def test_on_a_cpu_the_cores_are_shared_out_and_there_is_no_host_cache():
