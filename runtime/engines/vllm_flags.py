@@ -4,6 +4,7 @@ import json
 
 from sessile.engines import lora, speculation
 from sessile.engines.flags import Flag, given
+from sessile.engines.model_facts import ModelFacts
 from sessile.engines.parsers import reasoning_parser, tool_parser
 from sessile.engines.seat import Seat
 
@@ -15,6 +16,7 @@ def flags(seat: Seat) -> tuple[list[Flag], list[str]]:
     """Our flags for the replica in `seat`, and what is to be told about them."""
     pool, model = seat.pool, seat.model
     theirs = given(pool.args, seat.installed.flags)
+    notes: list[str] = []
     ours: list[Flag] = [
         ("--served-model-name", model.name),
         ("--host", "127.0.0.1"),
@@ -39,11 +41,17 @@ def flags(seat: Seat) -> tuple[list[Flag], list[str]]:
         ours += [("--enable-prefix-caching", None), ("--kv-events-config", _events(seat))]
     if name := tool_parser("vllm", model):
         ours += [("--enable-auto-tool-choice", None), ("--tool-call-parser", name)]
+    elif "--tool-call-parser" not in theirs and _may_call(model):
+        notes.append(
+            f"{model.name}: no parser of its tool calls is known: they come as text; name one by "
+            'args = ["--enable-auto-tool-choice", "--tool-call-parser", "NAME"]'
+        )
     if name := reasoning_parser("vllm", model):
         ours.append(("--reasoning-parser", name))
     ours += _memory(seat, theirs)
-    adapted, notes = lora.vllm(seat.adapters, theirs, seat.installed.flags)
-    return ours + adapted + speculation.vllm(pool.speculation, model, seat.draft), notes
+    adapted, note = lora.vllm(seat.adapters, theirs, seat.installed.flags)
+    drafts = speculation.vllm(pool.speculation, model, seat.draft)
+    return ours + adapted + drafts, notes + note
 
 
 def environment(seat: Seat) -> dict[str, str]:
@@ -53,6 +61,11 @@ def environment(seat: Seat) -> dict[str, str]:
     if not seat.adapters and "--enable-lora" not in theirs:
         return {}
     return {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+
+
+def _may_call(model: ModelFacts) -> bool:
+    """Whether the model may write tool calls: a template that has no word for tools shows none."""
+    return not model.template or "tool" in model.template
 
 
 def _events(seat: Seat) -> str:

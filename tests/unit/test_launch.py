@@ -35,9 +35,10 @@ VLLM = """--served-model-name --host --port --disable-uvicorn-access-log --block
     --tool-call-parser --reasoning-parser --gpu-memory-utilization --kv-cache-memory-bytes"""
 
 
-def flags(names: str) -> Flags:
-    """A version that has these flags."""
-    return Flags({name: name for name in names.split()}, {})
+def flags(names: str, choices: dict[str, str]) -> Flags:
+    """A version that has these flags, some of them with a list of values."""
+    values = {flag: frozenset(listed.split()) for flag, listed in choices.items()}
+    return Flags({name: name for name in names.split()}, values)
 
 
 def planned(
@@ -47,11 +48,14 @@ def planned(
     names: str = SGLANG,
     draft: ModelFacts | None = None,
     adapters: tuple[AdapterFacts, ...] = (),
+    choices: dict[str, str] | None = None,
     **found: bool,
 ) -> tuple[list[Launch], list[str]]:
     """The plan of one pool, ports counted from 20000, each run after the last."""
     settings = PoolSettings.model_validate({"engine": "sglang", "model": "x", **pool})
-    engine = Installed(python="/env/bin/python", version="0.5.23", flags=flags(names), **found)
+    engine = Installed(
+        python="/env/bin/python", version="0.5.23", flags=flags(names, choices or {}), **found
+    )
     free = iter(range(20000, 30000))
 
     def counted(count: int, run: int) -> list[int]:
@@ -138,6 +142,35 @@ def test_a_vllm_for_adapters_may_load_them_while_it_runs():
         assert launch.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "1"
     (launch,), _ = planned({"engine": "vllm", "gpus": 1}, names=VLLM)
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in launch.env
+
+
+def test_sglang_finds_its_parsers_itself_where_it_can():
+    """Its newest versions list `auto`; an older one gets the names that it lists, or a word."""
+    tools, reasoning = "--tool-call-parser", "--reasoning-parser"
+    thinks = msgspec.structs.replace(LLAMA, template="<|python_tag|> <think> enable_thinking")
+    listed = {tools: "auto llama3 qwen25", reasoning: "auto qwen3"}
+    (one,), notes = planned({"gpus": 1}, model=thinks, choices=listed)
+    assert f"{tools} auto {reasoning} auto" in one.shown() and notes == []
+    (one,), notes = planned({"gpus": 1}, model=thinks, choices={tools: "llama3", reasoning: "kimi"})
+    assert f"{tools} llama3" in one.shown() and reasoning not in one.shown()
+    assert notes == ["SGLang 0.5.23 lacks --reasoning-parser qwen3: left out"]
+
+
+def test_a_vllm_without_a_parser_of_tool_calls_is_told():
+    """With the arguments to give; not where they are given, nor for a model that knows no tools."""
+    vllm = {"engine": "vllm", "gpus": 1}
+    unknown = msgspec.structs.replace(LLAMA, template="{% for tool in tools %}")
+    for model in (unknown, NAMED):
+        (one,), (note,) = planned(vllm, model=model, names=VLLM)
+        assert note.startswith(
+            f"{model.name}: no parser of its tool calls is known: they come as text"
+        )
+        assert "--enable-auto-tool-choice" in note and "--tool-call-parser" not in one.command
+    args = {"args": ["--tool-call-parser", "hermes"]}
+    assert planned({**vllm, **args}, model=unknown, names=VLLM)[1] == []
+    plain = msgspec.structs.replace(LLAMA, template="<|im_start|>")
+    assert planned(vllm, model=plain, names=VLLM)[1] == []
+    assert planned(vllm, names=VLLM)[1] == []
 
 
 def test_an_engine_is_started_for_the_adapters_of_its_model():
