@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 
+from sessile.engines.back_off import BackOff
 from sessile.engines.guard import guarded
 from sessile.engines.launch import Launch
 from sessile.engines.process_log import ProcessLog
@@ -25,12 +26,10 @@ from sessile.errors import SettingsError
 
 log = logging.getLogger("sessile.supervisor")
 
-_FIRST_PAUSE_S = 0.5
-_LONGEST_PAUSE_S = 30.0
-_STEADY_S = 30.0  # up for so long, a process has earned the short pause again
 _STOP_S = 5.0
 _OVER_S = 5.0  # what a keeper has beyond the time that it gives its engine
 _SHOWN_LINES = 200
+_LAST_LINES_S = 1.0  # for what is still in the pipe of one that was stopped
 _PORTS = (20000, 32767)  # below those that the kernel gives to outgoing connections
 
 
@@ -75,6 +74,7 @@ class Supervised:
         self._tree = tree
         self._log = lines_to
         self._process: asyncio.subprocess.Process | None = None
+        self._reading: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -83,7 +83,7 @@ class Supervised:
 
     async def run(self) -> None:
         """Keep it up until cancelled, then stop it: SIGTERM, and SIGKILL if that is not heard."""
-        pause_s = _FIRST_PAUSE_S
+        back_off = BackOff()
         try:
             while True:
                 began = time.monotonic()
@@ -94,14 +94,16 @@ class Supervised:
                     why += f": {words}"
                 self.ended = why
                 self._listener.stopped(self.name, f"it is started again, since {why}")
-                pause_s = _FIRST_PAUSE_S if lived_s > _STEADY_S else pause_s
+                pause_s = back_off.pause_s(lived_s)
                 log.warning(
                     "process ended replica=%s restart_s=%.1f why=%r", self.name, pause_s, why
                 )
                 await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
         finally:
             await self._stop()
+            if self._reading is not None:
+                await asyncio.wait((self._reading,), timeout=_LAST_LINES_S)
+                self._reading.cancel()
 
     async def _once(self) -> int:
         self.last_lines.clear()
@@ -118,14 +120,11 @@ class Supervised:
         self.incarnation = secrets.token_hex(6)
         log.debug("process started replica=%s pid=%d", self.name, self._process.pid)
         self._listener.started(self.name, self.incarnation)
-        reading = asyncio.create_task(self._read(self._process), name=f"read {self.name}")
-        try:
-            code = await self._process.wait()
-            self._end_group()  # whoever still holds its pipe would be read for ever
-            await reading
-            return code
-        finally:
-            reading.cancel()
+        self._reading = asyncio.create_task(self._read(self._process), name=f"read {self.name}")
+        code = await self._process.wait()
+        self._end_group()  # whoever still holds its pipe would be read for ever
+        await self._reading
+        return code
 
     def _tied(self) -> list[str]:
         if not self._tree:

@@ -1,12 +1,14 @@
 """Stands in for `sglang.launch_server`: a real server with its flags, its log lines, and a child.
 
 FAKE_WAY says how it starts: `serve`, `slow` (it loads for a while), `memory` (it runs out),
-`taken` (its port is, and it stays) or `strange` (it answers as no version that is known).
+`taken` (its port is, and it stays) or `strange` (it answers as no version that is known). How it
+ends: `dies` (with its first turn, and a word) or `orderly` (SIGTERM gives it work to do first).
 """
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +35,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
+        if os.environ.get("FAKE_WAY") == "dies":
+            print(f"RuntimeError: the kernel of {os.getpid()} was lost", flush=True)
+            os._exit(3)
         message = {"role": "assistant", "content": "hello"}
         choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
         self.answer({"object": "chat.completion", "id": "1", "created": 1, "choices": choices})
@@ -50,6 +55,14 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing."""
 
 
+def end_orderly(*_: object) -> None:
+    """What an engine does when it is told to end: it finishes its work, which takes a moment."""
+    print("draining", flush=True)
+    time.sleep(1.5)
+    print("all drained, goodbye", flush=True)
+    os._exit(0)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     for flag in WITH_VALUE:
@@ -60,6 +73,8 @@ if __name__ == "__main__":
     # Its scheduler: in a session of its own, and deaf, as the worst of them may be.
     deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)"
     subprocess.Popen([sys.executable, "-c", deaf, "fake-scheduler"], start_new_session=True)
+    if way == "orderly":
+        signal.signal(signal.SIGTERM, end_orderly)
     if way == "slow":
         print("[2026-01-01 00:00:00] Load weight begin. avail mem=1 GB", flush=True)
         time.sleep(1.5)

@@ -1,6 +1,7 @@
 """`sessile up` with engines of other environments: a stand-in, started as SGLang would be."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -141,6 +142,42 @@ def test_replicas_start_say_what_they_do_heal_and_leave_nothing(site: Site):
     assert "stopping 2 replicas" in up.communicate(timeout=30)[1]
     assert up.returncode == 0
     assert not site.processes()
+
+
+def test_one_that_dies_again_and_again_is_started_later_each_time(site: Site):
+    """With its last words each time, though it has served between."""
+    up = site.up("-c", site.settings(way="dies"))
+    url, _ = served(up)
+    body = {"model": "model", "messages": [{"role": "user", "content": "hi"}]}
+
+    def replica() -> dict[str, str]:
+        (found,) = httpx2.get(f"{url}/sessile/v1/replicas", timeout=10).json()["replicas"]
+        return found
+
+    for _ in range(3):
+        until(lambda: replica()["state"] == "ready")
+        before = replica()["incarnation"]
+        answered = httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=30)
+        assert answered.status_code >= 500
+        until(lambda before=before: replica()["incarnation"] != before)
+    up.send_signal(signal.SIGINT)
+    said = up.communicate(timeout=30)[1]
+    ends = re.findall(
+        r"restart_s=([\d.]+) why='its process ended with 3 after [\d.]+ s: (.*)'", said
+    )
+    assert [pause for pause, _ in ends] == ["0.5", "1.0", "2.0"]
+    assert all(re.fullmatch(r"RuntimeError: the kernel of \d+ was lost", w) for _, w in ends)
+    assert len({words for _, words in ends}) == 3
+
+
+def test_an_engine_that_has_work_to_end_is_waited_for(site: Site):
+    """It is told to end once, and ends by itself; what it forgot is ended for it."""
+    up = site.up("-c", site.settings(way="orderly"))
+    served(up)
+    up.send_signal(signal.SIGINT)
+    assert up.wait(30) == 0 and not site.processes()
+    (log,) = (site.folder / "cache" / "logs").rglob("local-0.log")
+    assert log.read_text().splitlines()[-2:] == ["draining", "all drained, goodbye"]
 
 
 def test_sigkill_leaves_nothing(site: Site):
