@@ -13,8 +13,8 @@ import msgspec
 
 from sessile.engines.flags import Flag, Flags
 
-_ENABLE, _RANK, _MODULES, _AT_ONCE = (
-    "--enable-lora", "--max-lora-rank", "--lora-target-modules", "--max-loras",
+_ENABLE, _RANK, _MODULES, _BACKEND, _AT_ONCE = (
+    "--enable-lora", "--max-lora-rank", "--lora-target-modules", "--lora-backend", "--max-loras",
 )  # fmt: skip
 _THEIR_OWN = {"--lora-paths", "--lora-modules"}  # adapters of `args`, by which an engine sizes both
 _ALL = "all"
@@ -48,9 +48,10 @@ def read_adapter(name: str, base: str, path: str) -> AdapterFacts:
 
 
 def sglang(
-    adapters: Sequence[AdapterFacts], theirs: Mapping[str, str], known: Flags
+    adapters: Sequence[AdapterFacts], theirs: Mapping[str, str], known: Flags, *, cpu: bool
 ) -> tuple[list[Flag], list[str]]:
-    """SGLang's flags for `adapters`, and what is to be told; `theirs` is what `args` gives."""
+    """SGLang's flags for `adapters`, and what is to be told; `theirs` is what `args` gives. Its own
+    kernels of adapters are for GPUs."""
     read, notes = _readable(adapters, theirs, f"{_ENABLE} {_RANK} N {_MODULES} NAME ...")
     if not read:
         return [], notes
@@ -64,7 +65,8 @@ def sglang(
     rank = max(adapter.rank or 0 for adapter in read)
     if not modules:
         return [], notes
-    return [(_ENABLE, None), (_RANK, str(rank)), (_MODULES, modules)], notes
+    flags: list[Flag] = [(_ENABLE, None), (_RANK, str(rank)), (_MODULES, modules)]
+    return flags + ([(_BACKEND, "torch_native")] if cpu else []), notes
 
 
 def vllm(

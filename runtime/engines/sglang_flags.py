@@ -66,7 +66,7 @@ def flags(seat: Seat) -> tuple[list[Flag], list[str]]:
         host, note = _host_cache(seat, theirs)
         ours += host
         notes += note
-    adapted, note = lora.sglang(seat.adapters, theirs, known)
+    adapted, note = lora.sglang(seat.adapters, theirs, known, cpu=not seat.gpus)
     return ours + adapted + drafts, notes + note
 
 

@@ -60,22 +60,29 @@ def test_sglang_has_room_for_the_largest_rank_and_all_of_their_modules():
     modules = ("o_proj", "q_proj", "v_proj")
     rank = ("--max-lora-rank", "24")
     enabled = ("--enable-lora", None)
-    assert sglang(adapters, {}, SGLANG) == (
+    assert sglang(adapters, {}, SGLANG, cpu=False) == (
         [enabled, rank, ("--lora-target-modules", modules)], [],
     )  # fmt: skip
-    flags, _ = sglang([*adapters, adapter("c", 1, "all")], {}, SGLANG)
+    flags, _ = sglang([*adapters, adapter("c", 1, "all")], {}, SGLANG, cpu=False)
     assert flags == [enabled, rank, ("--lora-target-modules", ("all",))]
-    assert sglang([], {}, SGLANG) == ([], [])
+    assert sglang([], {}, SGLANG, cpu=False) == ([], [])
+
+
+def test_sglang_s_own_kernels_of_adapters_are_for_gpus():
+    """On a CPU its first turn would end it."""
+    flags, _ = sglang([adapter("a", 8, "q_proj")], {}, SGLANG, cpu=True)
+    assert flags[-1] == ("--lora-backend", "torch_native")
+    assert sglang([], {}, SGLANG, cpu=True) == ([], [])
 
 
 def test_what_sglang_does_not_adapt_is_told_and_not_asked_for():
     """It would refuse to start for a word that it does not know."""
     adapters = [adapter("a", 8, "q_proj"), adapter("b", 4, "conv1", "q_proj")]
-    flags, notes = sglang(adapters, {}, SGLANG)
+    flags, notes = sglang(adapters, {}, SGLANG, cpu=False)
     assert flags[-1] == ("--lora-target-modules", ("q_proj",))
     assert notes == ["adapter b: this SGLang adapts no conv1, and refuses it"]
-    assert sglang(adapters[1:], {"--lora-target-modules": "all"}, SGLANG)[1] == []
-    flags, notes = sglang([adapter("c", 4, "conv1")], {}, SGLANG)
+    assert sglang(adapters[1:], {"--lora-target-modules": "all"}, SGLANG, cpu=False)[1] == []
+    flags, notes = sglang([adapter("c", 4, "conv1")], {}, SGLANG, cpu=False)
     assert flags == [] and len(notes) == 1
 
 
@@ -105,7 +112,7 @@ def test_a_rank_that_no_vllm_takes_is_told():
 def test_an_adapter_that_tells_nothing_is_told_with_the_flags_to_add():
     """Those that tell are served; a rank in `args` is the remedy, and says that it is known."""
     unread = adapter("u", None)
-    flags, (note,) = sglang([unread], {}, SGLANG)
+    flags, (note,) = sglang([unread], {}, SGLANG, cpu=False)
     assert flags == [] and note == (
         "adapter u: no adapter_config.json can be read in /a/u, so the engine gets no room for it: "
         "give --enable-lora --max-lora-rank N --lora-target-modules NAME ... in pool.args"
@@ -118,5 +125,8 @@ def test_an_adapter_that_tells_nothing_is_told_with_the_flags_to_add():
 
 def test_adapters_that_args_names_size_the_engine_themselves():
     """Ours beside them would be too little for those."""
-    assert sglang([adapter("a", 8, "q_proj")], {"--lora-paths": "b=/b"}, SGLANG) == ([], [])
+    assert sglang([adapter("a", 8, "q_proj")], {"--lora-paths": "b=/b"}, SGLANG, cpu=False) == (
+        [],
+        [],
+    )
     assert vllm([adapter("a", 8)], {"--lora-modules": "b=/b"}, VLLM) == ([], [])
