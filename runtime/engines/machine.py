@@ -19,6 +19,7 @@ from sessile.engines.seat import Gpu, Installed, Machine
 from sessile.errors import SettingsError
 from sessile.models import cache_dir
 
+_CGROUPS = Path("/sys/fs/cgroup")
 _LOOK_S = 20.0
 _HELP_S = 180.0
 _HELP = {
@@ -143,31 +144,42 @@ def _gpus() -> tuple[Gpu, ...]:
         told = subprocess.run(query, capture_output=True, text=True, timeout=_LOOK_S)
     except (OSError, subprocess.TimeoutExpired):
         return ()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return read_gpus(told.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def read_gpus(listed: str, visible: str | None) -> tuple[Gpu, ...]:
+    """The GPUs of nvidia-smi's rows (number, UUID, MiB) that `visible` leaves, as
+    CUDA_VISIBLE_DEVICES names them; None leaves all. Rows of another kind are passed over."""
+    chosen = None if visible is None else [each.strip() for each in visible.split(",")]
     found = []
-    for row in csv.reader(told.stdout.splitlines(), skipinitialspace=True):
+    for row in csv.reader(listed.splitlines(), skipinitialspace=True):
         if len(row) != 3 or not row[2].isdigit():
             continue
-        chosen = None if visible is None else [each.strip() for each in visible.split(",")]
         if chosen is None or row[0] in chosen or row[1] in chosen:
             found.append(Gpu(int(row[0]), int(row[2]) * 2**20))
     return tuple(found)
 
 
 def _host_bytes() -> int:
-    """What is available, within the control group's limit (a container's)."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        meminfo = Path("/proc/meminfo").read_text()
     except OSError:
         return 0
+    return free_bytes(meminfo, _CGROUPS)
+
+
+def free_bytes(meminfo: str, cgroups: Path) -> int:
+    """What is available by the text of /proc/meminfo, within the limit of the control group (a
+    container's) in the folder `cgroups`, of either version."""
+    lines = meminfo.splitlines()
     free = next((int(line.split()[1]) * 1024 for line in lines if "MemAvailable" in line), 0)
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
         try:
-            text = Path("/sys/fs/cgroup", limit).read_text().strip()
-            taken = int(Path("/sys/fs/cgroup", used).read_text())
+            text = (cgroups / limit).read_text().strip()
+            taken = int((cgroups / used).read_text())
         except (OSError, ValueError):
             continue
         if text.isdigit():

@@ -3,6 +3,7 @@ place where they are found is away."""
 
 import asyncio
 import os
+import socket
 from urllib.parse import urlsplit
 
 import pytest
@@ -121,6 +122,34 @@ async def test_an_api_that_goes_away_takes_no_replica_with_it(cluster, serve, ht
     assert router.states == {"one": "ready"}
     api.away = False
     await router.until_pool(two="ready")
+    assert await failing(router, http) is None
+
+
+async def test_an_api_that_is_away_at_the_start_is_why_the_router_is_down(start, http):
+    """Nobody answers there: `/ready` says so, and a turn is told that there is no replica."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        nobody = taken.getsockname()[1]
+    where = f"openai=kubernetes://default?selector=app=engine&api=http://127.0.0.1:{nobody}"
+    router = await start(0, discover=(where,))
+    await until_failing(router, http, f"the Kubernetes API at http://127.0.0.1:{nobody} is away")
+    told = await http.get(f"{router.url}/ready")
+    assert told.status_code == 503 and told.json()["status"] == "down"
+    refused = await router.turn(http, "s")
+    assert refused.status_code == 503 and "no replica is in the pool" in refused.text
+
+
+async def test_an_api_that_comes_back_after_the_start_is_read(start, serve, http):
+    """Nobody has to do anything."""
+    api, url = await serve(FakeKubernetes())
+    _, engine = await serve()
+    api.refuses = 503
+    api.run("one", port(engine))
+    where = f"openai=kubernetes://default?selector=app=engine&port=http&api={url}"
+    router = await start(0, discover=(where,))
+    await until_failing(router, http, "answered 503")
+    api.refuses = None
+    await router.until_pool(one="ready")
+    assert await turn(router, http, "s") == "one"
     assert await failing(router, http) is None
 
 

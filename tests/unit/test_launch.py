@@ -267,6 +267,30 @@ def test_arguments_that_a_version_does_not_list_are_told_and_given_all_the_same(
     assert launch.command[-5:] == tuple(args)
 
 
+def test_pools_share_a_machine_without_being_in_each_other_s_way():
+    """Ids and ports are theirs alone, GPUs are shared out, and host memory among all replicas."""
+    llama, vllm = (
+        Asked(
+            pool=PoolSettings.model_validate({"engine": engine, "model": "x", **pool}), model=LLAMA,
+            draft=None, installed=Installed(python="/p", version="1", flags=flags(names, {})),
+        )
+        for engine, names, pool in (
+            ("sglang", SGLANG, {"replicas": 2, "gpus": 1}), ("vllm", VLLM, {"gpus": 1})
+        )
+    )  # fmt: skip
+    free = iter(range(20000, 30000))
+    host = Machine(gpus=HOST.gpus, host_bytes=120 * GIB, cores=16)
+    launches, notes = plan([llama, vllm], host, lambda n, _: [next(free) for _ in range(n)], 3)
+    assert [launch.id for launch in launches] == ["local-3", "local-4", "local-5"]
+    assert [launch.engine for launch in launches] == ["sglang", "sglang", "vllm"]
+    assert [launch.device for launch in launches] == ["0", "0", "1"] and notes == []
+    assert len({launch.url for launch in launches}) == 3
+    # Each has a third of half the host's memory, 20 GiB, beside 18 GiB of KV memory.
+    assert all("--hicache-ratio 1.1" in launch.shown() for launch in launches[:2])
+    alone, _ = plan([llama], host, lambda n, _: [next(free) for _ in range(n)])
+    assert all("--hicache-ratio 1.6" in launch.shown() for launch in alone)
+
+
 def test_a_host_with_little_memory_has_no_host_cache():
     """SGLang refuses one that is smaller than the KV memory."""
     small = Machine(gpus=HOST.gpus, host_bytes=40 * GIB, cores=16)

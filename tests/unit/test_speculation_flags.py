@@ -30,6 +30,9 @@ def wanted(method: str, **settings: object) -> SpeculationSettings:
         ("draft", DRAFT, None,
          "--speculative-algorithm STANDALONE --speculative-draft-model-path /d "
          "--speculative-num-steps 4 --speculative-eagle-topk 1 --speculative-num-draft-tokens 5"),
+        ("standalone", DRAFT, 2,
+         "--speculative-algorithm STANDALONE --speculative-draft-model-path /d "
+         "--speculative-num-steps 2 --speculative-eagle-topk 1 --speculative-num-draft-tokens 3"),
         ("eagle3", HEAD, 3,
          "--speculative-algorithm EAGLE3 --speculative-draft-model-path /e "
          "--speculative-num-steps 3 --speculative-eagle-topk 1 --speculative-num-draft-tokens 4"),
@@ -54,6 +57,7 @@ def test_sglang_has_an_algorithm_for_each(method, draft, tokens, flags):
         ("mtp", None, {"method": "mtp", "num_speculative_tokens": 4}),
         ("standalone", DRAFT, {"method": "draft_model", "model": "/d",
                                "num_speculative_tokens": 4}),
+        ("draft", DRAFT, {"method": "draft_model", "model": "/d", "num_speculative_tokens": 4}),
         ("eagle3", HEAD, {"method": "eagle3", "model": "/e", "num_speculative_tokens": 4}),
     ],
 )  # fmt: skip
@@ -72,9 +76,14 @@ def test_llama_cpp_has_types_for_most():
     assert speculation.llamacpp("ngram", None, 16) == [
         "--speculation", "ngram_map_k", "--draft-tokens", "16",
     ]  # fmt: skip
-    assert speculation.llamacpp("draft", "d.gguf", None) == [
-        "--speculation", "draft_simple", "--draft", "d.gguf",
+    for method in ("draft", "standalone"):
+        assert speculation.llamacpp(method, "d.gguf", None) == [
+            "--speculation", "draft_simple", "--draft", "d.gguf",
+        ]  # fmt: skip
+    assert speculation.llamacpp("eagle3", "e.gguf", 3) == [
+        "--speculation", "draft_eagle3", "--draft", "e.gguf", "--draft-tokens", "3",
     ]  # fmt: skip
+    assert speculation.llamacpp("mtp", None, None) == ["--speculation", "draft_mtp"]
 
 
 def test_a_method_that_an_engine_lacks_is_refused_by_name():

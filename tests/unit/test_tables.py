@@ -31,6 +31,16 @@ def test_why_a_replica_is_not_ready_is_a_line_below_the_table():
         assert text.splitlines()[-2:] == [f"a: {why}", "c: its context is short"]
 
 
+def test_the_acceptance_of_a_replica_that_speculates_is_in_the_status():
+    """Tokens a step: one where it is known not to speculate, a dash where nothing is known."""
+    found = [replica("fast", acceptance_length=2.345), replica("plain", speculates=False),
+             replica("new", speculates=True)]  # fmt: skip
+    lines = shown(status_view("http://r", Ready("ready"), found), 120).splitlines()
+    assert any("TOKENS/" in line for line in lines) and any("STEP" in line for line in lines)
+    ends = {line.split()[0]: line.split()[-1] for line in lines if line.strip()}
+    assert (ends["fast"], ends["plain"], ends["new"]) == ("2.3", "1", "-")
+
+
 def test_a_source_that_cannot_be_read_is_told():
     """It is why there is no replica, where there is none."""
     name = "kubernetes://ml?selector=app=sglang"
