@@ -142,6 +142,10 @@ class Engine(Protocol):
     loads_adapters: bool
     """Whether the engine may load LoRA adapters while it runs."""
 
+    fetch_command: str | None
+    """What its operator runs, with a model's name behind it, to have one more model there while it
+    runs; None where it serves what it was started with."""
+
     def detect_calls(self) -> tuple[Call, ...]:
         """What is asked of a replica that comes up whose engine nobody has named; nothing of one
         that is known."""

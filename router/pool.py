@@ -156,8 +156,17 @@ class Pool:
                 retry_after_s=2.0,
             )
         listed = ", ".join((*self.models(), *self.aliases)) or "none"
-        raise ModelNotFound(f"the model {asked!r} is not served here; there are: {listed}",
-                            param="model")  # fmt: skip
+        raise ModelNotFound(
+            f"the model {asked!r} is not served here; there are: {listed}{self._to_fetch(asked)}",
+            param="model",
+        )
+
+    def _to_fetch(self, model: str) -> str:
+        """How the model could come to be at a replica as it runs, where it could."""
+        for replica in self._replicas.values():
+            if (command := replica.engine.fetch_command) is not None:
+                return f" (`{command} {model}` at {replica.id} would bring it, if there is such)"
+        return ""
 
     def miss(self, model: str) -> bool:
         """A turn has found no replica of the model; whether one will be started therefore."""

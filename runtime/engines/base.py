@@ -49,6 +49,7 @@ class OpenAIShaped:
     embeddings = True
     folds = False
     loads_adapters = False
+    fetch_command: str | None = None
 
     def detect_calls(self) -> tuple[Call, ...]:
         return ()

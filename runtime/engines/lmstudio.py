@@ -19,6 +19,7 @@ class LMStudio(OpenAIShaped):
     when its connection is closed."""
 
     kind = "lmstudio"
+    fetch_command: str | None = "lms get"
 
     def identity_calls(self) -> tuple[Call, ...]:
         return (Call("GET", "/v1/models"), Call("GET", "/api/v1/models"))

@@ -22,6 +22,7 @@ class Ollama(OpenAIShaped):
     its connection is closed."""
 
     kind = "ollama"
+    fetch_command: str | None = "ollama pull"
 
     def identity_calls(self) -> tuple[Call, ...]:
         return (Call("GET", "/api/tags"), Call("GET", "/api/ps"), Call("GET", "/api/version"))

@@ -67,6 +67,26 @@ async def test_an_ollama_is_found_and_its_short_context_is_told(start, http, scr
     assert "OLLAMA_CONTEXT_LENGTH" in told["warning"]
 
 
+async def test_a_model_that_an_ollama_lacks_is_refused_with_the_command_that_pulls_it(
+    start, http, scripted
+):
+    """Once it was pulled it is served, without a restart of anything; an engine that serves what it
+    was started with has no such command."""
+    engine = ollama(scripted)
+    router = await start([engine], kind="auto", router={"probe_interval_s": 0.05})
+    body = {"model": "qwen3", "messages": [{"role": "user", "content": "hi"}]}
+    url = f"{router.url}/v1/chat/completions"
+    refused = await http.post(url, json=body)
+    assert refused.status_code == 404
+    assert "there are: m (`ollama pull qwen3` at one would" in refused.json()["error"]["message"]
+    engine.pages["/api/tags"]["models"].append({"name": "qwen3"})
+    await router.until(lambda: "qwen3" in router.app.pool.models())
+    assert (await http.post(url, json=body)).status_code == 200
+    other = await start()
+    refused = await http.post(f"{other.url}/v1/chat/completions", json=body)
+    assert refused.json()["error"]["message"].endswith("there are: m")
+
+
 async def test_a_lease_keeps_an_ollamas_model_loaded(start, http, scripted):
     """For as long as the lease, where that is longer than Ollama would keep it by itself."""
     engine = ollama(scripted)
