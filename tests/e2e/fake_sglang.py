@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 WITH_VALUE = (
     "--model-path", "--served-model-name", "--host", "--port", "--log-level-http", "--device",
-    "--page-size", "--kv-events-config",
+    "--page-size", "--kv-events-config", "--max-lora-rank", "--lora-backend",
 )  # fmt: skip
 
 
@@ -68,6 +68,8 @@ if __name__ == "__main__":
     for flag in WITH_VALUE:
         parser.add_argument(flag)
     parser.add_argument("--enable-metrics", action="store_true")
+    parser.add_argument("--enable-lora", action="store_true")
+    parser.add_argument("--lora-target-modules", nargs="*", choices=("q_proj", "v_proj", "all"))
     OPTIONS = parser.parse_args()
     way = os.environ.get("FAKE_WAY", "serve")
     # Its scheduler: in a session of its own, and deaf, as the worst of them may be.

@@ -254,6 +254,25 @@ def test_a_dry_run_prints_the_commands_and_starts_nothing(site: Site):
     assert asked.returncode == 0 and "--served-model-name" in asked.stdout
 
 
+def test_declared_adapters_are_in_the_command_of_their_model(site: Site):
+    """By an alias, too; one whose files are elsewhere is told with what to add."""
+    about = site.folder / "lora" / "adapter_config.json"
+    about.parent.mkdir()
+    about.write_text('{"r": 12, "target_modules": ["v_proj", "q_proj"]}')
+    lines = [
+        "replicas = 1", "[aliases]", 'small = "model"',
+        "[[adapter]]", 'name = "sql"', 'base = "small"', f'path = "{about.parent}"',
+        "[[adapter]]", 'name = "far"', 'base = "model"', 'path = "org/far"',
+    ]  # fmt: skip
+    up = site.up("-c", site.settings(*lines), "--dry-run")
+    printed, told = up.communicate(timeout=60)
+    asked = "--enable-lora --max-lora-rank 12 --lora-target-modules q_proj v_proj"
+    assert f"{asked} --lora-backend torch_native" in printed
+    said = " ".join(told.split())
+    assert "adapter far: no adapter_config.json can be read in org/far" in said
+    assert "adapter sql" not in said
+
+
 def test_ports_that_are_to_be_in_a_row_are_all_free():
     """A server of ranks publishes at each; what a run has, no other has."""
     runs = free_ports(3, 8)
