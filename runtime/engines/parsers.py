@@ -24,7 +24,7 @@ class _Row(NamedTuple):
 
 
 # NOTE: the first row that fits wins; the narrower ones come first.
-_TOOLS = (
+TOOLS = (
     _Row((), "kimi_k3", "kimi_k3", ("kimi_k3",)),
     _Row((), "deepseekv41", "deepseek_v41", ("deepseek_v41",)),
     _Row((), "deepseekv4", "deepseek_v4", ("deepseek_v4",)),
@@ -69,7 +69,7 @@ _TOOLS = (
     _Row(("<function name=", "<param name="), "minicpm5", "minicpm5"),
     _Row(("<|tools_prefix|>",), "apertus2509", "apertus"),
 )
-_REASONING = (
+REASONING = (
     _Row((), "kimi_k3", "kimi_k3", ("kimi_k3",)),
     _Row((), "deepseek-v41", "deepseek_v41", ("deepseek_v41",)),
     _Row((), "deepseek-v4", "deepseek_v4", ("deepseek_v4",)),
@@ -101,12 +101,12 @@ _REASONING = (
 
 def tool_parser(engine: str, model: ModelFacts) -> str | None:
     """The name of `engine`'s ("sglang" or "vllm") parser of this model's tool calls."""
-    return _find(_TOOLS, engine, model)
+    return _find(TOOLS, engine, model)
 
 
 def reasoning_parser(engine: str, model: ModelFacts) -> str | None:
     """The name of `engine`'s parser of this model's reasoning."""
-    return _find(_REASONING, engine, model)
+    return _find(REASONING, engine, model)
 
 
 def _find(rows: tuple[_Row, ...], engine: str, model: ModelFacts) -> str | None:

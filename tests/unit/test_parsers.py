@@ -4,7 +4,7 @@ import pytest
 
 from sessile.engines.flags import Flags, read_help
 from sessile.engines.model_facts import ModelFacts
-from sessile.engines.parsers import _REASONING, _TOOLS, reasoning_parser, tool_parser
+from sessile.engines.parsers import REASONING, TOOLS, reasoning_parser, tool_parser
 
 # What `--help` of SGLang 0.5.23 and vLLM 0.32.0 lists, and vLLM's registry of reasoning parsers.
 SGLANG_TOOLS = """
@@ -46,14 +46,14 @@ def model(template: str = "", family: str | None = None) -> ModelFacts:
 def test_every_parser_that_is_named_is_one_that_the_engines_have():
     """An engine ends at its start for a name that it does not know."""
     for rows, sglang, vllm in (
-        (_TOOLS, SGLANG_TOOLS, VLLM_TOOLS), (_REASONING, SGLANG_REASONING, VLLM_REASONING)
+        (TOOLS, SGLANG_TOOLS, VLLM_TOOLS), (REASONING, SGLANG_REASONING, VLLM_REASONING)
     ):  # fmt: skip
         assert {row.sglang for row in rows} - {None} <= set(sglang.split())
         assert {row.vllm for row in rows} - {None} <= set(vllm.split())
 
 
 @pytest.mark.parametrize("engine", ["sglang", "vllm"])
-@pytest.mark.parametrize(("rows", "find"), [(_TOOLS, tool_parser), (_REASONING, reasoning_parser)])
+@pytest.mark.parametrize(("rows", "find"), [(TOOLS, tool_parser), (REASONING, reasoning_parser)])
 def test_no_row_stands_behind_one_that_always_fits_first(engine, rows, find):
     """A model that shows the marks of a row, and no other, has the parser of that row."""
     for row in rows:
