@@ -107,7 +107,7 @@ async def run_loop(how: str, link: Link, setup: Setup, number: int) -> list[Samp
                     (usage.get("input_tokens_details") or {}).get("cached_tokens", 0),
                 )
             )  # fmt: skip
-            items = _results(said.response, _text(setup.result_tokens, setup.seed + turn))
+            items = _results(said.response, made_text(setup.result_tokens, setup.seed + turn))
     return samples
 
 
@@ -158,7 +158,7 @@ async def prewarmed(setup: Setup) -> dict[str, float]:
                 async with open_way("websocket", link.port, setup.key) as way:
                     task = [_user('call read {"path": "a.py"}')]
                     said = await way.turn(task, settings)
-                    result = _results(said.response, _text(setup.result_tokens, number))
+                    result = _results(said.response, made_text(setup.result_tokens, number))
                     back_at = time.perf_counter() + setup.pause_s
                     if how == "prewarmed":
                         await way.turn(result, settings | {"generate": False})
@@ -176,7 +176,7 @@ async def prewarmed(setup: Setup) -> dict[str, float]:
 
 def _settings(setup: Setup, name: str) -> dict[str, Any]:
     """What every turn of an agent sends: its instructions and its tools."""
-    system = f"You are agent {setup.name}-{name}. {_text(setup.system_tokens, setup.seed)}"
+    system = f"You are agent {setup.name}-{name}. {made_text(setup.system_tokens, setup.seed)}"
     settings = {
         "model": setup.model, "instructions": system, "tools": [_TOOL],
         "max_output_tokens": setup.output_tokens, "temperature": 0,
@@ -184,7 +184,8 @@ def _settings(setup: Setup, name: str) -> dict[str, Any]:
     return settings | ({"tool_choice": "required"} if setup.force else {})
 
 
-def _text(tokens: int, seed: int) -> str:
+def made_text(tokens: int, seed: int) -> str:
+    """So many tokens of four characters; other words for another seed."""
     random = Random(seed)
     words: list[str] = []
     size = 0
