@@ -4,7 +4,7 @@ chat, the whole prompt as token ids, or only the new ids, to a session that the 
 
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Protocol
 
 import httpx2
@@ -61,12 +61,17 @@ def appended(held: Sequence[int], new: Sequence[int]) -> list[int]:
 
 class Engine:
     """One SGLang. What it refuses is raised, also where it says so in a stream that it has begun
-    with a 200, as it does of a session that it does not know."""
+    with a 200, as it does of a session that it does not know. `clock` gives the seconds, of time or
+    of what else is to be measured to the first text."""
 
-    def __init__(self, http: httpx2.AsyncClient, model: str, output_tokens: int) -> None:
+    def __init__(
+        self, http: httpx2.AsyncClient, model: str, output_tokens: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:  # fmt: skip
         self._http = http
         self._model = model
         self._output_tokens = output_tokens
+        self._clock = clock
 
     async def ids(self, messages: list[Any]) -> list[int]:
         """A chat's prompt, as the engine would make it."""
@@ -87,11 +92,12 @@ class Engine:
             "temperature": 0, "extra_key": space, "stream": True,
             "stream_options": {"include_usage": True},
         }  # fmt: skip
-        text, ttft_s, usage = "", None, None
-        async for at_s, told in self._stream("/v1/chat/completions", body):
+        text, ttft_s, usage, began = "", None, None, self._clock()
+        async for told in self._stream("/v1/chat/completions", body):
             for choice in told["choices"]:
                 text += choice["delta"].get("content") or ""
-            ttft_s = at_s if ttft_s is None and text else ttft_s
+            if ttft_s is None and text:
+                ttft_s = self._clock() - began
             usage = told.get("usage") or usage
         if usage is None:
             raise StreamBroken("the stream ended before its usage")
@@ -102,12 +108,13 @@ class Engine:
         """A turn of `/generate`, which tells all of its answer in each event."""
         sampling = {"max_new_tokens": self._output_tokens, "temperature": 0}
         body = {"sampling_params": sampling, "extra_key": space, "stream": True, **fields}
-        ttft_s, told = None, None
-        async for at_s, told in self._stream("/generate", body):
+        ttft_s, told, began = None, None, self._clock()
+        async for told in self._stream("/generate", body):
             finish = told["meta_info"].get("finish_reason") or {}
             if finish.get("type") == "abort":
                 raise ReplicaRefused(str(finish.get("message")))
-            ttft_s = at_s if ttft_s is None and told["text"] else ttft_s
+            if ttft_s is None and told["text"]:
+                ttft_s = self._clock() - began
         if told is None:
             raise StreamBroken("the stream ended before its answer")
         about = told["meta_info"]
@@ -116,20 +123,16 @@ class Engine:
             about.get("cached_tokens") or 0,
         )  # fmt: skip
 
-    async def _stream(
-        self, path: str, body: dict[str, Any]
-    ) -> AsyncIterator[tuple[float, dict[str, Any]]]:
-        began = time.perf_counter()
+    async def _stream(self, path: str, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
         async with self._http.stream("POST", path, json=body) as reply:
             if reply.status_code >= 400:
                 raise _refused(await reply.aread())
             async for line in reply.aiter_lines():
                 if line.startswith("data: ") and line != "data: [DONE]":
-                    at_s = time.perf_counter() - began
                     told = json.loads(line[6:])
                     if "error" in told:
                         raise _refused(line[6:])
-                    yield at_s, told
+                    yield told
 
 
 def _refused(body: str | bytes) -> ReplicaRefused:

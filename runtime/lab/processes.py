@@ -65,6 +65,13 @@ def cpu_s(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
+def family(pid: int) -> list[int]:
+    """A process and all that it has started, and they (Linux)."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return [pid, *(each for child in children for each in family(child))]
+
+
 def memory_bytes(pid: int, kind: str = "Pss") -> int:
     """The process's memory (Linux): `Pss`, its proportional share, or `Rss`, all it has mapped."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():

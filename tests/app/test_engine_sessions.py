@@ -1,5 +1,6 @@
 """The benchmark of an engine's own sessions, before a fake one that has them."""
 
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from sessile.errors import ReplicaRefused, ReplicaUnreachable
 from sessile.lab.engine_sessions import Sample, Setup, compare, summed, table
 from sessile.lab.engine_ways import Engine, NewIds
+from sessile.lab.processes import cpu_s, family
 from session_engine import SessionEngine
 
 Serve = Callable[..., Awaitable[tuple[Any, str]]]
@@ -51,6 +53,15 @@ async def test_no_way_profits_from_another(serve: Serve) -> None:
     assert len(spaces) == 3 * 2 and not spaces & {seen.body["extra_key"] for seen in engine.seen}
     assert [body["streaming"] for body in engine.opened] == 2 * [False, True]
     assert engine.sessions == {}
+
+
+async def test_cpu_may_be_told_instead_of_time(serve: Serve) -> None:
+    """Of the server and what it has started; a turn takes some, and less than all there was."""
+    engine, url = await serve(SessionEngine())
+    samples = await compare(Setup(url=url, pid=os.getpid(), **SMALL))
+    used = [sample.ttft_s for sample in samples if sample.ttft_s is not None]
+    assert len(used) == len(samples) and min(used) >= 0
+    assert 0 < sum(used) < sum(map(cpu_s, family(os.getpid())))
 
 
 async def test_a_server_without_streaming_sessions_is_not_asked_for_them(serve: Serve) -> None:
