@@ -36,6 +36,7 @@ from sessile.lab.link import Link, serve_link
 from sessile.lab.loop_bench import made_text
 from sessile.lab.processes import cpu_s, family
 
+_HOWS = ("chat", "ids", "session", "streaming")
 _LATE = 20  # from which turn on the prompt is long
 _TIMEOUT_S = 600.0
 
@@ -203,11 +204,13 @@ async def _line(setup: Setup) -> AsyncIterator[tuple[Link, httpx2.AsyncClient]]:
 
 
 def summed(samples: Sequence[Sample]) -> list[Summary]:
-    """The figures of each way, in the order in which they come first in a round's list."""
+    """The figures of each way that there was."""
     found = []
     at = {(sample.how, sample.round, sample.turn): sample for sample in samples}
-    for how in dict.fromkeys(sorted((s.how for s in samples), key=_ORDER.index)):
+    for how in _HOWS:
         mine = [sample for sample in samples if sample.how == how]
+        if not mine:
+            continue
         last = max(sample.turn for sample in mine)
         late = [s for s in mine if s.turn >= min(_LATE, last)]
         ends = [sample for sample in mine if sample.turn == last]
@@ -232,9 +235,6 @@ def summed(samples: Sequence[Sample]) -> list[Summary]:
             )
         )
     return found
-
-
-_ORDER = ("chat", "ids", "session", "streaming")
 
 
 def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:

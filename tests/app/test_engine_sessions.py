@@ -77,7 +77,7 @@ async def test_an_answer_that_ended_by_itself_is_not_ended_twice(serve: Serve) -
     setup = Setup(url=url, turns=3, rounds=1, system_tokens=10, result_tokens=5, output_tokens=500)
     chat, ids, session, _ = summed(await compare(setup))
     assert (ids.as_ids, session.as_ids) == (3, 3)
-    (end,) = engine._ids("<end>")
+    (end,) = engine.ids("<end>")
     for body in engine.generated:
         whole = body["input_ids"]
         assert (end, end) not in list(zip(whole, whole[1:], strict=False))

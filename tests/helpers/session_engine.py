@@ -34,7 +34,7 @@ class SessionEngine(FakeReplica):
                 await answer(send, 200, {"enable_streaming_session": self.streaming})
             case "/tokenize":
                 messages = msgspec.json.decode(await read_body(receive))["messages"]
-                await answer(send, 200, {"tokens": self._ids(_rendered(messages))})
+                await answer(send, 200, {"tokens": self.ids(_rendered(messages))})
             case "/open_session":
                 body = msgspec.json.decode(await read_body(receive))
                 self.opened.append(body)
@@ -77,10 +77,10 @@ class SessionEngine(FakeReplica):
         """The echo that its chat would give."""
         prompt = "".join(self._words[one] for one in ids)
         asked = prompt.rpartition("<user>")[2].partition(_END)[0]
-        words = self._ids(f"echo: {asked}{_END}")
+        words = self.ids(f"echo: {asked}{_END}")
         return words[:most]
 
-    def _ids(self, text: str) -> list[int]:
+    def ids(self, text: str) -> list[int]:
         """A word each, with the space before it."""
         words = _WORD.findall(text)
         self._words += [word for word in dict.fromkeys(words) if word not in self._words]
