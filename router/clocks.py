@@ -43,6 +43,7 @@ class Mark(msgspec.Struct):
     outlook: Outlook
     session: str
     group: int
+    context: float
     at: float
     turns: float
     busy: float
@@ -83,14 +84,14 @@ class Clocks:
         """A turn is about to be booked at one of those, its first token foreseen."""
         if not all(o.id in self._outlooks for o in open_to) or len(self._outlooks) > len(open_to):
             self._watch(open_to, now)
-        self._mark(ask.turn, outlook, ask.session, group, now, foreseen_s)
+        self._mark(ask.turn, outlook, ask.session, group, context_of(ask), now, foreseen_s)
 
     def first_token(self, turn: str, now: float) -> None:
         """Its first token has come."""
         mark = self._turns.get(turn)
         if mark is not None:
             self._computed(turn, mark.outlook)
-            self._mark(turn, mark.outlook, mark.session, mark.group, now)
+            self._mark(turn, mark.outlook, mark.session, mark.group, mark.context, now)
 
     def end(self, turn: str, now: float) -> Passed | None:
         """It is over; None if it has hardly decoded. To be called before its outlook is told."""
@@ -110,13 +111,13 @@ class Clocks:
         return Passed(mark, decode_s, decode_s - stalled_s, running, (busy - mark.busy) / passed_s)
 
     def _mark(
-        self, turn: str, outlook: Outlook, session: str, group: int, now: float,
+        self, turn: str, outlook: Outlook, session: str, group: int, context: float, now: float,
         foreseen_s: float = 0.0,
     ) -> None:  # fmt: skip
         busy = self._tick(now, outlook.id)
         clock = self._clocks[outlook.id]
         self._turns[turn] = Mark(
-            outlook, session, group, now, clock.turns, busy, clock.prefill, foreseen_s
+            outlook, session, group, context, now, clock.turns, busy, clock.prefill, foreseen_s
         )
 
     def _computed(self, turn: str, outlook: Outlook) -> None:
@@ -148,6 +149,11 @@ class Clocks:
         self._peaks.append(_Peak(now, running))
         self.crowd = max(self.crowd, running)
         return busy
+
+
+def context_of(ask: Ask) -> float:
+    """The tokens before each of its own, in the mean."""
+    return ask.prompt_tokens + 0.5 * ask.output_tokens
 
 
 def _at(peak: _Peak) -> float:

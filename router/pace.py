@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from sessile.router.clocks import Clocks
+from sessile.router.clocks import Clocks, context_of
 from sessile.router.outlook import Outlook
 from sessile.router.policy import Ask
 from sessile.router.steps import Steps
@@ -33,7 +33,8 @@ _TRIAL = 0.01
 
 class Decoded(msgspec.Struct, frozen=True, array_like=True):
     """How a turn was decoded: `running` and `beside` are means over that time, of the turns there
-    and of how many other replicas were busy; `steps` is those of a token."""
+    and of how many other replicas were busy; `steps` is those of a token, `context` the
+    tokens before it."""
 
     model: str
     speculates: bool
@@ -42,6 +43,7 @@ class Decoded(msgspec.Struct, frozen=True, array_like=True):
     step_s: float
     steps: float
     group: int = 0
+    context: float = 0.0
 
 
 class Pace:
@@ -52,6 +54,7 @@ class Pace:
         self._steps = Steps()
         self._clocks = Clocks()
         self._usual = UNKNOWN  # steps a token, of as many turns as run at once
+        self._context = 0.0  # of the same
         self._spare_s = 0.0
         self._surprised: bool | None = None
         self._told_at = {False: 0.0, True: 0.0}
@@ -97,7 +100,8 @@ class Pace:
         rates = self.yields.expect(ask.session, group_of(ask))
         if self._steps.shared:
             return self._weigh_together(ask, outlooks, later, prefill_tokens, rates)
-        steps_s = [self._steps.step_s(o.speculates, o.in_flight + 1) for o in outlooks]
+        context = context_of(ask)
+        steps_s = [self._steps.step_s(o.speculates, o.in_flight + 1, context) for o in outlooks]
         pairs = list(zip(outlooks, steps_s, strict=True))
         plain = min((step_s for o, step_s in pairs if not o.speculates), default=inf)
         speculated = min((step_s for o, step_s in pairs if o.speculates), default=inf)
@@ -107,7 +111,7 @@ class Pace:
         best_s = sum(min(rate * speculated, plain) for rate in rates) / len(rates)
         costs: dict[str, float] = {}
         for o, step_s in pairs:
-            before_s = self._steps.step_s(o.speculates, max(o.in_flight, 1))
+            before_s = self._steps.step_s(o.speculates, max(o.in_flight, 1), context)
             steps = mean if o.speculates else 1.0
             harm_s = o.in_flight * max(0.0, step_s - before_s) * steps
             own_s = steps * step_s
@@ -130,9 +134,12 @@ class Pace:
         missing = max(0.0, running - len(every))  # of the crowd: they come in a moment
         mean = (sum(every) + missing * self._usual) / (len(every) + missing)
         steps = {False: 1.0, True: mean}
+        # All are decided alike: the context of each turn by itself would split them.
+        context = (context_of(ask) + (running - 1.0) * self._context) / running
         tokens = ask.output_tokens * (1.0 + later)
         cost_s = {
-            kind: tokens * steps[kind] * self._steps.step_s(kind, running) for kind in (False, True)
+            kind: tokens * steps[kind] * self._steps.step_s(kind, running, context)
+            for kind in (False, True)
         }
         most = 2 * sum(o.in_flight for o in outlooks if o.speculates) > here
         stray = cost_s[True] > cost_s[False]  # the kind that is slower for all of them
@@ -168,8 +175,9 @@ class Pace:
                 old = now - self._told_at[kind] > _OLD_S
                 cost_s = (price_s - other_s) / (1.0 + later)
                 if self._steps.shared:  # all who come meanwhile pay for it
-                    turn_s = ask.output_tokens * self._steps.step_s(False, self._clocks.crowd + 1)
-                    cost_s += self._steps.waits * self._clocks.crowd * turn_s
+                    crowd = self._clocks.crowd
+                    step_s = self._steps.step_s(False, crowd + 1.0, self._context)
+                    cost_s += self._steps.waits * crowd * ask.output_tokens * step_s
                 surprised = self._surprised is kind and not self._steps.shared
                 return o if surprised or (old and cost_s <= self._spare_s) else None
             if not self._steps.seen(not kind) or self._mute or self._hopeless(kind, ask):
@@ -219,20 +227,23 @@ class Pace:
         if passed is None or tokens is None or tokens < _LEAST_TOKENS:
             return None
         self._spare_s += _TRIAL * passed.decode_s
-        kind, running, beside = passed.mark.outlook.speculates, passed.running, passed.beside
+        mark, running, beside = passed.mark, passed.running, passed.beside
+        kind = mark.outlook.speculates
         token_s = passed.own_s / (tokens - 1)
         steps = 1.0
         if kind and yielded is not None:
             steps = 1.0 / yielded
         elif kind and self._steps.seen(True):
             # An engine that tells nothing: a session that is faster than a step takes fewer.
-            step_s = self._steps.step_s(True, running)
+            step_s = self._steps.step_s(True, running, mark.context)
             if self._steps.shared:
                 step_s *= 1.0 + self._steps.waits * beside
             steps = min(1.0, max(_LEAST_STEPS, token_s / step_s))
         elif kind:
             steps = UNKNOWN
-        return Decoded(model, kind, running, beside, token_s / steps, steps, passed.mark.group)
+        return Decoded(
+            model, kind, running, beside, token_s / steps, steps, mark.group, mark.context
+        )
 
     def learn(self, session: str, told: Decoded, now: float) -> None:
         """Some turn, of this router or another, was decoded so."""
@@ -242,14 +253,16 @@ class Pace:
                 self._surprised = True
             self.yields.learn(session, told.group, told.steps)
         seen = _mean(self.yields.expect(session, told.group))
-        self._usual += (seen - self._usual) / (1.0 + self._clocks.crowd)
-        self._steps.add(told.speculates, told.running, told.beside, told.step_s)
+        share = 1.0 / (1.0 + self._clocks.crowd)
+        self._usual += share * (seen - self._usual)
+        self._context += share * (told.context - self._context)
+        self._steps.add(told.speculates, told.running, told.beside, told.step_s, told.context)
 
     def _is_surprise(self, session: str, told: Decoded) -> bool:
         """Whether speculating was the faster for a session of which it was not expected."""
         expected = self.yields.expect(session, told.group)
-        speculated = self._steps.step_s(True, told.running)
-        plain = self._steps.step_s(False, told.running)
+        speculated = self._steps.step_s(True, told.running, told.context)
+        plain = self._steps.step_s(False, told.running, told.context)
         return (
             self.known and told.steps * speculated < plain and _mean(expected) * speculated > plain
         )

@@ -2,7 +2,8 @@
 
 import pytest
 
-from sessile.router.steps import Curve, Steps
+from sessile.router.curve import Curve
+from sessile.router.steps import Steps
 
 
 def test_a_curve_keeps_what_is_not_seen_any_longer():

@@ -1,0 +1,128 @@
+"""Seconds a decoding step by how many turns run, as points that are learned. Pure."""
+
+from math import log2
+from typing import NamedTuple
+
+import msgspec
+
+_WEIGHT = 0.15  # of what is newest, once enough was seen
+STEEPEST = 100.0  # of a step that is nearly as many times longer as turns run
+_TOGETHER = 0.3
+"""What makes steps longer with so many running, as long prompts do, does with others too: their
+seconds change by this power of the change that is seen."""
+_WILD = 2.0  # what is so many times off was late for another reason, and counts as so much
+_NEW = 1.5
+_ROUNDS = 2.0
+"""What is first seen with so many running counts as so many times what was foreseen of it at most,
+until as many turns as run there have told of it twice: engines compile for a batch of another size
+when the first one comes, for seconds."""
+ENOUGH = 3.0  # turns of a kind before it is judged
+SURE = 6.0
+
+
+class Point(msgspec.Struct):
+    """What was seen with about so many running. `step_s` is without what `context` adds to it."""
+
+    weight: float
+    running: float
+    step_s: float
+    rounds: float = 0.0  # of as many turns as run there at once
+    context: float = 0.0  # of these turns, in tokens
+
+
+class At(NamedTuple):
+    """A point of a curve: how far from the nearest that was seen, in octaves, and with how many
+    running it was seen, or may be taken as seen since it lies between two."""
+
+    step_s: float
+    away: float
+    running: float
+
+
+class Curve:
+    """Seconds a step by how many run, as points that lie half an octave apart: what is not seen
+    any longer changes with what is."""
+
+    def __init__(self) -> None:
+        self.points: dict[int, Point] = {}
+
+    def add(
+        self, running: float, step_s: float, foreseen_s: float | None = None, context: float = 0.0
+    ) -> None:
+        """A turn decoded at this pace; `foreseen_s` is what others make of it that were seen."""
+        point = self.points.get(_place(running))
+        if foreseen_s is not None and (point is None or point.rounds < _ROUNDS):
+            step_s = min(max(step_s, foreseen_s / _NEW), foreseen_s * _NEW)
+        if point is None:
+            point = self.points[_place(running)] = Point(0.0, running, step_s)
+        elif point.weight >= SURE:
+            step_s = min(max(step_s, point.step_s / _WILD), point.step_s * _WILD)
+        point.weight += 1.0
+        point.rounds += 1.0 / max(running, 1.0)
+        share = max(1.0 / point.weight, _WEIGHT)
+        before_s = point.step_s
+        point.running += share * (running - point.running)
+        point.context += share * (context - point.context)
+        point.step_s += share * (step_s - point.step_s)
+        changes = (point.step_s / before_s) ** _TOGETHER if point.weight > SURE else 1.0
+        for other in self.points.values():
+            if other is not point:
+                other.step_s *= changes
+
+    def restate(self, before: float, after: float) -> None:
+        """A token of context is believed to make a step longer by so much, no more by as much as
+        before: what was seen stays."""
+        for point in self.points.values():
+            point.step_s *= (1.0 + before * point.context) / (1.0 + after * point.context)
+
+    def seen(self, running: float) -> Point | None:
+        """The point of about so many running."""
+        return self.points.get(_place(running))
+
+    def beyond(self, running: float) -> At | None:
+        """As `at`, by what was seen often with others than about so many."""
+        others = Curve()
+        others.points = {
+            place: point
+            for place, point in self.points.items()
+            if place != _place(running) and point.weight >= SURE
+        }
+        return others.at(running)
+
+    def grows(self) -> float | None:
+        """By so much a step is longer for each that runs beside, from the fewest to the most that
+        were seen often enough; None where these are less than an octave apart."""
+        often = sorted((p for p in self.points.values() if p.weight >= ENOUGH), key=_running)
+        if not often or often[-1].running < 2.0 * often[0].running:
+            return None
+        few, many = often[0], often[-1]
+        longer = many.step_s / few.step_s
+        if longer * few.running >= many.running:
+            return STEEPEST
+        return (longer - 1.0) / (many.running - longer * few.running)
+
+    def at(self, running: float) -> At | None:
+        """What is seen with so many running, or nearest to that."""
+        below = above = None
+        for place in sorted(self.points):
+            point = self.points[place]
+            if point.running <= running:
+                below = point
+            elif above is None:
+                above = point
+        if below is None or above is None:
+            end = below or above
+            if end is None:
+                return None
+            return At(end.step_s, abs(log2(end.running / running)), end.running)
+        near = min(running / below.running, above.running / running)
+        share = (running - below.running) / (above.running - below.running)
+        return At(below.step_s + share * (above.step_s - below.step_s), log2(near), running)
+
+
+def _place(running: float) -> int:
+    return round(2.0 * log2(max(running, 1.0)))
+
+
+def _running(point: Point) -> float:
+    return point.running
