@@ -27,11 +27,12 @@ class World:
     """Two replicas, one of which speculates; `shared` lets them take their steps in turn, as two
     processes on one GPU do, or says by how much both are slower while both are busy. Sessions run
     one turn after another, each decoded at its acceptance. A first token takes `latency_s`, in
-    which the others decode, and then the computing of the prompt, in which they wait."""
+    which the others decode, and then the computing of the prompt, in which they wait. A step is
+    `longer_s` for each token of context of the turns there, in the mean, by kind."""
 
     def __init__(
         self, *, shared, tells=True, device=None, counts=True, latency_s=0.02, base_s=0.01,
-        slope_s=1 / 20_000,
+        slope_s=1 / 20_000, longer_s=(0.0, 0.0),
     ):  # fmt: skip
         self.brain = Scheduler(Limits())
         self.pool = [Outlook("off", "1"), Outlook("on", "1")]
@@ -42,6 +43,8 @@ class World:
         self.tells = tells
         self.counts = counts
         self.latency_s, self.base_s, self.slope_s = latency_s, base_s, slope_s
+        self.longer_s = longer_s
+        self.first_tokens = 500  # of a session's first prompt
         self.plain, self.verify = plain, verify
         self.now = 0.0
         self.decode_s = 0.0  # of all turns, from their first tokens to their last
@@ -80,7 +83,7 @@ class World:
         place.turn = f"t{next(self._ids)}"
         return Ask(
             session=place.session, turn=place.turn, model="m", bound=place.bound,
-            prompt_tokens=500 + 300 * place.done, output_tokens=TOKENS,
+            prompt_tokens=self.first_tokens + 300 * place.done, output_tokens=TOKENS,
         )  # fmt: skip
 
     def _begin(self, coming):
@@ -141,17 +144,22 @@ class World:
         """What goes on at a replica, and how fast: a prefill in seconds, or steps."""
         mine = [p for p in running if p.bound.replica == outlook.id]
         prefill = [p for p in mine if p.prefill_s][:1]
-        step_s = (self.verify if outlook.speculates else self.plain)(max(1, len(mine)))
+        step_s = self._step_s(outlook.speculates, mine)
         others = [p for p in running if p not in mine]
         share = 1.0
         if self.shared and others:
             share = 0.5 if self.shared is True else 1.0 / self.shared
             if self.shared is True and not prefill and not any(p.prefill_s for p in others):
-                other_s = (self.plain if outlook.speculates else self.verify)(len(others))
+                other_s = self._step_s(not outlook.speculates, others)
                 share = step_s / (step_s + other_s)
         if prefill:
             return prefill, share
         return mine, share / step_s
+
+    def _step_s(self, speculates, running):
+        step_s = (self.verify if speculates else self.plain)(max(1, len(running)))
+        tokens = sum(p.prompt + TOKENS - p.tokens for p in running) / max(1, len(running))
+        return step_s + self.longer_s[speculates] * tokens
 
     def _end(self, place, turns):
         self.decode_s += self.now - place.first_at
