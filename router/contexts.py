@@ -7,7 +7,7 @@ device costs is left out.
 """
 
 _MEMORY = 0.99  # what a turn that ran alone still weighs when the next one has told
-_FEW = 300.0
+_FEW = 600.0
 """What was seen counts half when its contexts were so many tokens apart, in the root of the sum of
 their squares: a few turns of about one length tell nothing but noise."""
 _WILD = 0.5  # what is by more than so much off was late for another reason

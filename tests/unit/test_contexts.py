@@ -60,7 +60,7 @@ def test_a_batch_tells_of_contexts_as_often_as_one_turn_does():
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "where"), [(1500, 60, "on"), (60, 1500, "off")], ids=["shorter", "longer"]
+    ("before", "after", "where"), [(1500, 60, "on"), (60, 3000, "off")], ids=["shorter", "longer"]
 )
 def test_prompts_of_another_length_are_decided_by_what_they_will_take(before, after, where):
     """A draft model pays over short prompts and not over long ones: the first session of the other
@@ -68,7 +68,7 @@ def test_prompts_of_another_length_are_decided_by_what_they_will_take(before, af
     world = World(shared=1.7, device="0", longer_s=(PLAIN[1], DRAFTS[1]))
     world.plain, world.verify = (lambda running: PLAIN[0]), (lambda running: DRAFTS[0])
     world.first_tokens = before
-    world.run([9.0], 3, 4)
+    world.run([9.0], 3, 12)
     world.run([4.0], 3, 10)
     world.where.clear()
     world.reasons.clear()
