@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launched import launched, settled
 from sessile.app import create_app
 from sessile.discovery.file import read_list
 from sessile.settings_load import load
@@ -167,19 +168,30 @@ def test_a_unit_is_one_that_systemd_reads(name, tmp_path):
     assert not said, done.stderr
 
 
-def test_the_engine_is_started_with_what_it_was_given_last(tmp_path):
-    """So that an argument of one's own wins over the script's."""
+def started(tmp_path, *args):
+    """The words that `sglang.sh` starts SGLang with, and the variables that it sets."""
     fake = tmp_path / "python3"
-    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    fake.write_text('#!/bin/sh\nenv\necho --\nprintf "%s\\n" "$@"\n')
     fake.chmod(0o755)
     done = subprocess.run(
-        ["sh", str(DEPLOY / "sglang.sh"), "--model-path", "/models/m", "--page-size", "64"],
-        env={"PATH": f"{tmp_path}:/bin:/usr/bin"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    given = done.stdout.splitlines()
+        ["sh", str(DEPLOY / "sglang.sh"), *args], env={"PATH": f"{tmp_path}:/bin:/usr/bin"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    told, _, words = done.stdout.partition("--\n")
+    return words.splitlines(), dict(line.split("=", 1) for line in told.splitlines())
+
+
+def test_the_engine_is_started_with_what_it_was_given_last(tmp_path):
+    """So that an argument of one's own wins over the script's."""
+    given, _ = started(tmp_path, "--model-path", "/models/m", "--page-size", "64")
     assert given[:2] == ["-m", "sglang.launch_server"]
     assert given[-4:] == ["--model-path", "/models/m", "--page-size", "64"]
-    assert "--enable-cache-report" in given
+
+
+def test_the_engine_is_started_as_sessile_up_starts_it(tmp_path):
+    """Every flag and variable, but for addresses: what the launcher gives sessions they have here,
+    too."""
+    given, told = started(tmp_path)
+    flags, variables = launched("sglang")
+    assert settled(given) == flags
+    assert variables.items() <= told.items()
