@@ -4,7 +4,7 @@
 # win; parsers of tool calls and reasoning are the model's, so they are among them.
 set -eu
 host_ratio=${SESSILE_HICACHE_RATIO:-2}
-events='{"publisher":"zmq","endpoint":"tcp://*:5557","replay_endpoint":"tcp://*:5558"}'
+events='{"publisher":"zmq","endpoint":"tcp://*:5557","replay_endpoint":"tcp://*:5657"}'
 # Up to 0.5.17 the cache that knows sessions and has host memory, too, is only made where this asks for it.
 export SGLANG_ENABLE_UNIFIED_RADIX_TREE=1
 exec python3 -m sglang.launch_server \
