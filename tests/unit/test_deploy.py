@@ -7,8 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
+import httpx2
 import pytest
 import yaml
 
@@ -41,6 +43,17 @@ VALUES = [
     ALL_ON,
     {**ALL_ON, "autoscaling": {"enabled": True, "by": "hpa"}, "networkPolicy": {"enabled": False}},
 ]
+ROUTERS = Counter(
+    ["ConfigMap", "Deployment", "PodDisruptionBudget", "Role", "RoleBinding", "Service",
+     "ServiceAccount"]
+)  # fmt: skip
+ENGINES = Counter(["Deployment", "PodDisruptionBudget", "ScaledObject"])
+KINDS = [
+    ROUTERS + Counter(["NetworkPolicy"]),
+    ROUTERS + ENGINES + Counter(["NetworkPolicy", "NetworkPolicy", "ScaledObject"]),
+    ROUTERS + ENGINES + Counter(["HorizontalPodAutoscaler"]),
+]
+"""What the chart is to have with each of `VALUES`."""
 
 
 def tool(name):
@@ -106,18 +119,31 @@ def test_a_dockerfile_has_nothing_that_a_linter_knows(name):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("values", VALUES)
-def test_the_chart_renders_to_objects_that_kubernetes_knows(values):
-    """With what is off and on; each is checked strictly against the schema of its kind, KEDA's
-    aside."""
+@pytest.mark.parametrize(("values", "kinds"), [*zip(VALUES, KINDS, strict=True)])
+def test_the_chart_renders_to_objects_that_kubernetes_knows(values, kinds):
+    """With what is off and on, and no other; each is checked strictly against the schema of its
+    kind, KEDA's aside."""
     validate = pytest.importorskip("kubernetes_validate")
     objects = rendered(values)
     for each in objects:
         if each["apiVersion"] != KEDA:
             validate.validate(each, "1.37", strict=True)
-    kinds = {each["kind"] for each in objects}
-    always = {"ConfigMap", "Deployment", "PodDisruptionBudget", "Role", "RoleBinding", "Service"}
-    assert always <= kinds
+    assert Counter(each["kind"] for each in objects) == kinds
+
+
+async def test_what_is_scaled_by_is_among_the_metrics_of_a_router(settings):
+    """The names in KEDA's queries, each with a sample, and all that the page names."""
+    app = create_app(settings((DEPLOY / "sessile.toml").read_text()))
+    transport = httpx2.ASGITransport(app=app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://router") as http:
+        page = (await http.get("/metrics")).text
+    shown = set(re.findall(r"^(sessile_\w+)", page, re.MULTILINE))
+    template = (CHART / "templates" / "autoscaling.yaml").read_text()
+    asked = re.findall(r"^ +query: sum\((\w+)\{", template, re.MULTILINE)
+    assert len(asked) == template.count("type: prometheus") == 3
+    told = re.findall(r"`(sessile_\w+)`", (DEPLOY / "README.md").read_text())
+    assert set(asked) <= shown
+    assert set(asked) <= set(told) <= set(re.findall(r"^# TYPE (\w+)", page, re.MULTILINE))
 
 
 def test_the_chart_passes_its_own_linter():
