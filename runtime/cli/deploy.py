@@ -22,12 +22,13 @@ def register(app: typer.Typer) -> None:
 
 def ray(
     name: Annotated[str, typer.Option(help="Of the application, and its path.")] = "sessile",
-    model: Annotated[str | None, typer.Option(help="What is served.  [smollm2-135m]")] = None,
-    engine: Annotated[str | None, typer.Option(help="Which engine.  [llamacpp]")] = None,
+    model: Annotated[str | None, typer.Option(help="What is served.  \\[smollm2-135m]")] = None,
+    engine: Annotated[str | None, typer.Option(help="Which engine.  \\[llamacpp]")] = None,
     command: Annotated[
         str | None,
         typer.Option(
-            help="Starts an engine, with {model}, {host} and {port} filled in.  [the embedded one]"
+            help="Starts an engine, with {model}, {host}, {port}, {events_port} and {replay_port} "
+            "filled in.  \\[the embedded one]"
         ),
     ] = None,
     min_replicas: Annotated[
@@ -46,16 +47,34 @@ def ray(
         float | None, typer.Option(min=0, help="Longest that a replica waits for its turns.  [120]")
     ] = None,
     address: Annotated[str, typer.Option(help="Of the Ray cluster.")] = "auto",
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Where Ray Serve's proxies listen; 0.0.0.0 for routers on other machines than "
+            "the proxy, within a network that is the cluster's own: no key is asked for."
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Of these proxies.")] = 8000,
 ) -> None:
-    """Run engine replicas on a Ray cluster, and scale them by what the routers tell.
+    r"""Run engine replicas on a Ray cluster, and scale them by what the routers tell.
 
         sessile deploy ray --max 4
-        sessile deploy ray --engine sglang --model Qwen/Qwen3-8B --gpus 2 --max 4 --command
-          'python -m sglang.launch_server --model-path {model} --host {host} --port {port} --tp 2'
-        sessile serve --discover ray://127.0.0.1:8000/sessile
+        sessile serve --port 8080 --discover ray://127.0.0.1:8000/sessile
 
     Ray and Sessile must be installed here and on the nodes. The same by a Serve config:
-    deploy/ray.yaml.
+    deploy/ray.yaml. An engine of your own is started with what sessions need, its KV events on
+    ports of its own:
+
+        sessile deploy ray --engine sglang --model Qwen/Qwen3-8B --gpus 2 --max 4 --command "
+          env SGLANG_ENABLE_UNIFIED_RADIX_TREE=1 python -m sglang.launch_server
+          --model-path {model} --served-model-name {model} --host {host} --port {port}
+          --tp-size 2 --log-level-http warning --enable-metrics --enable-cache-report
+          --page-size 16 --kv-events-config '{\"publisher\":\"zmq\",
+          \"endpoint\":\"tcp://*:{events_port}\",
+          \"replay_endpoint\":\"tcp://*:{replay_port}\"}'
+          --radix-eviction-policy lru --enable-session-radix-cache
+          --enable-priority-scheduling --disable-priority-preemption
+          --enable-hierarchical-cache --hicache-ratio 2"
     """
     given: dict[str, Any] = {
         "model": model, "engine": engine, "min_replicas": min_replicas,
@@ -66,7 +85,8 @@ def ray(
         from sessile.ray.deploy import deploy
     except ModuleNotFoundError as error:
         raise SettingsError("Ray is not installed here: pip install 'sessile[ray]'") from error
-    deploy({k: v for k, v in given.items() if v is not None}, name, address)
+    given = {k: v for k, v in given.items() if v is not None}
+    source = deploy(given, name, address, host, port)
     console = Console(stderr=True)
     console.print(f"{name} is up; serve it with:", highlight=False)
-    console.print(f"  sessile serve --discover ray://127.0.0.1:8000/{name}", highlight=False)
+    console.print(f"  sessile serve --port 8080 --discover {source}", highlight=False)

@@ -23,7 +23,7 @@ class LocalRay:
         # NOTE: a machine of any size: what Ray takes for CPUs is only how many replicas fit.
         self._cluster = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": replicas_of_head, **_SMALL},
+            head_node_args={"num_cpus": replicas_of_head, **SMALL},
         )
         (self._port,) = free_ports(1)
         ray.init(self._cluster.address, log_to_driver=False, configure_logging=False)
@@ -40,7 +40,7 @@ class LocalRay:
 
     def add_node(self, replicas: int) -> Any:
         """Another node, where so many replicas fit."""
-        return self._cluster.add_node(num_cpus=replicas, **_SMALL)
+        return self._cluster.add_node(num_cpus=replicas, **SMALL)
 
     def lose_node(self, node: Any) -> None:
         """All of its processes are killed."""
@@ -53,7 +53,7 @@ class LocalRay:
         self._cluster.shutdown()
 
 
-_SMALL = {"object_store_memory": _OBJECT_STORE_BYTES, "include_dashboard": False}
+SMALL = {"object_store_memory": _OBJECT_STORE_BYTES, "include_dashboard": False}
 
 
 @contextmanager

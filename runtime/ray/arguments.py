@@ -1,5 +1,6 @@
 """What a Ray Serve application of Sessile is made of: its replicas, and what is aimed at."""
 
+import re
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -9,12 +10,16 @@ from sessile.engines.kinds import engine
 from sessile.errors import InvalidRequest
 from sessile.ray.autoscale import Goals
 
+_FILLED = ("model", "host", "port", "events_port", "replay_port")
+_NAME = re.compile(r"\{(\w+)\}")  # other braces are JSON's
+
 
 class RayArguments(BaseModel):
     """The `args` of the application in a Serve config, and the flags of `sessile deploy ray`.
 
     `command` starts an engine where it is not the embedded one: a list of words in which {model},
-    {host} and {port} are filled in; it must listen there and end with SIGTERM.
+    {host}, {port}, {events_port} and {replay_port} are filled in. It must listen at {port} and end
+    with SIGTERM; routers ask it where its KV events are, so the two others are told to it alone.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
@@ -49,8 +54,17 @@ class RayArguments(BaseModel):
             raise ValueError(f"max_replicas {self.max_replicas} is under min_replicas")
         if self.engine != "llamacpp" and not self.command:
             raise ValueError(f"give the command that starts {self.engine!r}")
+        for name in _NAME.findall(" ".join(self.command)):
+            if name not in _FILLED:
+                known = ", ".join(f"{{{each}}}" for each in _FILLED)
+                raise ValueError(f"the command has {{{name}}}; filled in are {known}")
         _known(self.engine)
         return self
+
+    def filled(self, host: str, port: int, events_port: int, replay_port: int) -> list[str]:
+        """The command of one replica."""
+        values = dict(zip(_FILLED, (self.model, host, port, events_port, replay_port), strict=True))
+        return [_NAME.sub(lambda found: str(values[found[1]]), word) for word in self.command]
 
     def goals(self) -> dict[str, Any]:
         """The keywords of `Goals`."""

@@ -7,10 +7,12 @@ version, a node that is given back).
 
 import asyncio
 import logging
+import math
 import sys
 import tempfile
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -55,8 +57,10 @@ class EngineReplica:
         name = f"{context.app_name}-{context.replica_id.unique_id}"
         self._roll = serve.get_deployment_handle(roll, context.app_name)
         self._signals = Signals()
-        host, (port,) = ray.util.get_node_ip_address(), free_ports(1)
-        alias, command = await asyncio.to_thread(_command, given, host, port)
+        host = ray.util.get_node_ip_address()
+        # Its KV events take a port a data-parallel rank, of which it has no more than GPUs.
+        port, *others = free_ports(3, max(1, math.ceil(given.gpus)))
+        alias, command = await asyncio.to_thread(_command, given, host, port, others)
         folder = given.kv_folder if not given.command else None
         self._beat = Beat(name, given.engine, f"http://{host}:{port}", alias, folder)
         self._told = msgspec.json.encode(self._beat)
@@ -157,11 +161,12 @@ class EngineReplica:
         return f"the engine {what}: {said or 'it said nothing'}"
 
 
-def _command(given: RayArguments, host: str, port: int) -> tuple[str, list[str]]:
+def _command(
+    given: RayArguments, host: str, port: int, events: Sequence[int]
+) -> tuple[str, list[str]]:
     """The model's name and what starts the engine; pulls the model if this node has it not."""
     if given.command:
-        filled = {"model": given.model, "host": host, "port": port}
-        return given.model, [word.format(**filled) for word in given.command]
+        return given.model, given.filled(host, port, *events)
     alias, path = models.resolve(given.model)
     return alias, [
         sys.executable, "-m", "sessile.engines.embedded", "--alias", alias,
