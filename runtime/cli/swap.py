@@ -43,7 +43,7 @@ def swap(
         ),
     ] = None,
     percent: Annotated[
-        float | None, typer.Option("--percent", help="Of the new sessions.  [default: 100]")
+        float | None, typer.Option("--percent", help="Of the new sessions.  \\[default: 100]")
     ] = None,
     deadline: Annotated[
         str | None,

@@ -17,18 +17,19 @@ from sessile.errors import SettingsError
 Config = Annotated[
     Path | None, typer.Option("--config", "-c", help="Settings in TOML.", show_default=False)
 ]
-Host = Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")]
-Port = Annotated[int | None, typer.Option(help="Port to listen on.  [default: 8000]")]
+Host = Annotated[str | None, typer.Option(help="Address to listen on.  \\[default: 127.0.0.1]")]
+Port = Annotated[int | None, typer.Option(help="Port to listen on.  \\[default: 8000]")]
 Redis = Annotated[
     str | None, typer.Option("--redis", help="Keep sessions in this Redis or Valkey, by URL.")
 ]
 Policy = Annotated[
     str | None,
     typer.Option(
-        help="session, round_robin, least_loaded, power_of_two or rendezvous.  [default: session]"
+        help="session, sticky, round_robin, least_loaded, power_of_two or rendezvous.  "
+        "\\[default: session]"
     ),
 ]
-LogFormat = Annotated[str | None, typer.Option(help="console or json.  [default: console]")]
+LogFormat = Annotated[str | None, typer.Option(help="console or json.  \\[default: console]")]
 
 
 def register(app: typer.Typer) -> None:
@@ -47,9 +48,9 @@ def up(
     config: Config = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Name in `sessile models list`, or a GGUF file.  [smollm2-135m]"),
+        typer.Option(help="Name in `sessile models list`, or a GGUF file.  \\[smollm2-135m]"),
     ] = None,
-    replicas: Annotated[int | None, typer.Option(min=1, help="Replicas.  [default: 2]")] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, help="Replicas.  \\[default: 2]")] = None,
     context: Annotated[
         int | None, typer.Option(min=256, help="Context of a session, in tokens.  [8192]")
     ] = None,
@@ -99,7 +100,9 @@ def serve(
     ] = None,
     discover: Annotated[
         list[str] | None,
-        typer.Option(help="Where replicas are found, by [ENGINE=]SOURCE: a file, DNS, Kubernetes."),
+        typer.Option(
+            help="Where replicas are found, by [ENGINE=]SOURCE: a file, DNS, Kubernetes, Ray Serve."
+        ),
     ] = None,
     config: Config = None,
     host: Host = None,
