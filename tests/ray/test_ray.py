@@ -25,7 +25,7 @@ from sessile.lab.workload import PlannedSession, PlannedTurn
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),  # the longest took 480 s on two cores with a load of 8
     pytest.mark.filterwarnings("default"),  # Ray's own
 ]
 
@@ -81,18 +81,20 @@ async def router_at(source: str):
 
 
 async def test_replicas_follow_the_load_and_no_turn_fails(cluster: LocalRay, tmp_path: Path):
-    """Many agents bring more replicas; when they have gone, all but one leave, while a session
+    """Many agents bring four replicas; when they have gone, all but one leave, while a session
     still speaks; every turn is served, and most of what was said before is still cached."""
-    setup = Setup(most=3, many=6, busy_sessions=8, down_after_s=4.0, quiet_s=120.0)
+    node = cluster.add_node(1)
+    setup = Setup(most=4, busy_sessions=10, down_after_s=4.0, quiet_s=120.0)
     source = cluster.deploy("scaled", arguments(setup, str(tmp_path)))
     found = await measure(source, setup)
     cluster.delete("scaled")
+    cluster.lose_node(node)
     counts = [count for _, count in found.path]
     assert found.report.errors == 0, found.report.first_error
     assert counts[0] == 1
-    assert max(counts) > 1
+    assert max(counts) == 4
     assert counts[-1] == 1
-    assert found.scaled_hit_rate > 0.5
+    assert found.scaled_hit_rate >= 0.7
 
 
 async def test_a_new_version_replaces_the_replicas_while_sessions_run(cluster: LocalRay):
