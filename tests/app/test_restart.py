@@ -6,6 +6,7 @@ import httpx2
 import pytest
 
 from faulty_pair import faulty_pair
+from scripted_engine import STOP
 from sessile.lab.fake_replica import Fault
 from sessile.relay import events
 
@@ -34,14 +35,18 @@ RESPONSES = {
 }
 
 
+MESSAGE = {
+    "messages": [{"role": "user", "content": SAID}], "max_tokens": 9, "stream": True,
+    "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
+}  # fmt: skip
+ROLE = {"choices": [{"index": 0, "finish_reason": None, "delta": {"role": "assistant"}}]}
 SESSION = {"x-session-id": "s"}
 
 
-async def lost_at_home(pair: Any, router: Any, http: httpx2.AsyncClient, lost: int) -> Any:
-    """A session's first turn, whose replica then dies of each request after so many events; the
-    other replica."""
+async def lost_at_home(pair: Any, router: Any, http: httpx2.AsyncClient) -> Any:
+    """A session's first turn, whose replica then dies of each request; the other replica."""
     first = await router.turn(http, "s")
-    return pair.loses(first.headers["x-sessile-replica"], Fault(drop_after=lost))
+    return pair.loses(first.headers["x-sessile-replica"], Fault(drop_after=0))
 
 
 async def receipt_of(router: Any, http: httpx2.AsyncClient, reply: httpx2.Response) -> Any:
@@ -50,15 +55,14 @@ async def receipt_of(router: Any, http: httpx2.AsyncClient, reply: httpx2.Respon
 
 
 @pytest.mark.parametrize("kind", CHATS)
-@pytest.mark.parametrize(("stream", "lost"), [(True, 0), (False, 0), (False, 1), (False, 3)])
+@pytest.mark.parametrize("stream", [True, False])
 async def test_a_chat_of_which_nothing_was_sent(
-    router: Any, http: httpx2.AsyncClient, kind: str, stream: bool, lost: int
+    router: Any, http: httpx2.AsyncClient, kind: str, stream: bool
 ) -> None:
-    """However much its engine had said: the answer is the other's alone, and the session stays
-    there."""
+    """The answer is the other's alone, and the session stays there."""
     body = {"model": "m", "stream": stream, **CHATS[kind]}
     async with faulty_pair(router) as pair:
-        other = await lost_at_home(pair, router, http, lost)
+        other = await lost_at_home(pair, router, http)
         url = f"{router.url}/v1/chat/completions"
         reply = await http.post(url, json=body, headers=SESSION)
         again = await http.post(url, json=body, headers=SESSION)
@@ -85,7 +89,7 @@ async def test_a_response_of_which_nothing_was_sent(
     """It is completed by the other, with one item."""
     body = {"model": "m", "stream": stream, **RESPONSES[kind]}
     async with faulty_pair(router) as pair:
-        other = await lost_at_home(pair, router, http, 0)
+        other = await lost_at_home(pair, router, http)
         reply = await http.post(f"{router.url}/v1/responses", json=body, headers=SESSION)
         assert reply.status_code == 200 and len(other.seen) == 1
         told = list(events(reply.content)) if stream else []
@@ -96,3 +100,30 @@ async def test_a_response_of_which_nothing_was_sent(
         said = item["arguments"] if kind == "a call" else item["content"][0]["text"]
         assert said == ('{"a": 1}' if kind == "a call" else f"echo: {SAID}")
         assert added == ([item["id"]] if stream else [])
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("chat/completions", {**CHATS["constrained"], "stream": True}),
+        ("responses", {**RESPONSES["constrained"], "stream": True}),
+        ("responses", RESPONSES["constrained"]),
+        ("messages", MESSAGE),
+    ],
+)
+async def test_an_answer_of_which_only_the_role_was_told(
+    start: Any, http: httpx2.AsyncClient, path: str, fields: Any
+) -> None:
+    """Engines begin a stream with it: the answer is begun again elsewhere, and told once."""
+    router = await start(engines=2)
+    home = (await router.turn(http, "s")).headers["x-sessile-replica"]
+    router.engines[home].plays(ROLE, router.cut)
+    router.engines["two" if home == "one" else "one"].plays(ROLE, "Hel", "lo", STOP)
+    url = f"{router.url}/v1/{path}"
+    reply = await http.post(url, json={"model": "m", **fields}, headers=SESSION)
+    assert reply.status_code == 200 and "error" not in reply.text.replace('"error":null', "")
+    pieces = ('"Hel"', '"lo"') if fields.get("stream") else ('"Hello"',)
+    assert [reply.text.count(piece) for piece in pieces] == [1] * len(pieces)
+    receipt = await receipt_of(router, http, reply)
+    assert receipt["outcome"] == "ok"
+    assert receipt["replicas"] == [home, receipt["replica"]] and receipt["replica"] != home
