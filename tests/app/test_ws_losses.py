@@ -58,7 +58,7 @@ async def test_redis_gone_under_a_turn(
         await ask(ws)
         events = await read_until(ws, lambda told: text(told) == "a")
         redis_server.kill()
-        await one.until(lambda: not one.app.store.available)
+        await one.until(lambda: not one.app.store.available and not two.app.store.available)
         away.set()
         events += await read_until(ws, has_ended)
         assert text(events) == "ab" and numbers(events) == list(range(len(events)))
