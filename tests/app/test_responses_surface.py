@@ -202,13 +202,6 @@ async def test_ten_thousand_items_are_served_and_listed(router, client):
     assert caught.value.param == "conversation"
 
 
-async def test_the_tier_orders_the_turn_and_is_told(router, client):
-    """Fast is priority, and what is not known is refused by name."""
-    for asked, told in (("fast", "priority"), ("flex", "flex"), ("auto", "default")):
-        made = await client.responses.create(model="m", input="Hi", service_tier=asked)
-        assert made.service_tier == told
-
-
 @pytest.mark.parametrize(
     ("method", "path"),
     [

@@ -58,6 +58,32 @@ async def test_a_number_that_is_none_is_refused(router, http, number):
         assert answer.status_code == 400 and answer.json()["error"]["param"] == "starting_after"
 
 
+async def test_a_number_beyond_a_turn_that_runs_is_refused(start, store, http):
+    """By the router that runs it and by another, with the last number so far; from there on, and
+    from what was not told yet on, it can be followed."""
+    one, two = await pair(start, store, events={"lease_s": 0.5})
+    gate = asyncio.Event()
+    one.engine.plays("a", gate, finish())
+    made = await begun(http, one)
+    live = one.app.responses.turns.writer.find("default", made["id"])
+    await one.until(lambda: live.next > 5)
+    last = live.next - 1
+    for router in (one, two):
+        for number in ("9999", str(last + 1), "-1", "x"):
+            url = f"{router.url}/v1/responses/{made['id']}?stream=true&starting_after={number}"
+            answer = await http.get(url)
+            assert answer.status_code == 400, (router, number)
+            error = answer.json()["error"]
+            assert error["param"] == "starting_after"
+            assert number in ("-1", "x") or f"number {last}" in error["message"]
+    followers = [
+        asyncio.create_task(replayed(http, router, made["id"], last)) for router in (one, two)
+    ]
+    gate.set()
+    for events in await asyncio.gather(*followers):
+        assert numbers(events)[0] == last + 1 and events[-1]["type"] == "response.completed"
+
+
 async def test_nobody_follows_what_is_not_theirs(start, http):
     """A turn of another tenant, one that never was, one that is not stored: 404."""
     router = await start(auth={"api_keys": "a=one,b=two"})

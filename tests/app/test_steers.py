@@ -107,6 +107,35 @@ async def test_a_steer_of_somebody_else_or_too_late_fails(router, lines):
     assert (await lines.turn("a"))["type"] == "response.completed"
 
 
+async def test_a_running_response_of_another_tenant_is_unknown(start, http):
+    """To who steers or stops it by its id over HTTP: it is told what it would be of one that never
+    was, and the turn runs on unharmed. Its own tenant may."""
+    router = await start(auth={"api_keys": "a=one,b=two"})
+    mine, other = ({"Authorization": f"Bearer {key}"} for key in ("one", "two"))
+    gate = asyncio.Event()
+    router.engine.plays("Hel", gate, "lo", asyncio.Event())
+    router.engine.says("Stopped.")
+    body = {"model": "m", "input": "Talk.", "background": True}
+    made = (await http.post(f"{router.url}/v1/responses", json=body, headers=mine)).json()["id"]
+    await router.until(lambda: router.engine.running == 1)
+    turns = f"{router.url}/sessile/v1/turns"
+
+    async def steer(response, headers, words="Mine now."):
+        told = await http.post(f"{turns}/{response}/steer", json={"input": words}, headers=headers)
+        event = told.json()
+        return told.status_code, event["type"], (event.get("error") or {}).get("code")
+
+    unknown = (200, "response.steer.failed", "response_not_found")
+    assert await steer(made, other) == await steer("resp_none", other) == unknown
+    assert (await http.post(f"{turns}/{made}/steer", json={"input": "x"})).status_code == 401
+    assert (await http.post(f"{turns}/{made}/cancel", headers=other)).status_code == 404
+    assert router.engine.running == 1 and len(router.engine.asked) == 1
+    assert await steer(made, mine, "Stop.") == (200, "response.steer.accepted", None)
+    gate.set()
+    await router.until(lambda: len(router.engine.asked) == 2)
+    assert [m["content"] for m in router.engine.asked[1]["messages"]] == ["Talk.", "Hello", "Stop."]
+
+
 async def test_a_successor_that_cannot_be_made_gives_the_steer_back(router, lines):
     """With the engine's reason; the lane serves the next request."""
     gate = asyncio.Event()

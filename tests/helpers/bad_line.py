@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 class Line:
     """A TCP relay that can be cut, as a bad network is. While it is `deaf`, what the client says is
-    lost, while it is `dumb`, what it is told."""
+    lost, while it is `dumb`, what it is told. `served` counts its connections."""
 
     def __init__(self, url: str) -> None:
         self._target = int(url.rpartition(":")[2])
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self.refuses = self.deaf = self.dumb = False
+        self.served = 0
 
     async def __aenter__(self) -> "Line":
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -34,6 +35,7 @@ class Line:
         if self.refuses:
             writer.transport.abort()
             return
+        self.served += 1
         there, back = await asyncio.open_connection("127.0.0.1", self._target)
         self._writers |= {writer, back}
         await asyncio.gather(

@@ -15,7 +15,17 @@ def test_without_hints_a_request_is_usual():
 
 @pytest.mark.parametrize(
     ("tier", "priority"),
-    [("priority", 0), ("auto", 1), ("default", 1), ("flex", 2), ("scale", 1), (7, 1), (None, 1)],
+    [
+        ("priority", 0),
+        ("fast", 0),
+        ("auto", 1),
+        ("default", 1),
+        ("standard", 1),
+        ("flex", 2),
+        ("scale", 1),
+        (7, 1),
+        (None, 1),
+    ],
 )
 def test_service_tiers_are_classes(tier, priority):
     """Those that OpenAI names; another is the usual one."""
