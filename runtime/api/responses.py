@@ -120,6 +120,7 @@ class Responses:
         )
         job = await self._job(tenant, accepted)
         job.stop, job.remember = stop, remember
+        job.unheard = not streams and not detach
         if (earlier := await self.once.begin(job)) is not None:
             return await self._again(tenant, earlier, audience)
         if asked.store and (streams or detach or job.once is not None):
