@@ -1,9 +1,11 @@
 """Frames of the Responses WebSocket: what a client's must be, how an error is told. Pure."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from sessile.api.hang_up import OnDisconnect, on_disconnect, read_on_disconnect
 from sessile.api.lanes import Lane
 from sessile.api.request import checked_key
 from sessile.api.wire import openai_error, retry_headers, wire_of
@@ -40,6 +42,17 @@ def take_key(frame: dict[str, Any]) -> str | None:
     `InvalidRequest`."""
     key = frame.pop("idempotency_key", None)
     return None if key is None else checked_key(key, "idempotency_key")
+
+
+def take_on_disconnect(
+    frame: dict[str, Any], headers: Sequence[tuple[bytes, bytes]]
+) -> OnDisconnect:
+    """What becomes of the response if its client goes: as the frame declares, which is no part of
+    what it asks for, else as the handshake did for all. Raises `InvalidRequest`."""
+    declared = frame.pop("on_disconnect", None)
+    if declared is None:
+        return on_disconnect(headers)
+    return read_on_disconnect(declared, "on_disconnect")
 
 
 def read_lane(frame: dict[str, Any]) -> Lane:
