@@ -20,7 +20,14 @@ from sessile.api.lanes import Branch, Branches, Job, Lane, Lanes
 from sessile.api.responses_sequence import Event
 from sessile.api.responses_steered import keep_steer
 from sessile.api.steering import Steer, Steering, generates, joined, successor
-from sessile.api.ws_frames import error_frame, read_frame, read_lane, take_key, take_on_disconnect
+from sessile.api.ws_frames import (
+    error_frame,
+    read_frame,
+    read_lane,
+    take_key,
+    take_on_disconnect,
+    take_once,
+)
 from sessile.api.ws_outbox import Line, Outbox, SlowReader
 from sessile.errors import (
     ConnectionTooOld,
@@ -28,7 +35,6 @@ from sessile.errors import (
     SessileError,
     StoreUnavailable,
 )
-from sessile.sessions.store import OnceKey
 from sessile.settings import WebSocketSettings
 
 if TYPE_CHECKING:
@@ -118,12 +124,8 @@ class Connection:
             lane = read_lane(frame)
             if self._old:
                 raise self._too_old()
-            # NOTE: what is asked under the key is not compared: a frame that is sent again after a
-            # loss may take in what was said meanwhile.
-            key = take_key(frame)
-            once = None if key is None else OnceKey(key)
             detaches = take_on_disconnect(frame, self._headers) == "detach"
-            job = Job(frame, len(text), once=once, detaches=detaches)
+            job = Job(frame, len(text), once=take_once(frame), detaches=detaches)
             if self._lanes.put(lane, job):
                 self._start(self._work(lane, job))
         except SessileError as error:
