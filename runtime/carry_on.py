@@ -146,7 +146,7 @@ def decide(
         return Plan("restart")
     why = _obstacle(path, document, told)
     if why is None and not able:
-        why = "its engine cannot go on from a text"
+        why = "its engine cannot go on with an answer that was begun elsewhere"
     if why is None:
         return Plan("continue")
     return Plan("fail", why) if sent else Plan("restart")

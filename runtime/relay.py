@@ -33,6 +33,10 @@ class UsageRelay:
         self._relay_usage = relay_usage
         self._steps = steps
         self._details = details
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Nothing that has come counts any more: the answer is begun anew."""
         self._told: dict[str, Any] = {}
         self.events = 0
         self._tail = b""

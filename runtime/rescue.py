@@ -65,13 +65,14 @@ class Rescue:
         self._leave(turn, lost)
         lost.doubts.failed(turn.id, time.monotonic())
         told = turn.told()
-        plan = decide(turn.request.path, turn.request.document, told, sent=not turn.folds)
+        sent = not turn.unheard
+        plan = decide(turn.request.path, turn.request.document, told, sent=sent)
+        if plan.action == "continue" and not any(_can_go_on(turn, told, r) for r in self._pool):
+            plan = decide(turn.request.path, turn.request.document, told, able=False, sent=sent)
         log.warning(
             "replica was lost in the middle session=%s turn=%s replica=%s why=%r then=%s",
             turn.session, turn.id, lost.id, error.message, plan.action,
         )  # fmt: skip
-        if plan.action == "continue" and not any(_can_go_on(turn, told, r) for r in self._pool):
-            plan = Plan("fail", "its engine cannot go on with an answer that was begun elsewhere")
         until = time.monotonic() + _WAIT_S
         dead = {lost.id: lost.incarnation}
         receipt = turn.receipt
@@ -182,7 +183,7 @@ class Rescue:
         path, document = turn.request.path, None
         seam = Seam(told, path)
         await self._hold(turn, replica)
-        if plan.action == "restart" and turn.folds:
+        if plan.action == "restart" and turn.unheard:
             turn.starts_over()
             seam = Seam(Told(), path)
         elif plan.action == "finish":

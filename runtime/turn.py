@@ -8,7 +8,16 @@ from typing import Any
 
 import msgspec
 
-from sessile.carry_on import Seam, Told, beginning, failure, may_break, read_told, split
+from sessile.carry_on import (
+    Seam,
+    Told,
+    beginning,
+    failure,
+    may_break,
+    read_marker,
+    read_told,
+    split,
+)
 from sessile.errors import ReplicaError, ReplicaRefused, StreamBroken
 from sessile.fold import fold
 from sessile.messages_chunks import MessagesChunks
@@ -37,7 +46,8 @@ class TurnRequest(msgspec.Struct, kw_only=True):
     before it is over. `turn` is its id, where the protocol has made one. `told` is text of the
     answer that its client has been given already: the turn goes on from there. `messages` is the
     request as its client gave it, where that was Anthropic's Messages: an engine that speaks it is
-    sent this, though what comes of the turn is read as of a chat.
+    sent this, though what comes of the turn is read as of a chat. `unheard`: nobody is told of the
+    answer before it is whole, though its protocol reads it as a stream.
     """
 
     tenant: str
@@ -54,6 +64,7 @@ class TurnRequest(msgspec.Struct, kw_only=True):
     turn: str | None = None
     told: str = ""
     messages: Mapping[str, Any] | None = None
+    unheard: bool = False
 
     def serve_by(self, model: str) -> None:
         """Let `model` be what is asked for, where the client gave an alias of it."""
@@ -114,6 +125,7 @@ class Turn:
         self.id = receipt.turn
         self.key = key
         self.receipt = receipt
+        self._held: list[bytes] = []
         self.began = self.sent_at = self.last_at = time.monotonic()
 
     @property
@@ -236,12 +248,14 @@ class Turn:
 
     def starts_over(self) -> None:
         """Nothing that has come counts any more: no client has been told of it."""
-        self._kept = []
+        self._kept, self._held = [], []
+        if self._relay is not None:
+            self._relay.start_over()
 
     @property
-    def folds(self) -> bool:
-        """Whether the stream is put together into a plain answer, so that nothing is sent yet."""
-        return self._folds
+    def unheard(self) -> bool:
+        """Whether nothing of the answer is told before it is whole."""
+        return self._folds or self.request.unheard
 
     def replay(self, result: StoredResult) -> None:
         """Give the stored answer of an earlier try, in its name."""
@@ -252,7 +266,8 @@ class Turn:
             self._relay = UsageRelay(self.request.relay_usage)
 
     async def read(self) -> bytes:
-        """The next bytes of the answer, `b""` after its end. For a stream: whole events.
+        """The next bytes of the answer, `b""` after its end. For a stream: whole events, and all
+        of them at once where nobody hears of it before.
 
         A stream whose replica is lost goes on at another, after a comment that says so. Raises
         `StreamBroken` or another `ReplicaError` where that cannot be.
@@ -260,6 +275,8 @@ class Turn:
         passed = b""
         if self._folds and not self.whole:
             await self._fold()
+        if self.request.unheard:
+            return await self._gather()
         while not passed and not self.whole:
             passed = await self._step()
         return passed
@@ -327,6 +344,16 @@ class Turn:
             return False
         self._lost = StreamBroken("the engine ended its answer before it was whole")
         return True
+
+    async def _gather(self) -> bytes:
+        """Read the stream to its end, over again where it is begun anew; where it went on is for
+        nobody to know but the receipt."""
+        while not self.whole:
+            passed = await self._step()
+            if read_marker(passed) is None:
+                self._held.append(passed)
+        held, self._held = self._held, []
+        return b"".join(held)
 
     async def _fold(self) -> None:
         """Read the stream to its end, and let the plain answer that it adds up to be read."""

@@ -20,6 +20,26 @@ class CallDelta(msgspec.Struct):
     function: Function | None = None
 
 
+class FirstCall:
+    """The first call of a reply, told from those beside it. Where one at a time was asked for they
+    are no part of the reply, though some engines make them all the same."""
+
+    def __init__(self) -> None:
+        self._index: int | None = None
+        self._id: str | None = None
+        self._others = False  # what comes under its index is another's now
+
+    def has(self, delta: CallDelta, position: int) -> bool:
+        """Whether a delta is of it: the next one, in the order in which they come."""
+        index = position if delta.index is None else delta.index
+        if self._index is None:
+            self._index, self._id = index, delta.id
+        named = delta.function is not None and bool(delta.function.name)
+        if index == self._index and named and delta.id:
+            self._others = delta.id != self._id  # some engines give every call the same index
+        return index == self._index and not self._others
+
+
 class _Delta(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None

@@ -14,10 +14,10 @@ from sessile.api.fields import objects_of, shown
 from sessile.api.request import decode_object, read_body
 from sessile.api.responses_context import MOST_ITEMS
 from sessile.api.responses_fields import read_metadata
-from sessile.api.responses_items import check_items
+from sessile.api.responses_items import answers_call, check_items
 from sessile.api.responses_listing import listed_items, page_of, read_page
 from sessile.errors import ConversationNotFound, InvalidRequest
-from sessile.sessions.conversation import ConversationRecord
+from sessile.sessions.conversation import ConversationRecord, read_whole
 from sessile.sessions.store import Store
 from sessile.settings import Settings
 
@@ -53,7 +53,7 @@ def conversation_routes(store: Store, auth: Authenticator, settings: Settings) -
             created_at=int(time()),
             metadata=read_metadata(body),
         )
-        await kept.create(record, _read_items(body))
+        await kept.create(record, _read_items(objects_of(body, "items")))
         return _json(_told(record))
 
     @routes.get("/{id}")
@@ -81,10 +81,12 @@ def conversation_routes(store: Store, auth: Authenticator, settings: Settings) -
     async def add(request: Request, id: str) -> Response:
         """Add items at its end."""
         tenant = auth.tenant_of(request)
-        items = _read_items(await body_of(request))
-        if not items:
+        given = objects_of(await body_of(request), "items")
+        if not given:
             raise InvalidRequest("items must be a list of items", param="items")
         record = await find(tenant, id)
+        answers = any(map(answers_call, given))
+        items = _read_items(given, (await read_whole(kept, tenant, id) or ()) if answers else ())
         if record.size + len(items) > MOST_ITEMS:
             raise InvalidRequest(f"a conversation holds at most {MOST_ITEMS} items", param="items")
         for index, item in enumerate(items):
@@ -133,12 +135,11 @@ def conversation_routes(store: Store, auth: Authenticator, settings: Settings) -
     return routes
 
 
-def _read_items(body: dict[str, Any]) -> list[Item]:
-    """The items of a request, each one that a turn could be given, with ids."""
-    items = objects_of(body, "items")
+def _read_items(items: list[Item], past: Sequence[Item] = ()) -> list[Item]:
+    """The items of a request, that a turn could be given after those of the `past`, with ids."""
     if len(items) > _AT_ONCE:
         raise InvalidRequest(f"at most {_AT_ONCE} items can be added at a time", param="items")
-    check_items(items)
+    check_items(items, past)
     ids: Sequence[Any] = [item["id"] for item in items if item.get("id") is not None]
     if not all(isinstance(id, str) and 0 < len(id) <= 256 for id in ids) or len(set(ids)) < len(
         ids

@@ -10,6 +10,8 @@ from starlette.types import Message, Receive, Send
 
 from sessile.errors import InvalidRequest
 
+OnDisconnect = Literal["abort", "detach"]
+
 _ON_DISCONNECT = b"x-sessile-on-disconnect"
 _MOMENT_S = 0.05  # most of what takes less is over before anybody could have hung up on it
 
@@ -61,17 +63,22 @@ class HangUp:
             self._task.cancel()
 
 
-def on_disconnect(headers: Iterable[tuple[bytes, bytes]]) -> Literal["abort", "detach"]:
+def on_disconnect(headers: Iterable[tuple[bytes, bytes]]) -> OnDisconnect:
     """What becomes of a turn whose client goes: it ends, unless the client has declared that it is
     to go on. Raises `InvalidRequest`."""
-    found = [value for name, value in headers if name == _ON_DISCONNECT]
-    if not found or found == [b"abort"]:
+    found = [value.decode("latin-1") for name, value in headers if name == _ON_DISCONNECT]
+    if not found:
         return "abort"
-    if found == [b"detach"]:
+    return read_on_disconnect(found[0] if len(found) == 1 else found, "X-Sessile-On-Disconnect")
+
+
+def read_on_disconnect(value: object, name: str) -> OnDisconnect:
+    """The same as it was declared under that name. Raises `InvalidRequest`."""
+    if value == "abort":
+        return "abort"
+    if value == "detach":
         return "detach"
-    raise InvalidRequest(
-        "X-Sessile-On-Disconnect must be detach or abort", param="x-sessile-on-disconnect"
-    )
+    raise InvalidRequest(f"{name} must be detach or abort", param=name.lower())
 
 
 def to_nobody_too(send: Send) -> Send:

@@ -23,13 +23,15 @@ Lane = str | None
 class Job(msgspec.Struct, frozen=True):
     """A response to make: the `response.create` that asks for it and its size as text. `steers`
     are those that it was made for, if it follows a steered response by itself; `once` is the key
-    under which it is made once, however often it is asked for. `made` is the response where the
+    under which it is made once, however often it is asked for. One that `detaches` is made to its
+    end though its client goes. `made` is the response where the
     router makes it by itself, and the lane is only told of it."""
 
     frame: dict[str, Any]
     size: int = 0
     steers: Sequence[Steer] = ()
     once: OnceKey | None = None
+    detaches: bool = False
     made: str | None = None
 
 

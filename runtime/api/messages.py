@@ -93,6 +93,7 @@ class Messages:
             hints=hints,
             document=asked.document,
             stream=True,
+            unheard=not asked.stream,
             relay_usage=True,
             idempotency_key=None if self._counting else idempotency_key(headers, _PATH, body),
             turn=message_id,

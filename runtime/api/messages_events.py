@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from sessile.api.chat_chunks import CallDelta, Choice, Chunk
+from sessile.api.chat_chunks import CallDelta, Choice, Chunk, FirstCall
 from sessile.api.messages_body import Asked
 from sessile.api.responses_sequence import Event
 from sessile.api.wire import anthropic_error
@@ -51,6 +51,8 @@ class MessageStream:
         self._open: dict[str, Any] | None = None  # the block under way
         self._pieces: list[str] = []  # of its text, thinking or input
         self._call: tuple[int, str | None] = (-1, None)  # index and id of the call under way
+        alone = asked.document.get("parallel_tool_calls") is False
+        self._only = FirstCall() if alone else None
         self._finish_reason: str | None = None
         self._stop: Any = None
         self._usage: dict[str, Any] = {}
@@ -134,7 +136,8 @@ class MessageStream:
             if delta.refusal:
                 self._speak("text", delta.refusal, events)
             for position, call in enumerate(delta.tool_calls or ()):
-                self._extend(call, position, events)
+                if self._only is None or self._only.has(call, position):
+                    self._extend(call, position, events)
         if choice.finish_reason is not None:
             self._finish_reason = choice.finish_reason
             self._stop = choice.matched_stop or choice.stop_reason

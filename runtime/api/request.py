@@ -43,11 +43,14 @@ def idempotency_key(
     """The `Idempotency-Key` of a request, with a digest of what is asked: how the answer is to be
     told is no part of that. Raises `InvalidRequest` for one that cannot be one."""
     key = header(headers, b"idempotency-key")
-    if key is None:
-        return None
+    return None if key is None else once_key(key, "idempotency-key", path, body)
+
+
+def once_key(key: object, param: str, path: str, body: Mapping[str, Any]) -> OnceKey:
+    """A key, given as `param`, under which the body is asked for."""
     asked = [path, {name: value for name, value in body.items() if name not in _HOW_TOLD}]
     digest = blake2b(msgspec.json.encode(asked, order="sorted"), digest_size=12)
-    return OnceKey(checked_key(key, "idempotency-key"), digest.hexdigest())
+    return OnceKey(checked_key(key, param), digest.hexdigest())
 
 
 def checked_key(key: object, param: str) -> str:

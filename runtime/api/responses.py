@@ -15,7 +15,6 @@ from typing import Any
 
 import msgspec
 
-from sessile.api.hang_up import on_disconnect
 from sessile.api.mcp_client import McpServers
 from sessile.api.responses_body import Asked, read_request
 from sessile.api.responses_context import Contexts, read_turn
@@ -96,13 +95,14 @@ class Responses:
         stop: Callable[[], bool] | None = None,
         forks: bool = False,
         remember: bool = False,
+        detach: bool = False,
     ) -> Made:
         """Run the turn that `body` asks for, telling `audience` of it to the last event.
 
         Raises a `SessileError` while nothing has been told; after that a failure is an event like
         others. The last event is told when the turn has been stored, so that its successor may
-        come at once, at any router. Cancelling stops the engine, and stores nothing; where the
-        client has declared that its turn is to go on without it, cancelling only stops telling.
+        come at once, at any router. Cancelling stops the engine, and stores nothing; where it is to
+        `detach` from a client that goes, cancelling only stops telling.
         A response that runs, or ran, under the key `once`, at whichever router, is told instead.
 
         Once `stop` says so the response is ended as steered, where that is safe. One that `forks`
@@ -112,7 +112,6 @@ class Responses:
         asked = read_request(body)
         if asked.background:
             raise InvalidRequest("background responses are made over HTTP", param="background")
-        detach = on_disconnect(headers) == "detach"
         if detach and not asked.store:
             raise InvalidRequest("what is not stored cannot outlive its client", param="store")
         accepted = self._accepted(
@@ -120,6 +119,7 @@ class Responses:
         )
         job = await self._job(tenant, accepted)
         job.stop, job.remember = stop, remember
+        job.unheard = not streams and not detach
         if (earlier := await self.once.begin(job)) is not None:
             return await self._again(tenant, earlier, audience)
         if asked.store and (streams or detach or job.once is not None):

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from sessile import errors
-from sessile.api.chat_chunks import CallDelta, Choice, decode_chunk
+from sessile.api.chat_chunks import CallDelta, Choice, FirstCall, decode_chunk
 from sessile.api.responses_calls import Calls
 from sessile.api.responses_content import Content
 from sessile.api.responses_sequence import Event, EventSequence
@@ -59,6 +59,7 @@ class ResponseStream:
         self._sequence = EventSequence(self._output, stream_id, sequence)
         self._content = Content(response["id"], self._sequence, seals=seals)
         self._calls = Calls(response["id"], self._sequence)
+        self._only = self._first_call()
         self._finish_reason: str | None = None
         self._usage: dict[str, Any] | None = None
 
@@ -134,6 +135,7 @@ class ResponseStream:
     def go_on(self) -> None:
         """Another engine call follows for the same response."""
         self._finish_reason = None
+        self._only = self._first_call()
         if self._usage is not None:
             self._spent = sum_of(self._spent, read_usage(self._usage))
             self._usage = None
@@ -235,9 +237,14 @@ class ResponseStream:
                 self._content.speak("refusal", delta.refusal, events)
             if delta.tool_calls:
                 for position, call in enumerate(delta.tool_calls):
-                    self._extend_call(call, position, events)
+                    if self._only is None or self._only.has(call, position):
+                        self._extend_call(call, position, events)
         if choice.finish_reason is not None:
             self._finish_reason = choice.finish_reason
+
+    def _first_call(self) -> FirstCall | None:
+        """The one call that the engine may make now; None: as many as it likes."""
+        return FirstCall() if self.response.get("parallel_tool_calls") is False else None
 
     def _extend_call(self, delta: CallDelta, position: int, events: list[Event]) -> None:
         call = self._calls.find(delta, position)

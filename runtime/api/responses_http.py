@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from sessile.api.auth import Authenticator
 from sessile.api.event_stream import SSE_HEADERS, Replay, seen, sse
-from sessile.api.hang_up import HangUp
+from sessile.api.hang_up import HangUp, on_disconnect
 from sessile.api.request import decode_object, idempotency_key, read_body
 from sessile.api.responses import Responses
 from sessile.api.responses_fields import check_query
@@ -125,6 +125,7 @@ class _Exchange(Response):
                     self._tenant, self._request_headers, self._document, audience,
                     once=idempotency_key(self._request_headers, _PATH, self._document),
                     streams=streamed,
+                    detach=on_disconnect(self._request_headers) == "detach",
                 )  # fmt: skip
             except SessileError as error:
                 if not audience.opened or not streamed:

@@ -12,7 +12,7 @@ import msgspec
 
 from sessile.api.fields import shown, text_of
 from sessile.api.mcp_tools import upstream_name
-from sessile.errors import InvalidRequest, NotSupported, RequestError
+from sessile.errors import InvalidRequest, NotSupported
 from sessile.sealed import is_sealed, unseal
 
 Item = Mapping[str, Any]
@@ -21,7 +21,14 @@ Message = dict[str, Any]
 _ROLES = ("user", "assistant", "system", "developer")
 _TEXT_PARTS = ("input_text", "output_text", "text")
 _CALLS = ("function_call", "custom_tool_call", "mcp_approval_request")
+_ANSWERS = {  # by what names the call that an item answers
+    "function_call_output": "call_id",
+    "custom_tool_call_output": "call_id",
+    "mcp_approval_response": "approval_request_id",
+    "mcp_call": "approval_request_id",
+}
 _DENIED = "The user did not approve this call"
+_PAST = "conversation"
 _SUMMARY = "The conversation so far, summed up:\n\n"
 
 
@@ -32,15 +39,16 @@ def to_messages(
     output, `new` the request's own.
 
     Instructions of earlier turns are not carried over: only this request's are given. Raises
-    `InvalidRequest` or `NotSupported`, naming the place in `input`.
+    `InvalidRequest` or `NotSupported`, naming the place in `input`, or in the conversation before.
     """
     messages: list[Message] = []
     if instructions:
         messages.append({"role": "system", "content": instructions})
     rules = len(messages)
     unanswered: set[str] = set()
-    for stretch in (*past, new):
-        _append(messages, rules, stretch, unanswered)
+    for stretch in past:
+        _append(messages, rules, stretch, unanswered, _PAST)
+    _append(messages, rules, new, unanswered)
     # NOTE: a message with neither text nor calls is one whose text is empty; null content is
     # refused by some engines unless calls stand beside it.
     for message in messages:
@@ -49,38 +57,34 @@ def to_messages(
     return messages
 
 
-def check_items(items: Sequence[Item]) -> None:
-    """Whether a turn could be given the items, whatever stands before them. Raises `InvalidRequest`
-    or `NotSupported`, naming the place in `items`."""
-    for index, item in enumerate(items):
-        try:
-            _append([], 0, [item], _Anything())
-        except RequestError as error:
-            place = f"items[{index}]"
-            raise type(error)(
-                error.message.replace("input[0]", place),
-                param=(error.param or place).replace("input[0]", place),
-            ) from error
+def check_items(items: Sequence[Item], past: Sequence[Item]) -> None:
+    """Whether a turn could be given the items, which come after those of the `past`. Raises
+    `InvalidRequest` or `NotSupported`, naming the place in `items`."""
+    unanswered: set[str] = set()
+    _append([], 0, past, unanswered, _PAST)
+    _append([], 0, items, unanswered, "items")
 
 
-class _Anything(set[str]):
-    """Calls that all wait for an answer."""
-
-    def __contains__(self, _: object) -> bool:
-        return True
+def answers_call(item: Item) -> bool:
+    """Whether an item can only come after another, which it answers."""
+    return item.get(_ANSWERS.get(str(item.get("type")), "")) is not None
 
 
 def _append(
-    messages: list[Message], rules: int, items: Sequence[Item], unanswered: set[str]
-) -> None:
-    """Add one stretch. What the model said in a row (reasoning, text, calls) is one message. A
-    compaction stands for all before it but the `rules` at the beginning."""
+    messages: list[Message], rules: int, items: Sequence[Item], unanswered: set[str],
+    of: str = "input",
+) -> None:  # fmt: skip
+    """Add one stretch of what it is `of`. What the model said in a row (reasoning, text, calls) is
+    one message. A compaction stands for all before it but the `rules` at the beginning. In the past
+    the answer to a call that is there no more, since it was deleted, is left out."""
     said: Message | None = None
     for index, item in enumerate(items):
-        where = f"input[{index}]"
+        where = f"{of}[{index}]"
         if not isinstance(item, Mapping):
             raise InvalidRequest(f"{where} must be an object", param=where)
         kind = item.get("type", "message" if "role" in item else None)
+        if of == _PAST and answers_call(item) and item[_ANSWERS[kind]] not in unanswered:
+            continue
         if kind == "message":
             role = item.get("role")
             if role not in _ROLES:
@@ -133,7 +137,7 @@ def _append(
             said = None
             summary, kept = open_compaction(item, where)
             messages.append({"role": "user", "content": _SUMMARY + summary})
-            _append(messages, rules, kept, unanswered)
+            _append(messages, rules, kept, unanswered, of)
         else:
             raise _refused(kind, where)
 
@@ -261,7 +265,7 @@ def _words(value: Any) -> str:
 
 
 def _answer(call: Any, unanswered: set[str], where: str) -> None:
-    if call not in unanswered:
+    if not isinstance(call, str) or call not in unanswered:
         raise _unknown(call, where)
     unanswered.discard(call)
 

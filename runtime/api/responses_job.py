@@ -77,8 +77,9 @@ class Job:
     `request` the engine's turn of the two. `pending` are the events that have been made and not
     told yet, `live` is there where others may follow; a response under a key that nobody can follow
     keeps what it has told in `kept`. `told` is text that clients were given by a router that is
-    gone, `seen` the number of the last event that the audience was given. `turn` is the newest call
-    of an engine, `session` that of the first.
+    gone; of one that is `unheard` nobody is told before it is whole. `seen` is the number of the
+    last event that the audience was given, `turn` the newest call of an engine, `session` that of
+    the first.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Job:
         self.pending: list[Event] = []
         self.kept: list[bytes] | None = None
         self.told = ""
+        self.unheard = False
         self.seen = -1
         self._ahead: list[Event] = []  # told to the log, and not to the audience yet
         self._put: Put | None = None  # is how they are told

@@ -54,6 +54,7 @@ class Maker:
         async with self._contexts.writing(job.tenant, job.asked, job.id, when_busy):
             if job.asked.conversation is not None:  # which is ours only now
                 await self._find_again(job)
+            job.request.unheard = job.unheard
             steps = Steps(self._flow, self._pool, servers, job.asked, job.context, job.request)
             await steps.begin()
             job.stream.called = steps.called

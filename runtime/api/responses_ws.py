@@ -16,12 +16,18 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from starlette.types import Message, Receive, Send
 
-from sessile.api.hang_up import on_disconnect
 from sessile.api.lanes import Branch, Branches, Job, Lane, Lanes
 from sessile.api.responses_sequence import Event
 from sessile.api.responses_steered import keep_steer
 from sessile.api.steering import Steer, Steering, generates, joined, successor
-from sessile.api.ws_frames import error_frame, read_frame, read_lane, take_key
+from sessile.api.ws_frames import (
+    error_frame,
+    read_frame,
+    read_lane,
+    take_key,
+    take_on_disconnect,
+    take_once,
+)
 from sessile.api.ws_outbox import Line, Outbox, SlowReader
 from sessile.errors import (
     ConnectionTooOld,
@@ -29,7 +35,6 @@ from sessile.errors import (
     SessileError,
     StoreUnavailable,
 )
-from sessile.sessions.store import OnceKey
 from sessile.settings import WebSocketSettings
 
 if TYPE_CHECKING:
@@ -119,10 +124,8 @@ class Connection:
             lane = read_lane(frame)
             if self._old:
                 raise self._too_old()
-            # NOTE: what is asked under the key is not compared: a frame that is sent again after a
-            # loss may take in what was said meanwhile.
-            key = take_key(frame)
-            job = Job(frame, len(text), once=None if key is None else OnceKey(key))
+            detaches = take_on_disconnect(frame, self._headers) == "detach"
+            job = Job(frame, len(text), once=take_once(frame), detaches=detaches)
             if self._lanes.put(lane, job):
                 self._start(self._work(lane, job))
         except SessileError as error:
@@ -164,7 +167,7 @@ class Connection:
         if claimed:
             frame = {**frame, "input": joined(frame.get("input"), claimed)}
         branch = self._branches.begin(parent, locks=generates(frame))
-        hearing = _Hearing(self, branch, lane, frame)
+        hearing = _Hearing(self, branch, lane, frame, job.detaches)
         failure: SessileError | None = None
         try:
             if job.made is not None:
@@ -172,7 +175,7 @@ class Connection:
             else:
                 made = await self._responses.make(
                     self._tenant, self._headers, frame, hearing, once=job.once, stream_id=lane,
-                    stop=hearing.stops, forks=branch.forks, remember=True,
+                    stop=hearing.stops, forks=branch.forks, remember=True, detach=job.detaches,
                 )  # fmt: skip
         except SessileError as error:
             failure = error
@@ -200,11 +203,13 @@ class Connection:
         for event in events:
             await self._tell(event)
         if follower is not None:
-            return Job(successor(frame, response["id"], ()), made=follower.id)
+            next_frame = successor(frame, response["id"], ())
+            return Job(next_frame, detaches=job.detaches, made=follower.id)
         if not ending.successor or self._old:
             return None
         items = [item for steer in ending.successor for item in steer.items]
-        return Job(successor(frame, response["id"], items), steers=ending.successor)
+        next_frame = successor(frame, response["id"], items)
+        return Job(next_frame, detaches=job.detaches, steers=ending.successor)
 
     async def _fail(
         self, lane: Lane, job: Job, claimed: Sequence[Steer], hearing: "_Hearing",
@@ -224,11 +229,11 @@ class Connection:
             await self._tell(event)
 
     def opened(
-        self, branch: Branch, lane: Lane, frame: dict[str, Any], response: str, session: str
-    ) -> None:
+        self, branch: Branch, lane: Lane, frame: dict[str, Any], detached: bool, response: str,
+        session: str,
+    ) -> None:  # fmt: skip
         """A response has begun; from now on it can be steered, and followed."""
         self._branches.opened(branch, response, session)
-        detached = on_disconnect(self._headers) == "detach" and frame.get("store") is not False
         self._steering.began(response, lane, frame, detached)
 
     def stops(self, response: str) -> bool:
@@ -290,15 +295,17 @@ class Connection:
 class _Hearing:
     """Tells the client of one response of its connection: the audience of `Responses.make`."""
 
-    __slots__ = ("_branch", "_connection", "_frame", "_lane", "response")
+    __slots__ = ("_branch", "_connection", "_detached", "_frame", "_lane", "response")
 
     def __init__(
-        self, connection: Connection, branch: Branch, lane: Lane, frame: dict[str, Any]
-    ) -> None:
+        self, connection: Connection, branch: Branch, lane: Lane, frame: dict[str, Any],
+        detached: bool,
+    ) -> None:  # fmt: skip
         self._connection = connection
         self._branch = branch
         self._lane = lane
         self._frame = frame
+        self._detached = detached
         self.response: str | None = None
 
     def stops(self) -> bool:
@@ -311,7 +318,9 @@ class _Hearing:
         self.response = told[b"x-sessile-turn"].decode()
         session = told.get(b"x-sessile-session", b"").decode() or self._branch.session
         session = session or self.response
-        self._connection.opened(self._branch, self._lane, self._frame, self.response, session)
+        self._connection.opened(
+            self._branch, self._lane, self._frame, self._detached, self.response, session
+        )
 
     def prompt(self) -> "Put | None":
         """Events need not be waited for while the client reads as fast as it is told."""

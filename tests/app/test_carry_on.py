@@ -175,6 +175,71 @@ async def test_a_tool_call_under_way_is_not_continued(site, http):
     assert bodies_of(reply)[-1]["error"]["code"] == "stream_broken"
 
 
+FORM = {"type": "json_schema", "name": "x", "schema": {"type": "object"}}
+IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,AA=="}
+SEEN = {"role": "user", "content": [{"type": "input_text", "text": SAID}, IMAGE]}
+CALL = 'call f {"a": 1}'
+FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+
+
+@pytest.mark.parametrize("store", [True, False])
+@pytest.mark.parametrize("lost_after", [1, 3])
+@pytest.mark.parametrize(
+    "fields", [{"input": SAID, "text": {"format": FORM}}, {"input": [SEEN]}], ids=["form", "image"]
+)
+async def test_a_plain_response_that_cannot_go_on_is_begun_anew(
+    site, http, fields, lost_after, store
+):
+    """Its client has been told nothing: it gets the whole answer, once."""
+    lose_once(site, drop_after=lost_after)
+    body = {"model": "m", "store": store, **fields}
+    made = (await http.post(site.url + "/v1/responses", json=body)).json()
+    (message,) = made["output"]
+    assert [part["text"] for part in message["content"]] == [WHOLE]
+    assert made["usage"]["output_tokens"] == len(WHOLE.split(" "))
+    assert sum(len(fake.seen) for fake in site.fakes) == 2
+
+
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "k"}])
+async def test_a_call_of_a_plain_response_is_begun_anew(site, http, headers):
+    """Half a call was told to nobody, whether the response can be followed by its key or not."""
+    lose_once(site, drop_after=1)
+    body = {"model": "m", "input": CALL, "tools": [FUNCTION]}
+    reply = await http.post(site.url + "/v1/responses", json=body, headers=headers)
+    (call,) = reply.json()["output"]
+    assert (call["name"], call["arguments"], call["status"]) == ("f", '{"a": 1}', "completed")
+    receipt = await receipt_of(site, http, reply)
+    assert (receipt["outcome"], receipt["continued"], receipt["attempts"]) == ("ok", 1, 2)
+
+
+@pytest.mark.parametrize("lost_after", [1, 3])
+async def test_a_plain_message_that_cannot_go_on_is_begun_anew(site, http, lost_after):
+    """As a response is."""
+    lose_once(site, drop_after=lost_after)
+    form = {"format": {"type": "json_schema", "schema": {"type": "object"}}}
+    body = {"model": "m", "max_tokens": 50, "messages": [{"role": "user", "content": SAID}]}
+    reply = await http.post(site.url + "/v1/messages", json={**body, "output_config": form})
+    assert [block["text"] for block in reply.json()["content"]] == [WHOLE]
+    assert reply.json()["usage"]["output_tokens"] == len(WHOLE.split(" "))
+
+
+async def test_a_streamed_response_that_cannot_go_on_fails(site, http):
+    """What its client has heard is not taken back."""
+    lose_once(site, drop_after=3)
+    body = {"model": "m", "input": SAID, "text": {"format": FORM}, "stream": True}
+    reply = await http.post(site.url + "/v1/responses", json=body)
+    assert '"stream_broken"' in reply.text and reply.text.count("response.failed") == 2
+
+
+async def test_a_plain_answer_is_begun_anew_where_engines_cannot_go_on(start, http):
+    """It need not go on from a text that nobody has."""
+    router = await start(engines=2)
+    router.engines["one"].plays("a", router.cut)
+    router.engines["two"].plays("a", router.cut)
+    made = http.post(router.url + "/v1/responses", json={"model": "m", "input": SAID})
+    assert (await made).status_code == 200
+
+
 async def test_an_engine_that_cannot_go_on_says_so(start, http):
     """A plain OpenAI server takes every last message for a whole one."""
     router = await start(engines=2)

@@ -182,6 +182,50 @@ async def test_bad_requests_name_the_field(router, client, path, body, param):
     assert len((await client.conversations.items.list(made.id)).data) == 1
 
 
+CALL = {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}", "id": "fc_1"}
+OUTPUT = {"type": "function_call_output", "call_id": "c1", "output": "42"}
+
+
+async def test_an_output_is_added_behind_its_call_only(router, client):
+    """One of a call that was never made is refused by its place, as is a second; nothing is kept of
+    it, and the conversation goes on."""
+    hello = {"role": "user", "content": "x"}
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.conversations.create(items=[hello, OUTPUT, CALL])
+    assert caught.value.param == "items[1].call_id"
+    made = await client.conversations.create(items=[hello])
+    refused = []
+    for given in (OUTPUT, CALL, OUTPUT, OUTPUT):
+        try:
+            await client.conversations.items.create(made.id, items=[given])
+        except openai.BadRequestError as error:
+            refused.append(error.param)
+        else:
+            refused.append(None)
+    assert refused == ["items[0].call_id", None, None, "items[0].call_id"]
+    listed = [item async for item in client.conversations.items.list(made.id, order="asc")]
+    assert [item.type for item in listed] == ["message", "function_call", "function_call_output"]
+    await client.responses.create(model="m", input="Well?", conversation=made.id)
+    assert [m["role"] for m in router.engine.asked[0]["messages"]] == [
+        "user", "assistant", "tool", "user",
+    ]  # fmt: skip
+
+
+async def test_an_output_whose_call_was_deleted_is_told_no_engine(router, client):
+    """It stays in the conversation, which goes on without it."""
+    made = await client.conversations.create(items=[{"role": "user", "content": "x"}, CALL, OUTPUT])
+    await client.conversations.items.delete("fc_1", conversation_id=made.id)
+    for text in ("Well?", "And?"):
+        answer = await client.responses.create(model="m", input=text, conversation=made.id)
+        assert answer.status == "completed"
+    assert [m["role"] for m in router.engine.asked[1]["messages"]] == [
+        "user", "user", "assistant", "user",
+    ]  # fmt: skip
+    with pytest.raises(openai.BadRequestError) as caught:
+        await client.responses.create(model="m", input=[OUTPUT], conversation=made.id)
+    assert caught.value.param == "input[0].call_id"
+
+
 async def test_an_item_is_not_added_twice(router, client):
     """A turn that is given what is there already is told so."""
     made = await client.conversations.create(

@@ -3,7 +3,9 @@
 import asyncio
 
 import pytest
+from websockets.asyncio.client import connect
 
+from lane_lines import Lines
 from stored_responses import ASK, TERMINAL, Stream, finish, numbers, replayed, text
 
 
@@ -23,6 +25,36 @@ async def test_a_turn_goes_on_without_a_client_that_has_said_so(router, http):
     rest = await replayed(http, router, response, stream.ids[-1])
     assert text([*stream.events, *rest]) == "Hello"
     assert numbers([*stream.events, *rest]) == list(range(rest[-1]["sequence_number"] + 1))
+
+
+@pytest.mark.parametrize("by_default", ["abort", "detach"])
+async def test_each_response_of_a_connection_declares_for_itself(router, http, by_default):
+    """One of two lanes goes on without its client, whatever the handshake said of both; the engine
+    is told nothing of that."""
+    go = asyncio.Event()
+    headers = {"X-Sessile-On-Disconnect": by_default}
+    made = {}
+    async with connect(router.ws_url, additional_headers=headers) as ws:
+        lines = Lines(ws)
+        for wish in ("abort", "detach"):
+            router.engine.plays("Hel", go, "lo", finish())
+            await lines.ask(lane=wish, on_disconnect=wish)
+            made[wish] = (await lines.next("response.created", lane=wish))["response"]["id"]
+            await lines.next("response.output_text.delta", lane=wish)
+    await router.until(lambda: router.engine.aborted == 1)
+    go.set()
+    ends = {wish: (await replayed(http, router, made[wish]))[-1]["type"] for wish in made}
+    assert ends == {"abort": "response.failed", "detach": "response.completed"}
+    assert not any("on_disconnect" in asked for asked in router.engine.asked)
+
+
+async def test_a_wish_over_a_websocket_must_be_one(router):
+    """What is refused is the frame, by the field's name."""
+    async with connect(router.ws_url) as ws:
+        lines = Lines(ws)
+        error = await lines.turn(on_disconnect="keep")
+        assert (error["status"], error["error"]["param"]) == (400, "on_disconnect")
+        assert (await lines.turn(on_disconnect="detach"))["type"] == "response.completed"
 
 
 async def test_a_plain_answer_goes_on_too(router, http):

@@ -53,6 +53,20 @@ async def test_a_message(router, client):
     assert asked["stream"] is True and asked["max_tokens"] == 9
 
 
+async def test_one_tool_at_a_time_where_that_is_asked_for(router, client):
+    """An engine that uses two tools all the same is heard of the first, streamed or not."""
+    tools = [{"name": name, "input_schema": {"type": "object"}} for name in ("f", "g")]
+    choice = {"type": "auto", "disable_parallel_tool_use": True}
+    router.engine.calls_at_once("f", "g")
+    made = await client.messages.create(**BODY, tools=tools, tool_choice=choice)
+    router.engine.calls_at_once("f", "g")
+    async with client.messages.stream(**BODY, tools=tools, tool_choice=choice) as stream:
+        streamed = await stream.get_final_message()
+    for message in (made, streamed):
+        assert [block.name for block in message.content] == ["f"]
+        assert message.stop_reason == "tool_use"
+
+
 async def test_a_stream_adds_up_to_the_message(router, client):
     """The client's own helper takes its events, and the texts come one by one."""
     router.engine.says("Hel", "lo")

@@ -203,6 +203,18 @@ async def test_a_message_goes_on_at_another_replica(
     assert (receipt["outcome"], receipt["continued"]) == ("ok", 1)
 
 
+async def test_a_call_of_a_plain_message_is_begun_anew(site: Any) -> None:
+    """Half of it was told to nobody, in whichever form the lost engine was asked."""
+    there = await site(True, True)
+    there.faults.append(Fault(drop_after=1))
+    asked = [user('call weather {"city": "Zürich"}')]
+    made, headers = await there.made(False, messages=asked, tools=[TOOL])
+    assert [block.input for block in made.content] == [{"city": "Zürich"}]
+    assert sorted(there.paths) == [CHAT, OWN]
+    receipt = await there.receipt(headers)
+    assert (receipt["outcome"], receipt["continued"]) == ("ok", 1)
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_refusal_has_the_words_of_the_engine(site: Any, stream: bool) -> None:
     """In Anthropic's shape, and in those of its chat, though it refuses a message in a stream."""

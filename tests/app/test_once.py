@@ -4,11 +4,14 @@ import asyncio
 import json
 
 import pytest
+from websockets.asyncio.client import connect
 
+from lane_lines import Lines
 from sessile.sessions.store import HeldKey, OnceKey
 from sessile.sessions.stream_log import Batch
 from stored_responses import ASK, Stream, ended, finish, pair
 
+REUSED = "idempotency_key_reused"
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 
 
@@ -51,6 +54,31 @@ async def test_a_repeated_key_in_the_background(start, store, http):
     done = (await http.post(f"{two.url}/v1/responses", json=body, headers=key)).json()
     assert (done["id"], done["status"]) == (made["id"], "completed")
     assert len(one.engine.asked) == 1
+
+
+async def test_a_key_is_one_over_websocket_and_http(start, store, http):
+    """The same request is given its response whichever way it comes, and another is refused, while
+    the first runs and after."""
+    one, two = await pair(start, store)
+    go = asyncio.Event()
+    one.engine.plays("Hel", go, "lo", finish())
+    url, key = f"{two.url}/v1/responses", {"Idempotency-Key": "k"}
+    async with connect(one.ws_url) as ws, connect(two.ws_url) as other:
+        here, there = Lines(ws), Lines(other)
+        await here.ask(idempotency_key="k")
+        await here.next("response.output_text.delta")
+        for is_done in (False, True):
+            refused = await http.post(url, json={**ASK, "input": "Ho"}, headers=key)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (422, REUSED)
+            told = await there.turn("b", input="Ho", idempotency_key="k")
+            assert (told["status"], told["error"]["code"]) == (422, REUSED)
+            if not is_done:
+                go.set()
+                made = (await here.next("response.completed"))["response"]
+        again = await there.turn(idempotency_key="k", on_disconnect="detach")
+        assert again["response"] == made
+    plain = await http.post(url, json={"model": "m", "input": "Hi"}, headers=key)
+    assert plain.json() == made and len(one.engine.asked) == 1
 
 
 @pytest.mark.parametrize("stored", [True, False])

@@ -73,6 +73,26 @@ async def test_a_conversation_sends_only_what_is_new(router, client):
     ]  # fmt: skip
 
 
+async def test_one_call_at_a_time_where_that_is_asked_for(router, client):
+    """An engine that calls two tools all the same is heard of the first, and the conversation goes
+    on with that one, streamed or not."""
+    tools = [
+        {"type": "function", "name": name, "parameters": {"type": "object"}, "strict": False}
+        for name in ("f", "g")
+    ]
+    asked = {"model": "m", "input": "Go", "tools": tools, "parallel_tool_calls": False}
+    router.engine.calls_at_once("f", "g")
+    made = await client.responses.create(**asked)
+    router.engine.calls_at_once("f", "g")
+    seen = [event async for event in await client.responses.create(**asked, stream=True)]
+    for response in (made, seen[-1].response):
+        assert [item.name for item in response.output] == ["f"]
+    output = {"type": "function_call_output", "call_id": "call_f", "output": "3"}
+    await client.responses.create(model="m", input=[output], previous_response_id=made.id)
+    calls = router.engine.asked[-1]["messages"][1]["tool_calls"]
+    assert [call["id"] for call in calls] == ["call_f"]
+
+
 async def test_a_function_call_and_its_output(router, client):
     """A call comes out as an item; its output, sent with the response's id, follows it upstream."""
     router.engine.calls("add", '{"a":1,"b":2}')

@@ -35,6 +35,14 @@ class ScriptedEngine:
             _chunk("tool_calls"),
         )
 
+    def calls_at_once(self, *names: str) -> None:
+        """Queue a reply that calls several functions at once."""
+        made = [
+            {"index": n, "id": f"call_{name}", "type": "function",
+             "function": {"name": name, "arguments": "{}"}} for n, name in enumerate(names)
+        ]  # fmt: skip
+        self.plays(*(_chunk(tool_calls=[call]) for call in made), _chunk("tool_calls"))
+
     def plays(self, *steps: str | dict[str, Any] | asyncio.Event | type[Cut]) -> None:
         """Queue a reply step by step: text, a chunk, something to wait for, or the line's end."""
         self._scripts.append(

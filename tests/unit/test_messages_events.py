@@ -35,7 +35,8 @@ def called(index: int, arguments: str, name: str | None = None, id: str | None =
 def play(*chunks: dict[str, Any], **asked: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The events of a stream and its whole message, which the SDK's own types and its own putting
     together agree on."""
-    stream = MessageStream("msg_1", Asked(model="m", stream=True, document={}, **asked))
+    asked = {"model": "m", "stream": True, "document": {}, **asked}
+    stream = MessageStream("msg_1", Asked(**asked))
     events = stream.start()
     for one in chunks:
         stream.feed(b"data: " + json.dumps(one).encode() + b"\n\n", events)
@@ -122,6 +123,20 @@ def test_calls_that_share_an_index():
         called(0, "{}", "a", "t1"), called(0, '{"x": 1}', "b", "t2"), chunk("tool_calls")
     )
     assert [block["name"] for block in message["content"]] == ["a", "b"]
+
+
+@pytest.mark.parametrize("other", [0, 1])
+def test_one_call_at_a_time_is_held(other):
+    """What an engine calls beside the first is no block."""
+    told, message = play(
+        called(0, "{}", "f", "one"),
+        called(other, "{", "g", "two"),
+        called(other, "}"),
+        chunk("tool_calls"),
+        document={"parallel_tool_calls": False},
+    )
+    assert [(block["id"], block["input"]) for block in message["content"]] == [("one", {})]
+    assert message["stop_reason"] == "tool_use"
 
 
 def test_a_call_without_an_id_is_given_one():

@@ -135,6 +135,39 @@ def test_calls_that_share_an_index_are_told_apart_by_id():
     assert [item["call_id"] for item in told[-1]["response"]["output"]] == ["one", "two"]
 
 
+@pytest.mark.parametrize("other", [0, 1])
+def test_one_call_at_a_time_is_held(other):
+    """What an engine calls beside the first is told nobody, in whatever order the pieces come; the
+    next answer of the engine may call again."""
+    stream = machine(parallel_tool_calls=False)
+    late = [call(0, arguments="}")] if other else []
+    told = run(
+        stream,
+        delta(tool_calls=[call(0, id="one", name="f", arguments="{" if other else "{}")]),
+        delta(tool_calls=[call(other, id="two", name="g", arguments="{"), *late]),
+        delta(tool_calls=[call(other, arguments="}")]),
+        delta("tool_calls"),
+    )
+    (item,) = told[-1]["response"]["output"]
+    assert (item["call_id"], item["name"], item["arguments"]) == ("one", "f", "{}")
+    assert not any("two" in json.dumps(event) for event in told)
+
+
+def test_one_call_at_a_time_may_be_one_after_the_other():
+    """Each of the engine's answers for one response has a first call."""
+    stream = machine(parallel_tool_calls=False)
+    events = stream.start()
+    for name in ("one", "two"):
+        chunk = delta("tool_calls", tool_calls=[call(0, id=name, name="t", arguments="{}")])
+        stream.called = {"t": Called("mcp", "t", "s")}
+        stream.feed(sse(chunk), events)
+        for item in stream.pause(events):
+            item |= {"output": "42", "error": None, "status": "completed"}
+            stream.settle(item, events)
+        stream.go_on()
+    assert [item["type"] for item in stream.response["output"]] == ["mcp_call", "mcp_call"]
+
+
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
 def test_reasoning_is_an_item_of_its_own(field):
     """Reasoning, under either name, is an item before the message and is closed by it."""

@@ -381,6 +381,14 @@ def test_an_approval_counts_once():
     assert caught.value.param == "input[1].approval_request_id"
 
 
+def test_a_fault_of_the_past_is_not_the_inputs():
+    """A client that is told of it does not look for it in what it has just sent."""
+    foreign = {"type": "compaction", "encrypted_content": "x"}
+    with pytest.raises(InvalidRequest) as caught:
+        to_messages(None, [[said("Hm."), foreign]], [said("x")])
+    assert caught.value.param == "conversation[1].encrypted_content"
+
+
 def test_sealed_reasoning_is_read_again():
     """Reasoning that a client carries sealed stands in the prompt as if it had been kept."""
     item = {"type": "reasoning", "summary": [], "encrypted_content": seal("reasoning", ["h", "m"])}
