@@ -28,7 +28,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from sessile.errors import SessileError
+from sessile.errors import RouterUnreachable, SessileError
 from sessile.lab.link import Link, serve_link
 from sessile.lab.loop_ways import open_way
 from sessile.lab.namespace import far_away
@@ -271,16 +271,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=fields["seed"])
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    url = given.url.rstrip("/").removesuffix("/v1")
-    setup = Setup(
-        url=url, model=given.model or _first_model(url, given.key), key=given.key,
-        turns=given.turns, rounds=given.rounds,
-        result_tokens=given.result or (3_000 if given.prewarm else fields["result_tokens"]),
-        system_tokens=given.system, output_tokens=given.output, round_trip_ms=given.round_trip,
-        mbit=given.mbit, force=given.force, pause_s=given.pause, seed=given.seed,
-        slow_start=given.slow_start, namespace=given.namespace, name=f"{time.time_ns():x}",
-    )  # fmt: skip
     try:
+        url = given.url.rstrip("/").removesuffix("/v1")
+        setup = Setup(
+            url=url, model=given.model or _first_model(url, given.key), key=given.key,
+            turns=given.turns, rounds=given.rounds,
+            result_tokens=given.result or (3_000 if given.prewarm else fields["result_tokens"]),
+            system_tokens=given.system, output_tokens=given.output, round_trip_ms=given.round_trip,
+            mbit=given.mbit, force=given.force, pause_s=given.pause, seed=given.seed,
+            slow_start=given.slow_start, namespace=given.namespace, name=f"{time.time_ns():x}",
+        )  # fmt: skip
         if given.prewarm:
             times = asyncio.run(prewarmed(setup))
             said = {f"ttft_p50_s_{how}": seconds for how, seconds in times.items()}
@@ -296,8 +296,14 @@ def main() -> None:
 
 
 def _first_model(url: str, key: str) -> str:
-    told = httpx2.get(f"{url}/v1/models", headers={"authorization": f"Bearer {key}"}).json()
-    return str(told["data"][0]["id"])
+    try:
+        reply = httpx2.get(f"{url}/v1/models", headers={"authorization": f"Bearer {key}"})
+        models = reply.raise_for_status().json()["data"]
+    except (httpx2.HTTPError, ValueError, LookupError) as error:
+        raise RouterUnreachable(f"{url} is no router that answers: {error}") from error
+    if not models:
+        raise RouterUnreachable(f"{url} serves no model yet: name one with --model, or wait")
+    return str(models[0]["id"])
 
 
 if __name__ == "__main__":
