@@ -17,11 +17,13 @@ import msgspec
 from starlette.types import Message, Receive, Send
 
 from sessile.api.lanes import Branch, Branches, Job, Lane, Lanes
+from sessile.api.responses_job import Followed
 from sessile.api.responses_sequence import Event
 from sessile.api.responses_steered import keep_steer
 from sessile.api.steering import Steer, Steering, generates, joined, successor
 from sessile.api.ws_frames import (
     error_frame,
+    in_lane,
     read_frame,
     read_lane,
     take_key,
@@ -295,7 +297,7 @@ class Connection:
 class _Hearing:
     """Tells the client of one response of its connection: the audience of `Responses.make`."""
 
-    __slots__ = ("_branch", "_connection", "_detached", "_frame", "_lane", "response")
+    __slots__ = ("_branch", "_connection", "_detached", "_follows", "_frame", "_lane", "response")
 
     def __init__(
         self, connection: Connection, branch: Branch, lane: Lane, frame: dict[str, Any],
@@ -306,6 +308,7 @@ class _Hearing:
         self._lane = lane
         self._frame = frame
         self._detached = detached
+        self._follows = False  # another request's response, whose lane may be another
         self.response: str | None = None
 
     def stops(self) -> bool:
@@ -314,6 +317,7 @@ class _Hearing:
 
     async def open(self, turn: "Answer") -> None:
         """The answer has begun; its headers tell whose it is."""
+        self._follows = isinstance(turn, Followed)
         told = dict(turn.headers())
         self.response = told[b"x-sessile-turn"].decode()
         session = told.get(b"x-sessile-session", b"").decode() or self._branch.session
@@ -331,4 +335,7 @@ class _Hearing:
 
     async def tell(self, events: list[Event]) -> None:
         """Send the events; waits while the client does not read, and the engine waits too."""
-        await self._connection.outbox.send_all([event.body for event in events])
+        bodies = [event.body for event in events]
+        if self._follows:
+            bodies = [in_lane(body, self._lane) for body in bodies]
+        await self._connection.outbox.send_all(bodies)

@@ -28,6 +28,15 @@ def error_frame(error: SessileError, lane: Lane) -> bytes:
     return msgspec.json.encode(body)
 
 
+def in_lane(event: bytes, lane: Lane) -> bytes:
+    """An event as it is told in that lane, whichever it was made for."""
+    body = _decode(event)
+    if body.get("stream_id") == lane:
+        return event
+    body.pop("stream_id", None)
+    return msgspec.json.encode(body if lane is None else {**body, "stream_id": lane})
+
+
 def read_frame(text: str) -> dict[str, Any]:
     """The JSON object of a frame. Raises `InvalidRequest`."""
     try:

@@ -52,6 +52,20 @@ async def test_lanes_fork_from_one_response(router, lines):
         assert said == ["Hi", "1", lane, "go", "more"]
 
 
+async def test_a_repeated_key_is_answered_in_the_lane_that_repeats_it(router, lines):
+    """It may be another lane, or none, while the response runs and when it is there."""
+    gate = asyncio.Event()
+    router.engine.plays("once", gate, STOP)
+    await lines.ask("a", idempotency_key="k")
+    await router.until(lambda: router.engine.running == 1)
+    await lines.ask("b", idempotency_key="k")
+    gate.set()
+    made = (await lines.next(*LAST, lane="a"))["response"]["id"]
+    assert (await lines.next(*LAST, lane="b"))["response"]["id"] == made
+    assert (await lines.turn(idempotency_key="k"))["response"]["id"] == made
+    assert len(router.engine.asked) == 1
+
+
 async def test_lanes_of_a_named_session_run_side_by_side(router):
     """The handshake names one session for all lanes; a lane that would wait for another's turn is
     a child of it."""
