@@ -7,12 +7,11 @@ or until its standard input ends, which it does when the process that started it
 import argparse
 import os
 import platform
-import signal
 import sys
-import threading
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
+
+from sessile.engines.guard import end_asked
 
 _HOST_CACHE_MIB = 512
 
@@ -59,17 +58,13 @@ def serve(arguments: argparse.Namespace) -> None:
     params.verbosity = 1
     if arguments.speculation:
         _speculate(params.speculative, arguments)
-    # NOTE: no Event: one set by a signal's handler while it is waited for here locks for ever.
-    ends: SimpleQueue[None] = SimpleQueue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ends.put(None))
-    threading.Thread(target=_until_input_ends, args=(ends,), daemon=True).start()
+    asked = end_asked()
     try:
         server = xllamacpp.Server(params)
     except RuntimeError:
         sys.exit(1)  # llama.cpp has said why; what is raised does not
     print(f"serving {arguments.alias} on {server.listening_address}", flush=True)
-    ends.get()
+    asked.get()
     # NOTE: llama.cpp's own shutdown waits for running turns; nobody is left to read them.
     os._exit(0)
 
@@ -90,12 +85,6 @@ def _speculate(speculative: Any, arguments: argparse.Namespace) -> None:
 
 def _kv_tokens(context: int, slots: int) -> int:
     return context * 15 // 8 if slots > 1 else context
-
-
-def _until_input_ends(ends: SimpleQueue[None]) -> None:
-    while os.read(0, 1024):
-        pass
-    ends.put(None)
 
 
 def main() -> None:

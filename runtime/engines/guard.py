@@ -2,13 +2,15 @@
 
 `python -m sessile.engines.guard PARENT_PID COMMAND...` asks the kernel (Linux) to send SIGKILL
 when the parent dies, makes sure that it has not died already, and becomes the command. Elsewhere
-only children that watch their standard input (`sessile.engines.embedded`) are tied.
+only children that watch their standard input (`end_asked`) are tied.
 """
 
 import ctypes
 import os
 import signal
 import sys
+import threading
+from queue import SimpleQueue
 
 _PR_SET_PDEATHSIG = 1
 
@@ -30,6 +32,25 @@ def guarded(command: list[str]) -> list[str]:
     if sys.platform != "linux":
         return command
     return [sys.executable, "-m", "sessile.engines.guard", str(os.getpid()), *command]
+
+
+def end_asked() -> SimpleQueue[None]:
+    """Has something in it once this process is to end: SIGTERM, SIGINT, or the end of its standard
+    input, which its parent held. For the main thread.
+
+    NOTE: no Event: one set by a signal's handler while it is waited for there locks for ever.
+    """
+    asked: SimpleQueue[None] = SimpleQueue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked.put(None))
+    threading.Thread(target=_until_input_ends, args=(asked,), daemon=True).start()
+    return asked
+
+
+def _until_input_ends(asked: SimpleQueue[None]) -> None:
+    while os.read(0, 1024):
+        pass
+    asked.put(None)
 
 
 if __name__ == "__main__":

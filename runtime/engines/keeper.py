@@ -10,12 +10,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
-from queue import Empty, SimpleQueue
+from queue import Empty
 
-from sessile.engines.guard import tie
+from sessile.engines.guard import end_asked, tie
 
 _PR_SET_CHILD_SUBREAPER = 36
 _LOOK_S = 0.1
@@ -24,11 +23,7 @@ _LOOK_S = 0.1
 def keep(stop_s: float, command: list[str]) -> int:
     """Run `command` until it ends or is to end; then nothing of it is left. Its exit status."""
     _adopt_orphans()
-    # NOTE: no Event: one set by a signal's handler while it is waited for here locks for ever.
-    ends: SimpleQueue[None] = SimpleQueue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ends.put(None))
-    threading.Thread(target=_until_input_ends, args=(ends,), daemon=True).start()
+    asked = end_asked()
     mine = os.getpid()
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=lambda: tie(mine))
     asked_at: float | None = None
@@ -36,7 +31,7 @@ def keep(stop_s: float, command: list[str]) -> int:
         if asked_at is not None and time.monotonic() - asked_at > stop_s:
             child.kill()
         with contextlib.suppress(Empty):
-            ends.get(timeout=_LOOK_S)
+            asked.get(timeout=_LOOK_S)
             if asked_at is None:
                 child.terminate()
                 asked_at = time.monotonic()
@@ -72,12 +67,6 @@ def _adopt_orphans() -> None:
         import ctypes
 
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-
-def _until_input_ends(ends: SimpleQueue[None]) -> None:
-    while os.read(0, 1024):
-        pass
-    ends.put(None)
 
 
 if __name__ == "__main__":
