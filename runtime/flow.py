@@ -38,7 +38,8 @@ from sessile.sessions.record import Receipt, SessionKey, TurnRecord
 from sessile.sessions.store import Store, TurnEnd
 from sessile.settings import RouterSettings, SessionSettings
 from sessile.telemetry import Telemetry
-from sessile.turn import Turn, TurnRequest, outcome_of
+from sessile.turn import Turn, outcome_of
+from sessile.turn_request import TurnRequest
 from sessile.upstream_body import UpstreamBody
 from sessile.variants import Variants
 

@@ -26,7 +26,8 @@ from sessile.sessions.record import SessionKey
 from sessile.sessions.store import Store
 from sessile.settings import RouterSettings, SessionSettings
 from sessile.shared_prefill import SharedPrefill
-from sessile.turn import Turn, TurnRequest
+from sessile.turn import Turn
+from sessile.turn_request import TurnRequest
 
 _MOST_LINEAGES = 50_000
 

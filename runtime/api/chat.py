@@ -21,7 +21,8 @@ from sessile.errors import InvalidRequest, NotSupported, SessileError
 from sessile.flow import Flow
 from sessile.sessions.hints import read_hints
 from sessile.sessions.identity import read_claims
-from sessile.turn import Turn, TurnRequest
+from sessile.turn import Turn
+from sessile.turn_request import TurnRequest
 
 log = logging.getLogger("sessile.api")
 

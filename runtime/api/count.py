@@ -5,7 +5,7 @@ from sessile.api.wire import engine_error
 from sessile.errors import NotSupported, ReplicaError
 from sessile.flow import Flow
 from sessile.router.pool import Pool
-from sessile.turn import TurnRequest
+from sessile.turn_request import TurnRequest
 
 _TIMEOUT_S = 30.0
 

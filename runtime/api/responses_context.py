@@ -28,7 +28,7 @@ from sessile.sessions.record import SessionKey
 from sessile.sessions.store import Store
 from sessile.sessions.transcript import Transcripts
 from sessile.settings import SessionSettings
-from sessile.turn import TurnRequest
+from sessile.turn_request import TurnRequest
 
 log = logging.getLogger("sessile.api")
 

@@ -14,7 +14,8 @@ from sessile.api.responses_sequence import Event
 from sessile.errors import SessileError
 from sessile.live_turn import LiveTurn
 from sessile.sessions.record import TurnRecord
-from sessile.turn import Transcript, Turn, TurnRequest
+from sessile.turn import Transcript, Turn
+from sessile.turn_request import TurnRequest
 
 _MOST_KEPT_BYTES = 4 * 2**20
 

@@ -22,7 +22,8 @@ from sessile.flow import Flow
 from sessile.router.pool import Pool
 from sessile.sessions.store import Store
 from sessile.sessions.transcript import Link, Transcripts
-from sessile.turn import Turn, TurnRequest
+from sessile.turn import Turn
+from sessile.turn_request import TurnRequest
 
 log = logging.getLogger("sessile.api")
 

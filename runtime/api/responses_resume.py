@@ -34,7 +34,7 @@ from sessile.errors import (
 from sessile.event_feed import gap
 from sessile.sessions.identity import SessionClaims
 from sessile.sessions.record import SessionKey
-from sessile.turn import TurnRequest
+from sessile.turn_request import TurnRequest
 
 log = logging.getLogger("sessile.api")
 

@@ -30,7 +30,7 @@ from sessile.errors import InvalidRequest, SessileError
 from sessile.flow import Flow
 from sessile.router.pool import Pool
 from sessile.sessions.transcript import item_id
-from sessile.turn import TurnRequest
+from sessile.turn_request import TurnRequest
 
 log = logging.getLogger("sessile.api")
 

@@ -13,7 +13,7 @@ from sessile.lab.fake_replica import Fault, serve_fake
 from sessile.relay import events
 from sessile.router.replica import ReplicaSpec
 from sessile.sessions.identity import SessionClaims
-from sessile.turn import TurnRequest
+from sessile.turn_request import TurnRequest
 
 CHAT = "/v1/chat/completions"
 SAID = "the rain in Spain  stays\nmainly in the plain"
