@@ -42,8 +42,8 @@ Hold = Callable[[Turn, Replica], Awaitable[None]]
 
 
 class Rescue:
-    """One a router, made by `Flow`. `body` makes what is sent upstream of a document, `abort` tells
-    a replica that a turn does not run there any more, `hold` has its adapter loaded there."""
+    """One a router, made by `Sender`. `body` makes what is sent upstream of a document, `abort`
+    tells a replica that a turn does not run there any more, `hold` has its adapter loaded there."""
 
     def __init__(
         self, pool: Pool, placement: Placement, body: Body,

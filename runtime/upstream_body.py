@@ -11,7 +11,7 @@ from sessile.turn import Turn
 
 
 class UpstreamBody:
-    """Makes the bodies of one router. Made by `Flow`; `salt` is what separates a tenant's cache."""
+    """Makes the bodies of one router, for `Sender`; `salt` is what separates a tenant's cache."""
 
     def __init__(self, salt: Callable[[str], str | None]) -> None:
         self._salt = salt
