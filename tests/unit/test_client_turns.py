@@ -1,72 +1,13 @@
 """A turn over the Responses WebSocket, event by event, with no socket."""
 
-from itertools import count
-from typing import Any
-
-import msgspec
 import pytest
 
+from client_turns import add, call_item, completed, conversation, created, delta, event, sent
 from sessile import errors
 from sessile.client.events import TextDelta, ToolCall, ToolResult
 from sessile.client.tools import read_tools
-from sessile.client.turns import Conversation, Turn
+from sessile.client.turns import Turn
 from sessile.router.engine import Usage
-
-
-def add(a: int, b: int) -> int:
-    """Add."""
-    return a + b
-
-
-def conversation(**changes: Any) -> Conversation:
-    settings: dict[str, Any] = {"system": None, "tools": {}, "max_rounds": 4} | changes
-    return Conversation("s1", "m", **settings)
-
-
-_numbers = count()
-
-
-def event(type: str, **fields: Any) -> bytes:
-    fields.setdefault("sequence_number", next(_numbers))
-    return msgspec.json.encode({"type": type, **fields})
-
-
-def created(id: str, after: str | None = None) -> bytes:
-    return event("response.created", response={"id": id, "previous_response_id": after})
-
-
-def delta(text: str, **fields: Any) -> bytes:
-    return event("response.output_text.delta", delta=text, **fields)
-
-
-def completed(
-    id: str, text: str = "", usage: Any = (10, 2, 8), successor: Any = None, **fields: Any
-) -> bytes:
-    content = [{"type": "output_text", "text": text, "annotations": []}]
-    counts = usage and {
-        "input_tokens": usage[0],
-        "output_tokens": usage[1],
-        "input_tokens_details": {"cached_tokens": usage[2]},
-    }
-    response = {
-        "id": id,
-        "status": "completed",
-        "output": [{"type": "message", "role": "assistant", "content": content}],
-        "usage": counts,
-        **fields,
-    }
-    more = {"successor": successor} if successor else {}
-    return event(f"response.{response['status']}", response=response, **more)
-
-
-def call_item(id: str, name: str = "add", arguments: str = '{"a":1,"b":2}') -> bytes:
-    item = {"type": "function_call", "call_id": id, "name": name, "arguments": arguments}
-    return event("response.output_item.done", item=item)
-
-
-def sent(turn: Turn) -> dict[str, Any]:
-    frame: dict[str, Any] = msgspec.json.decode(turn.frame())
-    return frame
 
 
 def test_each_turn_sends_only_what_is_new() -> None:
@@ -143,6 +84,20 @@ def test_a_turn_cut_short_says_why() -> None:
     assert turn.outcome is not None and turn.outcome.incomplete == "max_output_tokens"
 
 
+def test_a_cancelled_response_leaves_the_session_as_it_was() -> None:
+    """What was said of it is the reply."""
+    talk = conversation(head="r0")
+    turn = Turn(talk, "x", {})
+    turn.follow("r1")
+    turn.receive(created("r1", "r0"))
+    turn.receive(delta("half"))
+    turn.receive(
+        event("response.incomplete", response={"id": "r1", "status": "cancelled", "output": []})
+    )
+    assert turn.outcome is not None and turn.outcome.incomplete == "cancelled"
+    assert (turn.outcome.text, talk.head) == ("half", "r0")
+
+
 def test_what_the_engine_does_not_report_is_unknown() -> None:
     """A missing usage is None, never zero."""
     turn = Turn(conversation(), "x", {})
@@ -180,242 +135,3 @@ def test_unknown_events_pass_and_nonsense_does_not() -> None:
     for nonsense in (b"{", b"[]", "{}", b"\xff"):
         with pytest.raises(errors.ReplicaRefused):
             turn.receive(nonsense)
-
-
-# -- what is lost on the way
-
-
-def test_a_request_is_repeated_word_for_word_under_its_key() -> None:
-    """Whatever was said meanwhile; each round has a key of its own."""
-    turn = Turn(conversation(tools=read_tools([add])), "sum", {})
-    first = turn.frame()
-    turn.steer("Quick.")
-    assert turn.lost() == [] and turn.frame() == first
-    turn.receive(created("r1"))
-    turn.receive(call_item("c1"))
-    turn.receive(completed("r1"))
-    turn.answer([ToolResult("c1", "add", "3")])
-    second = sent(turn)
-    assert second["idempotency_key"] != msgspec.json.decode(first)["idempotency_key"]
-    assert [item.get("content") for item in second["input"]] == [None, "Quick."]
-
-
-def test_events_that_were_heard_are_not_told_again() -> None:
-    """A replay that begins too early doubles nothing."""
-    turn = Turn(conversation(), "x", {})
-    turn.frame()
-    told = [created("r1"), delta("a"), delta("b"), delta("c"), completed("r1", "abc")]
-    said = [said for event in told[:3] for said in turn.receive(event)]
-    assert (turn.response, turn.lost()) == ("r1", [])
-    said += [said for event in told for said in turn.receive(event)]
-    assert said == [TextDelta("a"), TextDelta("b"), TextDelta("c")]
-    assert turn.outcome is not None and turn.outcome.text == "abc"
-
-
-def test_what_another_router_numbers_anew_is_not_said_twice() -> None:
-    """The client had heard more than was kept: the text goes on behind it."""
-    turn = Turn(conversation(), "x", {})
-    turn.frame()
-
-    def numbered(number: int, type: str, **fields: Any) -> bytes:
-        return msgspec.json.encode({"type": type, **fields, "sequence_number": number})
-
-    first = [numbered(0, "response.created", response={"id": "r1"})]
-    first += [numbered(n, "response.output_text.delta", delta=f"w{n} ") for n in range(1, 6)]
-    for told in first:
-        turn.receive(told)
-    assert (turn.lost(), turn.after) == ([], -1)
-    again = [*first[:4], numbered(4, "response.sessile.continued")]
-    again += [numbered(n + 1, "response.output_text.delta", delta=f"w{n} ") for n in (4, 5, 6, 7)]
-    said = [said for told in again for said in turn.receive(told)]
-    assert said == [TextDelta("w6 "), TextDelta("w7 ")]
-    assert turn.lost() == [] and [s for told in again for s in turn.receive(told)] == []
-    turn.receive(numbered(9, "response.completed", response={"id": "r1", "status": "completed"}))
-    assert turn.outcome is not None and turn.outcome.text == "w1 w2 w3 w4 w5 w6 w7 "
-
-
-def test_a_turn_of_which_too_much_was_lost_is_an_error() -> None:
-    """Nothing is guessed where no event is the one that was heard."""
-    turn = Turn(conversation(), "x", {})
-    turn.frame()
-    turn.receive(created("r1"))
-    for n in range(100):
-        turn.receive(delta(f"w{n}", sequence_number=1000 + n))
-    assert turn.after == 1099 - 64
-    with pytest.raises(errors.StreamBroken, match="knows less"):
-        turn.receive(delta("other", sequence_number=1036))
-
-
-def test_what_was_not_kept_comes_with_the_whole_response() -> None:
-    """After a hole nothing is told out of order, and at the end nothing is missing."""
-    turn = Turn(conversation(tools=read_tools([add])), "x", {})
-    turn.frame()
-    told = [created("r1"), delta("a"), event("sessile.gap", first=2, last=3), delta("d")]
-    assert [said for event in told for said in turn.receive(event)] == [TextDelta("a")]
-    call = {"type": "function_call", "call_id": "c1", "name": "add", "arguments": "{}"}
-    text = [{"type": "output_text", "text": "abcd"}]
-    output = [{"type": "message", "content": text}, call]
-    whole = turn.receive(completed("r1", output=output))
-    assert whole == [TextDelta("bcd"), ToolCall("c1", "add", "{}")]
-    assert turn.answered and [call.id for call in turn.calls] == ["c1"]
-
-
-def test_a_cancelled_response_leaves_the_session_as_it_was() -> None:
-    """What was said of it is the reply."""
-    talk = conversation(head="r0")
-    turn = Turn(talk, "x", {})
-    turn.follow("r1")
-    turn.receive(created("r1", "r0"))
-    turn.receive(delta("half"))
-    turn.receive(
-        event("response.incomplete", response={"id": "r1", "status": "cancelled", "output": []})
-    )
-    assert turn.outcome is not None and turn.outcome.incomplete == "cancelled"
-    assert (turn.outcome.text, talk.head) == ("half", "r0")
-
-
-def test_a_connection_that_is_too_old_is_no_error_of_the_turn() -> None:
-    """It has begun nothing: the same request is for another connection."""
-    turn = Turn(conversation(), "x", {})
-    first = turn.frame()
-    old = {"code": "websocket_connection_limit_reached", "message": "too old"}
-    assert turn.receive(event("error", error=old)) == [] and turn.stale and turn.receiving
-    assert turn.frame() == first and not turn.stale
-
-
-# -- what is said into it
-
-
-def steered(turn: Any, kind: str, id: str | None = None) -> bytes:
-    told = {"id": id, "previous_response_id": "r1", "idempotency_key": turn.steered_as}
-    return event(f"response.steer.{kind}", steer=told)
-
-
-class Steered(Turn):
-    """A turn that was steered, under the key that its client gave."""
-
-    steered_as = ""
-
-
-def running(**changes: Any) -> Steered:
-    """A turn whose response has begun, and which was steered."""
-    turn = Steered(conversation(**changes), "x", {})
-    turn.frame()
-    turn.steer("Stop.")
-    assert turn.steer_frames() == []
-    turn.receive(created("r1"))
-    (frame,) = turn.steer_frames()
-    told = msgspec.json.decode(frame)
-    turn.steered_as = told.pop("idempotency_key")
-    assert told == {
-        "type": "response.steer", "previous_response_id": "r1", "input": "Stop.",
-    }  # fmt: skip
-    assert turn.steer_frames() == []
-    return turn
-
-
-_STEERED = {"status": "incomplete", "incomplete_details": {"reason": "steered"}}
-
-
-def test_a_steered_turn_goes_on_with_what_follows_by_itself() -> None:
-    """Its reply is that of the response that took the steer in."""
-    turn = running()
-    turn.receive(steered(turn, "accepted", "s1"))
-    turn.receive(completed("r1", **_STEERED))
-    assert turn.receiving and not turn.answered
-    turn.receive(created("r2", "r1"))
-    turn.receive(completed("r2", "Fine."))
-    assert turn.outcome is not None
-    assert (turn.outcome.text, turn.outcome.incomplete) == ("Fine.", None)
-
-
-@pytest.mark.parametrize("how", ["refused", "lost", "late"])
-def test_a_steer_that_was_not_taken_is_said_next(how: str) -> None:
-    """Once, in a request of its own that follows the response."""
-    turn = running()
-    if how == "late":
-        turn.receive(completed("r1", "abc"))
-        assert turn.receiving
-        turn.receive(steered(turn, "failed"))
-    else:
-        turn.receive(
-            steered(turn, "failed") if how == "refused" else steered(turn, "accepted", "s1")
-        )
-        if how == "lost":
-            turn.lost()
-        turn.receive(completed("r1", "abc"))
-    assert turn.answered and turn.calls == []
-    turn.answer([])
-    frame = sent(turn)
-    assert frame["previous_response_id"] == "r1"
-    assert [item["content"] for item in frame["input"]] == ["Stop."]
-    turn.receive(created("r2", "r1"))
-    turn.receive(completed("r2", "Fine."))
-    assert turn.outcome is not None and turn.outcome.text == "Fine."
-
-
-def test_a_steer_that_was_lost_with_its_connection_is_brought_again() -> None:
-    """Under its key, until the router has answered; what was answered is not."""
-    turn = running()
-    turn.lost()
-    (steer,) = turn.unheard()
-    assert (steer.text, steer.target, steer.key) == ("Stop.", "r1", turn.steered_as)
-    turn.steer("Now.")
-    assert [steer.text for steer in turn.unheard()] == ["Stop.", "Now."]
-    turn.receive(steered(turn, "accepted", "s1"))
-    assert [steer.text for steer in turn.unheard()] == ["Now."]
-
-
-def test_the_last_event_says_which_steers_the_successor_took() -> None:
-    """The turn goes on with that, over whatever connection; the others are said next."""
-    turn = running()
-    turn.steer("Now.")
-    turn.lost()
-    assert len(turn.unheard()) == 2
-    turn.receive(steered(turn, "accepted", "s1"))
-    named = {"id": "r2", "steers": [turn.steered_as]}
-    turn.receive(completed("r1", "Hel", **_STEERED, successor=named))
-    assert turn.receiving and (turn.response, turn.after) == ("r2", -1) and not turn.unheard()
-    turn.receive(created("r2", "r1"))
-    (steer,) = turn.unheard()
-    assert (steer.text, steer.target) == ("Now.", "r2")
-    turn.receive(completed("r2", "Fine."))
-    assert turn.answered
-    turn.answer([])
-    frame = sent(turn)
-    assert frame["previous_response_id"] == "r2"
-    assert [item["content"] for item in frame["input"]] == ["Now."]
-
-
-def test_a_steer_that_was_refused_is_not_brought_to_the_same_response() -> None:
-    """However many events of it come."""
-    turn = running()
-    turn.receive(steered(turn, "failed"))
-    turn.receive(delta("Hel"))
-    assert turn.steer_frames() == [] == turn.unheard()
-
-
-def test_a_successor_that_was_lost_with_its_connection_is_asked_for() -> None:
-    """The steered response had ended, and nothing follows it by itself any more."""
-    turn = running()
-    turn.receive(steered(turn, "accepted", "s1"))
-    turn.receive(completed("r1", **_STEERED))
-    turn.lost()
-    assert turn.answered and not turn.receiving
-    turn.answer([])
-    assert [item["content"] for item in sent(turn)["input"]] == ["Stop."]
-
-
-def test_a_steer_waits_for_the_tools() -> None:
-    """The router has it, and adds it to the outputs by itself."""
-    turn = running(tools=read_tools([add]))
-    turn.receive(steered(turn, "accepted", "s1"))
-    turn.receive(call_item("c1"))
-    turn.receive(completed("r1"))
-    assert turn.answered
-    turn.answer([ToolResult("c1", "add", "3")])
-    turn.receive(steered(turn, "pending", "s1"))
-    assert [item["type"] for item in sent(turn)["input"]] == ["function_call_output"]
-    turn.receive(created("r2", "r1"))
-    turn.receive(completed("r2", "Fine."))
-    assert turn.finished
