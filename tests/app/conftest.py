@@ -8,6 +8,7 @@ from typing import Any
 import httpx2
 import pytest
 import uvicorn
+from anthropic import AsyncAnthropic
 from openai import AsyncOpenAI
 from starlette.types import ASGIApp
 from websockets.asyncio.client import connect
@@ -185,6 +186,13 @@ async def http() -> AsyncIterator[httpx2.AsyncClient]:
 async def client(router: Router) -> AsyncIterator[AsyncOpenAI]:
     """OpenAI's client of the router."""
     async with AsyncOpenAI(base_url=router.url + "/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+async def claude(router: Router) -> AsyncIterator[AsyncAnthropic]:
+    """Anthropic's client of the router."""
+    async with AsyncAnthropic(base_url=router.url, api_key="none", max_retries=0) as client:
         yield client
 
 
