@@ -1,4 +1,4 @@
-"""A message that is cut short, by its replica or by its client, and asked for again."""
+"""A message that is cut short, by its replica or by its client."""
 
 import asyncio
 
@@ -71,14 +71,3 @@ async def test_a_wish_about_hanging_up_that_is_none_is_refused(router, http, pat
     assert answer.status_code == 400 and answer.json()["type"] == "error"
     assert "detach or abort" in answer.json()["error"]["message"]
     assert router.engine.asked == []
-
-
-async def test_a_repeated_key_returns_the_first_message(router, http):
-    """The same idempotency key runs one turn, and both answers are the same message."""
-    url = f"{router.url}/v1/messages"
-    for stream in (False, True):
-        headers = {"Idempotency-Key": f"k-{stream}"}
-        body = {**BODY, "stream": stream}
-        answers = [await http.post(url, json=body, headers=headers) for _ in range(2)]
-        assert answers[0].text == answers[1].text and answers[0].status_code == 200
-    assert len(router.engine.asked) == 2

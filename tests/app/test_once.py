@@ -13,6 +13,12 @@ from stored_responses import ASK, Stream, ended, finish, pair
 
 REUSED = "idempotency_key_reused"
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+TURNS = [
+    ("responses", ASK),
+    ("responses", {**ASK, "store": False}),
+    ("chat/completions", CHAT),
+    ("messages", {**CHAT, "max_tokens": 9}),
+]
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -81,21 +87,22 @@ async def test_a_key_is_one_over_websocket_and_http(start, store, http):
     assert plain.json() == made and len(one.engine.asked) == 1
 
 
-@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize(("path", "body"), TURNS)
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_repeated_key_gives_the_finished_response(start, store, http, stored, stream):
-    """At another router, event for event, whether or not the response was stored."""
+async def test_a_repeated_key_gives_the_finished_answer(start, store, http, path, body, stream):
+    """At another router, byte for byte, whether or not it was stored."""
     one, two = await pair(start, store)
-    one.engine.says("Hel", "lo")
-    key = {"Idempotency-Key": "k"}
-    body = {**ASK, "stream": stream, "store": stored}
+    one.engine.says("Hello", "there")
+    body, key = {**body, "stream": stream}, {"Idempotency-Key": "k"}
     answers = [
-        await http.post(f"{router.url}/v1/responses", json=body, headers=key)
+        await http.post(f"{router.url}/v1/{path}", json=body, headers=key)
         for router in (one, two, one)
     ]
+    assert {answer.status_code for answer in answers} == {200}
     assert len({answer.headers["x-sessile-turn"] for answer in answers}) == 1
     assert answers[0].text == answers[1].text == answers[2].text
-    assert "Hello" in answers[1].text and len(one.engine.asked) == 1
+    assert "Hello" in answers[1].text and "there" in answers[1].text
+    assert len(one.engine.asked) == 1
 
 
 async def test_a_repeated_key_waits_for_what_cannot_be_followed(start, store, http):
@@ -113,12 +120,6 @@ async def test_a_repeated_key_waits_for_what_cannot_be_followed(start, store, ht
 
 
 LEASE = {"events": {"lease_s": 0.5}}
-TURNS = [
-    ("responses", ASK),
-    ("responses", {**ASK, "store": False}),
-    ("chat/completions", CHAT),
-    ("messages", {**CHAT, "max_tokens": 9}),
-]
 
 
 @pytest.mark.parametrize(("path", "body"), TURNS)
