@@ -105,20 +105,6 @@ async def test_a_repeated_key_gives_the_finished_answer(start, store, http, path
     assert len(one.engine.asked) == 1
 
 
-async def test_a_repeated_key_waits_for_what_cannot_be_followed(start, store, http):
-    """A response that is not stored is in no log: its end is waited for, and told."""
-    one, two = await pair(start, store)
-    go = asyncio.Event()
-    one.engine.plays("Hel", go, "lo", finish())
-    body, key = {**ASK, "store": False}, {"Idempotency-Key": "k"}
-    first = asyncio.create_task(http.post(f"{one.url}/v1/responses", json=body, headers=key))
-    await one.until(lambda: one.engine.running == 1)
-    again = asyncio.create_task(http.post(f"{two.url}/v1/responses", json=body, headers=key))
-    await asyncio.sleep(0.1)
-    go.set()
-    assert (await first).text == (await again).text and len(one.engine.asked) == 1
-
-
 LEASE = {"events": {"lease_s": 0.5}}
 
 
