@@ -1,7 +1,6 @@
 """A repeated idempotency key runs nothing twice, at whichever router."""
 
 import asyncio
-import json
 
 import pytest
 from websockets.asyncio.client import connect
@@ -9,7 +8,7 @@ from websockets.asyncio.client import connect
 from lane_lines import Lines
 from sessile.sessions.store import HeldKey, OnceKey
 from sessile.sessions.stream_log import Batch
-from stored_responses import ASK, Stream, ended, finish, pair
+from stored_responses import ASK, Stream, finish, pair
 
 REUSED = "idempotency_key_reused"
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
@@ -19,47 +18,6 @@ TURNS = [
     ("chat/completions", CHAT),
     ("messages", {**CHAT, "max_tokens": 9}),
 ]
-
-
-@pytest.mark.parametrize("stream", [True, False])
-async def test_a_repeated_key_follows_the_running_turn(start, store, http, stream):
-    """At another router, from its first event on; the engine is asked once."""
-    one, two = await pair(start, store)
-    go = asyncio.Event()
-    one.engine.plays("Hel", go, "lo", finish())
-    key = {"Idempotency-Key": "k"}
-    async with http.stream("POST", f"{one.url}/v1/responses", json=ASK, headers=key) as answer:
-        first = Stream(answer)
-        await first.until("response.output_text.delta")
-        await asyncio.sleep(0.05)
-        body = {**ASK, "stream": stream}
-        asking = asyncio.create_task(http.post(f"{two.url}/v1/responses", json=body, headers=key))
-        await asyncio.sleep(0.1)
-        go.set()
-        events, again = await first.rest(), await asking
-    if stream:
-        data = [line[6:] for line in again.text.splitlines() if line.startswith("data: ")]
-        assert [json.loads(line) for line in data] == events
-    else:
-        assert again.json() == events[-1]["response"]
-    assert len(one.engine.asked) == 1
-
-
-async def test_a_repeated_key_in_the_background(start, store, http):
-    """Gives the response that it began, running or done."""
-    one, two = await pair(start, store)
-    go = asyncio.Event()
-    one.engine.plays("Hel", go, "lo", finish())
-    body, key = {"model": "m", "input": "Hi", "background": True}, {"Idempotency-Key": "k"}
-    made = (await http.post(f"{one.url}/v1/responses", json=body, headers=key)).json()
-    await one.until(lambda: one.engine.running == 1)
-    again = (await http.post(f"{two.url}/v1/responses", json=body, headers=key)).json()
-    assert again["id"] == made["id"]
-    go.set()
-    await ended(http, two, made["id"])
-    done = (await http.post(f"{two.url}/v1/responses", json=body, headers=key)).json()
-    assert (done["id"], done["status"]) == (made["id"], "completed")
-    assert len(one.engine.asked) == 1
 
 
 async def test_a_key_is_one_over_websocket_and_http(start, store, http):
