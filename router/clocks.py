@@ -78,13 +78,13 @@ class Clocks:
         yield from self._turns.values()
 
     def start(
-        self, ask: Ask, group: int, outlook: Outlook, open_to: Sequence[Outlook],
+        self, ask: Ask, outlook: Outlook, open_to: Sequence[Outlook],
         foreseen_s: float, now: float,
     ) -> None:  # fmt: skip
         """A turn is about to be booked at one of those, its first token foreseen."""
         if not all(o.id in self._outlooks for o in open_to) or len(self._outlooks) > len(open_to):
             self._watch(open_to, now)
-        self._mark(ask.turn, outlook, ask.session, group, context_of(ask), now, foreseen_s)
+        self._mark(ask.turn, outlook, ask.session, ask.opening, context_of(ask), now, foreseen_s)
 
     def first_token(self, turn: str, now: float) -> None:
         """Its first token has come."""

@@ -97,7 +97,7 @@ class Pace:
     def _weigh(
         self, ask: Ask, outlooks: Sequence[Outlook], later: float, prefill_tokens: float
     ) -> dict[str, float]:
-        rates = self.yields.expect(ask.session, group_of(ask))
+        rates = self.yields.expect(ask.session, ask.opening)
         if self._steps.shared:
             return self._weigh_together(ask, outlooks, later, prefill_tokens, rates)
         context = context_of(ask)
@@ -192,7 +192,7 @@ class Pace:
         """Whether so much is accepted that not speculating cannot be faster, whatever it costs."""
         if kind or not self._steps.seen(True):
             return False
-        rates = self.yields.expect(ask.session, group_of(ask))
+        rates = self.yields.expect(ask.session, ask.opening)
         return _mean(rates) * _DEAREST * (1.0 + _DEAREST_GROWS * self._clocks.crowd) < 1.0
 
     # -- what becomes of a turn
@@ -201,7 +201,7 @@ class Pace:
         self, ask: Ask, outlook: Outlook, open_to: Sequence[Outlook], foreseen_s: float, now: float
     ) -> None:  # fmt: skip
         """A turn is about to be booked at one of those, its first token foreseen."""
-        self._clocks.start(ask, group_of(ask), outlook, open_to, foreseen_s, now)
+        self._clocks.start(ask, outlook, open_to, foreseen_s, now)
         if ask.bound is None or ask.claimed is not None:
             kind = outlook.speculates
             if kind is self._surprised:
@@ -270,11 +270,6 @@ class Pace:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def group_of(ask: Ask) -> int:
-    """Sessions that begin alike, with the same system prompt, are of one kind of agent."""
-    return ask.blocks[0] if ask.blocks else 0
 
 
 def _one_device(outlooks: Sequence[Outlook]) -> bool:

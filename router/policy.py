@@ -42,7 +42,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     keep sessions together.
 
     The rest is for prices: `attribution` is what the engine's blocks of the session go by, `blocks`
-    are the prompt's block keys of `block_tokens` each, `prompt_tokens` and `output_tokens` what it
+    are the prompt's block keys of `block_tokens` each, `opening` that of how it begins (agents of
+    one kind begin alike, 0: unknown), `prompt_tokens` and `output_tokens` what it
     is and will be, as far as can be told. `claimed` is the reason for a binding that was made a
     moment ago, for this very turn. `priority` orders classes, the lowest first; `deadline` is on
     the scheduler's clock. `base` is the model that `model` is an adapter of (None: it is none),
@@ -62,6 +63,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     program: str = ""
     blocks: tuple[int, ...] = ()
     block_tokens: int = 256
+    opening: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
     claimed: str | None = None

@@ -1,7 +1,9 @@
 """How many decoding steps a token takes of which session, where the replica speculates. Pure.
 
 A session is expected to go on as it did. One that is not known yet may be like any of the last
-that began as it does (the same agent, by its system prompt), or of the last at all.
+that began as it does (the same agent, by its system prompt), or of the last at all. Of the first
+that begin alike more is expected than was seen: drafts are made of what was said before, and a kind
+of agent that is judged by its first would not be heard again.
 """
 
 from collections import OrderedDict
@@ -12,6 +14,7 @@ _MOST_SESSIONS = 20_000
 _MOST_GROUPS = 2_000
 _LAST = 6  # sessions that stand for those to come
 _ENOUGH = 3
+_FEWER = 0.7  # times the steps, until so many were seen
 UNKNOWN = 0.4  # steps a token before any was seen: agents repeat much
 
 
@@ -48,9 +51,12 @@ class Yields:
         like = self._groups.get(group)
         if like is None:
             return tuple(self._all.values()) or (UNKNOWN,)
+        if len(like) >= _ENOUGH:
+            return tuple(like.values())
         # A few of its own kind are heard, and others only for those that are missing.
         others = (self._all[each] for each in reversed(self._all) if each not in like)
-        return (*like.values(), *islice(others, max(0, _ENOUGH - len(like))))
+        heard = (*like.values(), *islice(others, _ENOUGH - len(like)))
+        return tuple(_FEWER * each for each in heard)
 
     def typical(self) -> float | None:
         """Tokens a step of the last sessions, None before any was seen."""

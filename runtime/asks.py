@@ -62,6 +62,7 @@ class Asks:
             program=program or text,
             blocks=prompt.blocks,
             block_tokens=max(1, round(BLOCK_BYTES * ratio)),
+            opening=prompt.opening,
             prompt_tokens=max(1, round(prompt.size * ratio)),
             output_tokens=sizes.reply(hints.output_tokens),
             priority=hints.priority,

@@ -22,10 +22,12 @@ _DEEPEST = (
 
 class Prompt(NamedTuple):
     """What a prompt shares with others: `blocks` are the chained keys of its runs of
-    `BLOCK_BYTES`, the last one not full left out; `size` is its length in bytes."""
+    `BLOCK_BYTES`, the last one not full left out; `size` is its length in bytes, `opening` the key
+    of the first run, or of all where that is shorter."""
 
     blocks: tuple[int, ...]
     size: int
+    opening: int
 
 
 def read_prompt(document: Mapping[str, Any], tenant: str) -> Prompt:
@@ -47,7 +49,8 @@ def read_prompt(document: Mapping[str, Any], tenant: str) -> Prompt:
     for end in range(BLOCK_BYTES, len(text) + 1, BLOCK_BYTES):
         key = xxh3_64_intdigest(view[end - BLOCK_BYTES : end], key)
         keys.append(key)
-    return Prompt(tuple(keys), len(text))
+    opening = keys[0] if keys else xxh3_64_intdigest(text, key) if text else 0
+    return Prompt(tuple(keys), len(text), opening)
 
 
 class Lineage:

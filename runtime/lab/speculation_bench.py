@@ -10,7 +10,7 @@ the pass before. `--again` holds the conversations of a point once unmeasured fi
 same in each round, which is the case of an agent that does again what it did before; so all have
 the same prompts, in which stands what the first server answered the first time. `--least` holds
 more conversations than run at once, one after another, since what one of them is drawn tells
-little. `--learn` lets the router see some first: what it makes of a kind of text that it
+little. `--learn` lets the router have passes first: what it makes of a kind of text that it
 knows is measured then, not how it finds out. On cores that others share, `--pids URL=PID URL=PID`
 times each turn by what the engine that ran it computes; a router is asked for its engines' URLs.
 Routers may stand before all: so many replicas that speculate, that do not, and some of each.
@@ -37,8 +37,8 @@ from sessile.lab.speculation_watch import computed_s
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked of every server. `output` is tokens a turn, `least` the conversations of a
-    pass, `learn` those of each kind and batch that the router has before the measured ones; `name`
-    tells this run's sessions from all others."""
+    pass, `learn` the passes of each kind and batch that the router has before the measured ones;
+    `name` tells this run's sessions from all others."""
 
     kinds: tuple[str, ...] = tuple(KINDS)
     batches: tuple[int, ...] = (1, 4, 16)
@@ -82,21 +82,22 @@ async def _point(setup: Setup, sides: Sequence[Side], kind: str, batch: int) -> 
 
     # The router first: what it sends is new to its replicas then, of which it learns what a prompt
     # costs; an engine would know the prompts of `--again` from having been asked itself.
-    for side in sorted(sides, key=lambda side: side.name != "auto"):
-        for number in range(_unmeasured(setup, side.name, held)):
-            await one(side, number, "-learn", f"{setup.seed} {kind} {batch} learn {number}")
+    first = sorted(sides, key=lambda side: side.name != "auto")
+    for number in range(max(setup.learn, setup.again)):
+        for side in first:
+            if number < _unmeasured(setup, side.name):
+                await one(side, number, "-learn", f"{setup.seed} {kind} {batch} learn {number}")
     for number in range(setup.rounds):
-        first = number % len(sides)
-        for side in (*sides[first:], *sides[:first]):
+        turn = number % len(sides)
+        for side in (*sides[turn:], *sides[:turn]):
             own = f"{number} {'auto' if side.name == 'auto' else ''}"
             yield await one(side, number, "", f"{setup.seed} {kind} {batch} {own}")
 
 
-def _unmeasured(setup: Setup, side: str, held: int) -> int:
+def _unmeasured(setup: Setup, side: str) -> int:
     """How many passes come before those that are measured. An engine has nothing to learn but what
     it says, and what comes with the first prompts of that size."""
-    learns = -(-setup.learn // held)
-    return max(learns if side == "auto" else min(learns, 1), setup.again)
+    return max(setup.learn if side == "auto" else min(setup.learn, 1), setup.again)
 
 
 # -- the command
@@ -186,7 +187,7 @@ def main() -> None:
                         help="conversations of a pass, if fewer run at once")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=default.rounds)
     parser.add_argument("--learn", type=int, default=default.learn,
-                        help="unmeasured ones first, of each point, for the router")  # fmt: skip
+                        help="unmeasured passes first, of each point, for the router")  # fmt: skip
     parser.add_argument("--again", action="store_true",
                         help="hold the same in each round, once unmeasured first")  # fmt: skip
     parser.add_argument("--seed", type=int, default=default.seed,

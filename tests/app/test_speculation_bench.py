@@ -130,13 +130,12 @@ async def test_a_pass_may_hold_more_than_run_at_once(serve: Serve) -> None:
     assert len(set(sessions)) == 6 and sessions[::2] == sessions[1::2]
 
 
-async def test_the_router_has_conversations_to_learn_from(start: Any, serve: Serve) -> None:
-    """As many as were asked for, an engine one pass of them: there is nothing that it could
-    learn."""
+async def test_the_router_has_passes_to_learn_from(start: Any, serve: Serve) -> None:
+    """As many as were asked for, an engine one of them: there is nothing that it could learn."""
     off, off_url = await serve(FakeReplica(model="m", always=SLOW))
     replica = FakeReplica(model="m", always=SLOW)
     router = await start([replica])
-    setup = msgspec.structs.replace(SMALL, rounds=1, learn=5)
+    setup = msgspec.structs.replace(SMALL, rounds=1, learn=3)
     passes = await measured(setup, off=off_url, on=off_url, auto=router.url)
     assert len(passes) == 3
     learned = [n for each in off.seen if "-learn-" in (n := each.headers["x-session-id"])]

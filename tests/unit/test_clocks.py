@@ -16,9 +16,11 @@ class Site:
         self.pool = [Outlook("one", "1"), Outlook("two", "1")]
 
     def start(self, turn, at, now, first=True):
-        ask = Ask(session=turn, turn=turn, model="m", prompt_tokens=100, output_tokens=100)
+        ask = Ask(
+            session=turn, turn=turn, model="m", prompt_tokens=100, output_tokens=100, opening=7
+        )  # fmt: skip
         outlook = self.pool[at]
-        self.clocks.start(ask, 7, outlook, self.pool, 1.0, now)
+        self.clocks.start(ask, outlook, self.pool, 1.0, now)
         outlook.start(ask, 0, now)
         if first:
             self.first(turn, at, now)

@@ -103,6 +103,16 @@ def test_a_block_stands_for_all_before_it():
     assert not set(one.blocks) & set(two.blocks)
 
 
+def test_how_a_prompt_opens_is_known_of_one_that_fills_no_block_too():
+    """By its first block, else by all of it."""
+    long = prompt("x" * 5000, "one")
+    assert long.opening == long.blocks[0] == prompt("x" * 5000, "two").opening
+    short = prompt("say hello")
+    assert not short.blocks and short.opening == prompt("say hello").opening != 0
+    assert short.opening != prompt("say goodbye").opening
+    assert short.opening != prompt("say hello", tenant="u").opening
+
+
 def test_tenants_share_no_block():
     """However alike their prompts are."""
     assert not set(prompt("x" * 5000).blocks) & set(prompt("x" * 5000, tenant="u").blocks)
@@ -121,7 +131,7 @@ def test_a_completions_prompt_is_read_and_anything_else_is_empty():
     """Text is text; tokens and lists are left to the engine."""
     assert len(read_prompt({"prompt": "x" * 2048}, "t").blocks) == 2
     for document in ({}, {"prompt": [1, 2]}, {"messages": "x" * 5000}):
-        assert read_prompt(document, "t") == ((), 0)
+        assert read_prompt(document, "t") == ((), 0, 0)
 
 
 @given(st.lists(st.text(max_size=3000), max_size=4), st.lists(st.text(max_size=3000), max_size=4))
