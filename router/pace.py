@@ -24,6 +24,7 @@ _MOST_BLIND = 8  # sessions begun with a kind that tells nothing
 _DEAREST = 4.0  # is a step that verifies drafts at most
 _DEAREST_GROWS = 0.06  # a batch has more to verify: 1.6 times a step alone, 3.2 times one of 16
 _WORTH = 1.1  # by so much the other kind must be slower, if all are to move: they do one by one
+_FAR = 1.5  # times slower is so far off that it is not tried
 _LEAST_TOKENS = 8
 _LEAST_STEPS = 0.05  # a token
 _OLD_S = 20.0  # what was seen less long ago need not be tried again
@@ -171,6 +172,8 @@ class Pace:
             other_s = best[not kind][0]
             if price_s <= other_s:
                 continue
+            if self._hopeless(kind, ask):
+                return None
             if self.known:
                 old = now - self._told_at[kind] > _OLD_S
                 cost_s = (price_s - other_s) / (1.0 + later)
@@ -180,7 +183,7 @@ class Pace:
                     cost_s += self._steps.waits * crowd * ask.output_tokens * step_s
                 surprised = self._surprised is kind and not self._steps.shared
                 return o if surprised or (old and cost_s <= self._spare_s) else None
-            if not self._steps.seen(not kind) or self._mute or self._hopeless(kind, ask):
+            if not self._steps.seen(not kind) or self._mute:
                 return None
             if self._steps.seen(kind):
                 return None
@@ -189,11 +192,16 @@ class Pace:
         return None
 
     def _hopeless(self, kind: bool, ask: Ask) -> bool:
-        """Whether so much is accepted that not speculating cannot be faster, whatever it costs."""
+        """Whether so much is accepted that not speculating cannot be faster, whatever it costs; or
+        is far from it, where its cost is known: that hardly changes, unlike what is accepted."""
         if kind or not self._steps.seen(True):
             return False
-        rates = self.yields.expect(ask.session, ask.opening)
-        return _mean(rates) * _DEAREST * (1.0 + _DEAREST_GROWS * self._clocks.crowd) < 1.0
+        steps, crowd = _mean(self.yields.expect(ask.session, ask.opening)), self._clocks.crowd
+        if not self.known:
+            return steps * _DEAREST * (1.0 + _DEAREST_GROWS * crowd) < 1.0
+        context = context_of(ask)
+        speculated_s = steps * self._steps.step_s(True, max(crowd, 1.0), context)
+        return self._steps.step_s(False, max(crowd, 1.0), context) > _FAR * speculated_s
 
     # -- what becomes of a turn
 

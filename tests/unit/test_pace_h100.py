@@ -123,9 +123,9 @@ def test_it_mostly_is_whatever_is_drawn():
 def test_those_of_one_moment_do_not_each_try_the_other_kind():
     """While a store is asked, each is decided without the others being bound yet."""
     world = World(shared=False)
-    world.run([4.0], 3, 3)
+    world.run([1.2], 3, 3)
     world.brain._chooser.paces["m"]._spare_s = 1e9
     world.now += 60.0
     world.reasons.clear()
-    world.run([4.0] * 8, 1, 1)
+    world.run([1.2] * 8, 1, 1)
     assert world.reasons["trial"] == 1
