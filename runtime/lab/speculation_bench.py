@@ -2,8 +2,9 @@
 
 The same conversations go to an engine without speculation, to one with it and, with `--auto`, to a
 router before both, for each kind of text and number of conversations at once. The servers take
-turns within a round, in another order each, so that what drifts drifts for all; figures are
-medians over the rounds.
+turns within a round, in another order each, so that what drifts drifts for all; figures are of all
+rounds together, with the error that the difference of the passes makes. Where the router is held to
+the better of two that are far apart, `--more` has further rounds of these two only.
 
 A router has texts of its own: an engine that drafts from all that it has said would know those of
 the pass before. `--again` holds the conversations of a point once unmeasured first and then the
@@ -30,7 +31,7 @@ from rich.console import Console
 
 from sessile.errors import SessileError, SettingsError
 from sessile.lab.speculation_load import Pass, Side, run_pass
-from sessile.lab.speculation_rows import Row, read, rows, table, verdict
+from sessile.lab.speculation_rows import Row, better, read, rows, table, verdict
 from sessile.lab.speculation_texts import KINDS, Script, conversation
 from sessile.lab.speculation_watch import computed_s
 
@@ -38,7 +39,8 @@ from sessile.lab.speculation_watch import computed_s
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked of every server. `output` is tokens a turn, `least` the conversations of a
     pass, `learn` the passes of each kind and batch that the router has before the measured ones;
-    `name` tells this run's sessions from all others."""
+    `more` are the further rounds of the router and the better engine; `name` tells this run's
+    sessions from all others."""
 
     kinds: tuple[str, ...] = tuple(KINDS)
     batches: tuple[int, ...] = (1, 4, 16)
@@ -47,6 +49,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     least: int = 1
     rounds: int = 3
     learn: int = 0
+    more: int = 0
     again: bool = False
     seed: int = 1
     name: str = "spec"
@@ -87,11 +90,15 @@ async def _point(setup: Setup, sides: Sequence[Side], kind: str, batch: int) -> 
         for side in first:
             if number < _unmeasured(setup, side.name):
                 await one(side, number, "-learn", f"{setup.seed} {kind} {batch} learn {number}")
-    for number in range(setup.rounds):
+    passes: list[Pass] = []
+    for number in range(setup.rounds + setup.more):
+        if number == setup.rounds:
+            sides = [side for side in sides if side.name in ("auto", better(passes))]
         turn = number % len(sides)
         for side in (*sides[turn:], *sides[:turn]):
             own = f"{number} {'auto' if side.name == 'auto' else ''}"
-            yield await one(side, number, "", f"{setup.seed} {kind} {batch} {own}")
+            passes.append(await one(side, number, "", f"{setup.seed} {kind} {batch} {own}"))
+            yield passes[-1]
 
 
 def _unmeasured(setup: Setup, side: str) -> int:
@@ -109,7 +116,7 @@ async def _run(
     """All rows; after so many seconds those of which both engines have a pass by then."""
     console = Console(stderr=True)
     passes: list[Pass] = []
-    point = setup.rounds * len(sides)
+    point = setup.rounds * len(sides) + setup.more * (len(sides) - 1)
     async with AsyncExitStack() as stack:
         for side in sides:
             stack.push_async_callback(side.aclose)
@@ -144,15 +151,16 @@ def _setup(given: argparse.Namespace) -> Setup:
         batches = tuple(int(batch) for batch in given.batches.split(","))
     except ValueError as error:
         raise SettingsError(f"--batches: {given.batches!r} is not numbers by comma") from error
-    least = min(*batches, given.least, given.rounds, given.turns, given.output - 1, given.learn + 1)
+    least = min(*batches, given.least, given.rounds, given.turns, given.output - 1)
+    least = min(least, given.learn + 1, given.more + 1)
     if least < 1:
         raise SettingsError("--batches, --least, --rounds and --turns begin at 1, --output at 2")
     if given.json is not None and not given.json.absolute().parent.is_dir():
         raise SettingsError(f"--json: there is no folder {given.json.parent}; make it first")
     return Setup(
         kinds=kinds, batches=batches, output=given.output, turns=given.turns,
-        least=given.least, rounds=given.rounds, learn=given.learn, again=given.again,
-        seed=given.seed, name=f"{time.time_ns():x}",
+        least=given.least, rounds=given.rounds, learn=given.learn, more=given.more,
+        again=given.again, seed=given.seed, name=f"{time.time_ns():x}",
     )  # fmt: skip
 
 
@@ -188,6 +196,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=default.rounds)
     parser.add_argument("--learn", type=int, default=default.learn,
                         help="unmeasured passes first, of each point, for the router")  # fmt: skip
+    parser.add_argument("--more", type=int, default=default.more,
+                        help="further rounds of the router and the better engine")  # fmt: skip
     parser.add_argument("--again", action="store_true",
                         help="hold the same in each round, once unmeasured first")  # fmt: skip
     parser.add_argument("--seed", type=int, default=default.seed,

@@ -1,12 +1,13 @@
-"""The figures of the speculation benchmark: passes become rows, medians of each kind and batch.
+"""The figures of the speculation benchmark: passes become rows, one of each kind and batch.
 
-The passes of one server differ from each other by chance; a row says by how much, since a ratio is
-worth no more than that.
+The passes of one server differ from each other by chance; a row says what that makes of the ratio
+of auto, which is worth no more.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from math import exp, hypot, log, sqrt
 from pathlib import Path
-from statistics import median
+from statistics import harmonic_mean, mean, median, stdev
 
 import msgspec
 from rich.table import Table
@@ -18,11 +19,11 @@ _CLOSE = 0.97  # of the better of on and off, which auto is to reach
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One kind of text and batch. Speeds are decoded tokens a second; `whole` ones count the
-    prompts' time too. `break_even` is the acceptance at which on is as fast as off, by the cost of
-    their steps; None where the acceptance is not told. The ratios of auto are to the better, and
-    `spread` is how far the passes of one server lay apart, in parts of their median: of the server
-    for which that was most, None where each had one pass only."""
+    """One kind of text and batch, of all rounds. Speeds are decoded tokens a second; `whole` ones
+    count the prompts' time too. `break_even` is the acceptance at which on is as fast as off, by
+    the cost of their steps; None where the acceptance is not told. The ratios of auto are to the
+    better, and `error` is two standard errors of that of decoding, in parts of it, by how far the
+    passes of either lay apart; None where one had one pass only."""
 
     kind: str
     batch: int
@@ -34,16 +35,16 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     break_even: float | None
     off_tpot_s: float
     on_tpot_s: float
-    spread: float | None
     auto_tok_s: float | None = None
     auto_tpot_s: float | None = None
     auto_ratio: float | None = None
     auto_whole_ratio: float | None = None
+    error: float | None = None
     auto_at: dict[str, int] = {}
 
 
 def rows(passes: Sequence[Pass]) -> list[Row]:
-    """The medians of each kind and batch of which both engines have a pass, in their order."""
+    """Those of which both engines have a pass, in their order."""
     cells: dict[tuple[str, int], list[Pass]] = {}
     for each in passes:
         cells.setdefault((each.kind, each.batch), []).append(each)
@@ -55,26 +56,22 @@ def rows(passes: Sequence[Pass]) -> list[Row]:
 
 
 def _row(kind: str, batch: int, passes: Sequence[Pass]) -> Row:
-    def of(side: str, figure: Callable[[Pass], float]) -> float:
-        return median(figure(each) for each in passes if each.side == side)
-
-    def speed(side: str) -> float:
-        return of(side, lambda each: each.decode_tok_s)
-
     def whole(side: str) -> float:
-        return of(side, lambda each: each.whole_tok_s)
+        return harmonic_mean([each.whole_tok_s for each in passes if each.side == side])
 
     def tpot(side: str) -> float:
-        return of(side, lambda each: each.tpot_p50_s)
+        return median(each.tpot_p50_s for each in passes if each.side == side)
+
+    def speed(side: str) -> float:
+        return _speed(passes, side)
 
     off, on = speed("off"), speed("on")
     told = [each.acceptance for each in passes if each.side == "on" and each.acceptance]
-    acceptance = median(told) if told else None
+    acceptance = mean(told) if told else None
     row = Row(
         kind=kind, batch=batch, off_tok_s=off, on_tok_s=on, on_ratio=on / off,
         on_whole_ratio=whole("on") / whole("off"), acceptance=acceptance,
         break_even=break_even(acceptance, off, on), off_tpot_s=tpot("off"), on_tpot_s=tpot("on"),
-        spread=_spread(passes),
     )  # fmt: skip
     auto = [each for each in passes if each.side == "auto"]
     if not auto:
@@ -87,16 +84,28 @@ def _row(kind: str, batch: int, passes: Sequence[Pass]) -> Row:
         row, auto_tok_s=speed("auto"), auto_tpot_s=tpot("auto"),
         auto_ratio=speed("auto") / max(off, on),
         auto_whole_ratio=whole("auto") / max(whole("off"), whole("on")), auto_at=at,
+        error=_error(passes, ("auto", better(passes))),
     )  # fmt: skip
 
 
-def _spread(passes: Sequence[Pass]) -> float | None:
-    found = []
-    for side in {each.side for each in passes}:
-        speeds = [each.decode_tok_s for each in passes if each.side == side]
-        if len(speeds) > 1:
-            found.append((max(speeds) - min(speeds)) / median(speeds))
-    return max(found, default=None)
+def better(passes: Sequence[Pass]) -> str:
+    """The engine that decodes faster, of those that have a pass of each."""
+    return max(("off", "on"), key=lambda side: _speed(passes, side))
+
+
+def _speed(passes: Sequence[Pass], side: str) -> float:
+    """All tokens of the passes, which have as many each, by all the time that they took."""
+    return harmonic_mean([each.decode_tok_s for each in passes if each.side == side])
+
+
+def _error(passes: Sequence[Pass], sides: Sequence[str]) -> float | None:
+    errors = []
+    for side in sides:
+        speeds = [log(each.decode_tok_s) for each in passes if each.side == side]
+        if len(speeds) < 2:
+            return None
+        errors.append(stdev(speeds) / sqrt(len(speeds)))
+    return exp(2.0 * hypot(*errors)) - 1.0
 
 
 def break_even(acceptance: float | None, off_tok_s: float, on_tok_s: float) -> float | None:
@@ -110,7 +119,7 @@ def table(found: Sequence[Row]) -> Table:
     shown = Table(header_style="bold")
     shown.add_column("kind")
     for name in ("batch", "off tok/s", "on (of off)", "tokens a step", "break-even",
-                 "auto (of the better)", "with prompts: on, auto", "passes apart",
+                 "auto (of the better)", "±", "with prompts: on, auto",
                  "auto's turns at"):  # fmt: skip
         shown.add_column(name, justify="right")
     for row in found:
@@ -119,7 +128,7 @@ def table(found: Sequence[Row]) -> Table:
             f"{row.on_tok_s:.1f} ({row.on_ratio:.2f})",
             _figure(row.acceptance), _figure(row.break_even),
             "-" if row.auto_tok_s is None else f"{row.auto_tok_s:.1f} ({_figure(row.auto_ratio)})",
-            f"{row.on_whole_ratio:.2f}, {_figure(row.auto_whole_ratio)}", _figure(row.spread),
+            _figure(row.error), f"{row.on_whole_ratio:.2f}, {_figure(row.auto_whole_ratio)}",
             ", ".join(f"{replica} {turns}" for replica, turns in row.auto_at.items()) or "-",
         )  # fmt: skip
     return shown
@@ -130,14 +139,20 @@ def _figure(value: float | None) -> str:
 
 
 def verdict(found: Sequence[Row]) -> str:
-    """Whether auto is where it should be; empty without it."""
+    """Whether auto is where it should be, and where it is surely not; empty without it."""
     ratios = [row.auto_ratio for row in found if row.auto_ratio is not None]
     if not ratios:
         return ""
     close = sum(ratio >= _CLOSE for ratio in ratios)
+    surely = sum(
+        row.auto_ratio * (1.0 + (row.error or 0.0)) < _CLOSE
+        for row in found
+        if row.auto_ratio is not None
+    )
     return (
         f"auto is within 3 % of the better of on and off, or above it, at {close} of "
-        f"{len(ratios)} points; the worst is {min(ratios):.2f} of it"
+        f"{len(ratios)} points, and below by more than the error at {surely}; "
+        f"the worst is {min(ratios):.2f} of it"
     )
 
 

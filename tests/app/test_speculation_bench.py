@@ -54,6 +54,7 @@ def said(replica: FakeReplica) -> list[str]:
 
 
 SLOW = Fault(pause_s=0.005)  # its words come one by one
+SLOWER = Fault(pause_s=0.1)
 SMALL = Setup(kinds=("json",), batches=(2,), output=8, turns=2, rounds=2, name="t")
 
 
@@ -141,6 +142,21 @@ async def test_the_router_has_passes_to_learn_from(start: Any, serve: Serve) -> 
     learned = [n for each in off.seen if "-learn-" in (n := each.headers["x-session-id"])]
     assert len(set(learned)) == 4
     assert len(replica.seen) == 2 * (6 + 2)
+
+
+async def test_further_rounds_are_of_the_router_and_the_better_engine(
+    start: Any, serve: Serve
+) -> None:
+    """What the slower one does is known by then."""
+    _, slow_url = await serve(FakeReplica(model="m", always=SLOWER))
+    _, fast_url = await serve(FakeReplica(model="m", always=SLOW))
+    router = await start([FakeReplica(model="m", always=SLOW)])
+    setup = msgspec.structs.replace(SMALL, rounds=1, more=2)
+    passes = await measured(setup, off=slow_url, on=fast_url, auto=router.url)
+    assert [(each.side, each.round) for each in passes[:3]] == [("off", 0), ("on", 0), ("auto", 0)]
+    assert sorted((each.side, each.round) for each in passes[3:]) == [
+        ("auto", 1), ("auto", 2), ("on", 1), ("on", 2),
+    ]  # fmt: skip
 
 
 async def test_a_turn_that_fails_ends_the_run(serve: Serve) -> None:

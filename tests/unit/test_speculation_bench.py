@@ -1,6 +1,7 @@
 """The figures of the speculation benchmark, and its texts."""
 
 import json
+import math
 from random import Random
 
 import pytest
@@ -67,23 +68,34 @@ def test_break_even_is_where_on_is_as_fast_as_off() -> None:
     assert break_even(None, 100.0, 200.0) is None
 
 
-def test_rows_are_medians_and_auto_is_held_to_the_better() -> None:
+def test_rows_are_of_all_rounds_and_auto_is_held_to_the_better() -> None:
     """Also where that is off; where its turns went is counted over the rounds, and a point that one
     engine has not come to is left out."""
-    passes = [made("off", tok_s, n) for n, tok_s in enumerate((90.0, 100.0, 500.0))]
-    passes += [made("on", 200.0, n, acceptance=a) for n, a in enumerate((2.0, 3.0, 9.0))]
-    passes += [made("auto", 190.0, n, turns_at={"one": 1, "two": n}) for n in range(3)]
+    passes = [made("off", tok_s, n) for n, tok_s in enumerate((50.0, 100.0, 300.0))]
+    passes += [made("on", 180.0, n, acceptance=a) for n, a in enumerate((2.0, 3.0, 4.0))]
+    passes += [made("auto", 171.0, n, turns_at={"one": 1, "two": n}) for n in range(3)]
     passes += [made("off", 50.0, kind="prose"), made("on", 40.0, kind="prose")]
     edits, prose = rows(passes)
-    assert (edits.off_tok_s, edits.on_tok_s, edits.auto_tok_s) == (100.0, 200.0, 190.0)
-    assert (edits.on_ratio, edits.auto_ratio) == (2.0, 0.95)
-    assert (edits.acceptance, edits.break_even) == (3.0, 1.5)
+    assert (edits.off_tok_s, edits.on_tok_s, edits.auto_tok_s) == pytest.approx((90, 180, 171))
+    assert (edits.on_ratio, edits.auto_ratio) == pytest.approx((2.0, 0.95))
+    assert (edits.acceptance, edits.break_even) == pytest.approx((3.0, 1.5))
     assert edits.auto_at == {"one": 3, "two": 3}
     assert (prose.on_ratio, prose.auto_tok_s, prose.acceptance) == (0.8, None, None)
-    assert edits.spread == 4.1 and prose.spread is None
+    assert edits.error == pytest.approx(0.0) and prose.error is None
     assert rows([*passes, made("off", 50.0, kind="code")]) == rows(passes)
     slow = rows([*passes, made("auto", 49.0, kind="prose")])[1]
     assert slow.auto_ratio == pytest.approx(0.98)
+
+
+def test_a_ratio_has_the_error_of_both_its_sides() -> None:
+    """Two standard errors; a ratio that falls short by less may be chance."""
+    passes = [made("off", 10.0), made("on", 90.0), made("on", 110.0, 1)]
+    passes += [made("auto", 80.0), made("auto", 100.0, 1)]
+    (row,) = rows(passes)
+    assert row.error == pytest.approx(math.exp(math.log(11 / 9) * math.hypot(1, 1.1119)) - 1, 0.01)
+    assert "at 0 of 1 points, and below by more than the error at 0" in verdict([row])
+    sure = rows([*passes[:3], made("auto", 50.0), made("auto", 51.0, 1)])
+    assert "at 0 of 1 points, and below by more than the error at 1" in verdict(sure)
 
 
 def test_what_is_not_told_is_a_dash() -> None:
