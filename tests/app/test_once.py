@@ -63,7 +63,7 @@ async def test_a_repeated_key_gives_the_finished_answer(start, store, http, path
     assert len(one.engine.asked) == 1
 
 
-LEASE = {"events": {"lease_s": 0.5}}
+LEASE = {"events": {"lease_s": 1.0}}
 
 
 @pytest.mark.parametrize(("path", "body"), TURNS)
@@ -85,7 +85,7 @@ async def test_a_router_that_has_just_started_takes_such_a_key_at_once(start, ht
     """Routers that die soon, one after another, keep no key from its client."""
     one = await start(store=store, **LEASE)
     await one.app.store.begin_once("default", OnceKey("k"), "turn_gone")
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(1.1)
     two = await start(
         beside=one, store=store, events={"lease_s": 60}, sessions={"lock_wait_s": 0.1}
     )
@@ -109,12 +109,12 @@ async def test_a_key_is_kept_while_its_turn_runs(
     if away:
         redis_server.pause()
         await one.until(lambda: not (one.app.store.available or two.app.store.available))
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(1.5)
     if away:
         redis_server.resume()
         await one.until(lambda: one.app.store.available and two.app.store.available)
     again = asyncio.create_task(http.post(f"{two.url}/v1/{path}", json=body, headers=key))
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(1.5)
     assert not first.done() and not again.done()
     go.set()
     assert (await first).text == (await again).text and len(one.engine.asked) == 1
@@ -159,7 +159,7 @@ async def test_a_response_that_is_taken_over_is_found_by_its_key(start, http, st
     await kept.delete_turn("default", turn)
     await kept.begin_once("default", OnceKey("k"), turn)
     await log.append([Batch(tenant="default", turn=turn, fence=1, first=0, accept=record)])
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(1.1)
     answers = [
         await http.post(f"{router.url}/v1/responses", json=ASK, headers={"Idempotency-Key": "k"})
         for router in (two, one)

@@ -106,7 +106,7 @@ async def test_a_replica_that_refuses_what_is_wrong_stays(site, http):
 
 async def test_a_replica_whose_queue_is_full_stays(site, http):
     """It refuses turns, and the trial, while it serves those that it has."""
-    site.bad.fail(Fault(pause_s=1.0))
+    site.bad.fail(Fault(pause_s=4.0))
     site.bad.always = Fault(status=503)
     await site.app.pool.remove("good")
     running = asyncio.create_task(http.post(site.url + CHAT, **ask("s")))
@@ -132,7 +132,7 @@ async def test_one_turn_that_breaks_its_engines_takes_none_out(site, http):
 async def test_where_nobody_else_serves_a_turn_waits_on(site, http):
     """And new ones are told at once that nobody is ready."""
     await site.app.pool.remove("good")
-    site.bad.fail(Fault(pause_s=2.0))
+    site.bad.fail(Fault(pause_s=6.0))
     site.bad.always = Fault(hang=True)
     turn = asyncio.create_task(http.post(site.url + CHAT, **ask("s")))
     await site.until(lambda: down(site))
