@@ -45,6 +45,7 @@ class World:
         self.latency_s, self.base_s, self.slope_s = latency_s, base_s, slope_s
         self.longer_s = longer_s
         self.first_tokens = 500  # of a session's first prompt
+        self.alike = True  # whether the sessions of all places begin alike
         self.plain, self.verify = plain, verify
         self.now = 0.0
         self.decode_s = 0.0  # of all turns, from their first tokens to their last
@@ -56,7 +57,7 @@ class World:
         """Run so many sessions of each of those acceptances at once, one after another in each
         place; returns tokens a second of all. An acceptance may be of each turn. `only` is where
         all of them run, or where those of each place do."""
-        places = [Place(length) for length in accepts]
+        places = [Place(length, number) for number, length in enumerate(accepts, 1)]
         if only is not None:
             homes = only if isinstance(only, list) else [only] * len(places)
             for place, home in zip(places, homes, strict=True):
@@ -84,6 +85,7 @@ class World:
         return Ask(
             session=place.session, turn=place.turn, model="m", bound=place.bound,
             prompt_tokens=self.first_tokens + 300 * place.done, output_tokens=TOKENS,
+            opening=0 if self.alike else place.number,
         )  # fmt: skip
 
     def _begin(self, coming):
@@ -177,8 +179,9 @@ class World:
 class Place:
     """Where one session runs after another."""
 
-    def __init__(self, length):
+    def __init__(self, length, number):
         self.length = length
+        self.number = number
         self.done = 0
         self.turn = None
         self.only = None

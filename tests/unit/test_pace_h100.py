@@ -120,6 +120,21 @@ def test_it_mostly_is_whatever_is_drawn():
     assert sum(ratios) / len(ratios) > 0.97
 
 
+@pytest.mark.parametrize("batch", [4, 16])
+def test_a_text_that_is_said_again_is_not_judged_by_the_first_time(batch):
+    """N-grams are of what was said before: at first speculating was a little slower."""
+    world = world_of("smol")
+    world.alike = False
+    world.plain, world.verify = line((2.0e-3,) * 3), line((4.0e-3, 5.1e-3, 9.3e-3))
+    again = 1.4 * world.verify(batch) / world.plain(batch)
+    for accepts in (0.62 * again, again, again):
+        world.run([accepts] * batch, TURNS, 1)
+        world.now += 1.0
+    world.where.clear()
+    world.run([again] * batch, TURNS, 1)
+    assert world.where == {(again, "on"): TURNS * batch}
+
+
 def test_those_of_one_moment_do_not_each_try_the_other_kind():
     """While a store is asked, each is decided without the others being bound yet."""
     world = World(shared=False)
