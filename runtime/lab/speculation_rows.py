@@ -145,9 +145,9 @@ def verdict(found: Sequence[Row]) -> str:
         return ""
     close = sum(ratio >= _CLOSE for ratio in ratios)
     surely = sum(
-        row.auto_ratio * (1.0 + (row.error or 0.0)) < _CLOSE
+        row.auto_ratio * (1.0 + row.error) < _CLOSE
         for row in found
-        if row.auto_ratio is not None
+        if row.auto_ratio is not None and row.error is not None
     )
     return (
         f"auto is within 3 % of the better of on and off, or above it, at {close} of "

@@ -96,6 +96,8 @@ def test_a_ratio_has_the_error_of_both_its_sides() -> None:
     assert "at 0 of 1 points, and below by more than the error at 0" in verdict([row])
     sure = rows([*passes[:3], made("auto", 50.0), made("auto", 51.0, 1)])
     assert "at 0 of 1 points, and below by more than the error at 1" in verdict(sure)
+    once = rows([made("off", 10.0), made("on", 90.0), made("auto", 50.0)])
+    assert "at 0 of 1 points, and below by more than the error at 0" in verdict(once)
 
 
 def test_what_is_not_told_is_a_dash() -> None:
