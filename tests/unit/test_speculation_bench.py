@@ -9,7 +9,7 @@ from rich.console import Console
 
 from sessile.errors import SettingsError
 from sessile.lab.speculation_load import Pass, Turn, stepped, summed
-from sessile.lab.speculation_rows import break_even, rows, table, verdict
+from sessile.lab.speculation_rows import better, break_even, rows, table, verdict
 from sessile.lab.speculation_texts import KINDS, conversation
 
 
@@ -77,6 +77,7 @@ def test_rows_are_of_all_rounds_and_auto_is_held_to_the_better() -> None:
     passes += [made("off", 50.0, kind="prose"), made("on", 40.0, kind="prose")]
     edits, prose = rows(passes)
     assert (edits.off_tok_s, edits.on_tok_s, edits.auto_tok_s) == pytest.approx((90, 180, 171))
+    assert better(passes[:9]) == "on" and better(passes[9:]) == "off"
     assert (edits.on_ratio, edits.auto_ratio) == pytest.approx((2.0, 0.95))
     assert (edits.acceptance, edits.break_even) == pytest.approx((3.0, 1.5))
     assert edits.auto_at == {"one": 3, "two": 3}
