@@ -74,10 +74,11 @@ class Probe:
             self._looks = 0
             unreachable = isinstance(error, ReplicaUnreachable)
             if not (unreachable and self._is_awaited()):
+                for replica in server.replicas:
+                    # A trial that failed has ended what was under way there, this look too.
+                    replica.why = replica.doubts.refused or error.message
                 if self._missed > 1 or unreachable:
                     self._pool.mark_down(name, error.message)
-                for replica in server.replicas:
-                    replica.why = error.message
             server.refuses = isinstance(error, ReplicaRefused)
 
     def _is_awaited(self) -> bool:

@@ -96,6 +96,24 @@ async def test_a_replica_that_is_told_to_stop_is_down_at_once(watched: Watched) 
     assert watched.replica.state == "down"
 
 
+async def test_a_look_that_a_failed_trial_ended_does_not_hide_why(watched: Watched) -> None:
+    """Whoever asks is told what the trial has found, until the replica does not answer at all."""
+    await watched.look()
+    upstream, pool = watched.upstream, watched.pool
+
+    def refuse() -> None:
+        watched.replica.doubts.refused = "it serves nothing"
+        pool.mark_down("r", "it serves nothing")
+
+    upstream.meanwhile[READY] = refuse
+    upstream.pages[READY] = ReplicaTimeout("http://r: it serves nothing")
+    await watched.look()
+    assert (watched.replica.state, watched.replica.why) == ("down", "it serves nothing")
+    upstream.pages[READY] = ReplicaUnreachable("http://r is not reachable")
+    await watched.look()
+    assert watched.replica.why == "http://r is not reachable"
+
+
 async def test_a_busy_replica_that_tells_its_identity_late_stays_up(watched: Watched) -> None:
     """SGLang answers /server_info between two passes of the model, which may take many seconds."""
     await watched.look()
