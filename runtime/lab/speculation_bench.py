@@ -2,9 +2,10 @@
 
 The same conversations go to an engine without speculation, to one with it and, with `--auto`, to a
 router before both, for each kind of text and number of conversations at once. The servers take
-turns within a round, in another order each, so that what drifts drifts for all; figures are of all
-rounds together, with the error that the difference of the passes makes. Where the router is held to
-the better of two that are far apart, `--more` has further rounds of these two only.
+turns within a round, in another order each, so that what drifts drifts for all; a ratio is the mean
+of those of all rounds, with the error that their difference makes. Where the router is held to the
+better of two that are far apart, `--more` has further rounds of these two only. Beside it stands
+what its choices alone would make, by the speeds of the engines that its turns went to.
 
 A router has texts of its own: an engine that drafts from all that it has said would know those of
 the pass before. `--again` holds the conversations of a point once unmeasured first and then the
@@ -216,8 +217,11 @@ def main() -> None:
         else:
             setup = _setup(given)
             pids = _pids(given.pids)
+            engines = {given.off: "off", given.on: "on"}
             sides = [
-                Side(name, url, given.key, given.model, pids) for name, url in urls.items() if url
+                Side(name, url, given.key, given.model, pids, engines if name == "auto" else None)
+                for name, url in urls.items()
+                if url
             ]
             found = asyncio.run(_run(setup, sides, given.json, given.seconds))
     except SessileError as error:

@@ -47,7 +47,8 @@ class Pass(msgspec.Struct, frozen=True, kw_only=True):
 
     `decode_tok_s` is a stream's mean speed times the batch, `whole_tok_s` all tokens by the time
     that all of it took, prompts too. `acceptance` is tokens a step of a sequence, None where the
-    engine does not tell; `turns_at` counts the turns of each replica of a router. `turn_tok_s` is
+    engine does not tell; `turns_at` counts the turns of each replica of a router, under the name of
+    its side where it is one of the engines that are measured by themselves. `turn_tok_s` is
     the speed of the first turns, of the second ones, and so on: a router knows a session better.
     """
 
@@ -66,15 +67,18 @@ class Pass(msgspec.Struct, frozen=True, kw_only=True):
 
 class Side:
     """One server under test: `off`, `on` or `auto`, an engine or a router. Lives as long as the
-    benchmark. With `pids`, by the URLs of engines, time is what these compute, where others compute
-    on the same cores."""
+    benchmark. `engines` are the sides of the engines that a router may have, by URL. With `pids`,
+    by the URLs of engines, time is what these compute, where others compute on the same cores."""
 
     def __init__(
         self, name: str, url: str, key: str, model: str | None = None,
-        pids: Mapping[str, int] | None = None,
+        pids: Mapping[str, int] | None = None, engines: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.name = name
         self.model = model or ""
+        self.sides: dict[str, str] = {}
+        """Which replica is which side, by id, once they are found; empty of an engine."""
+        self._engines = {_plain(url): side for url, side in (engines or {}).items()}
         self._pids = pids or {}
         self._timed: dict[str, int] = {}  # by replica, once they are found
         self._url = _plain(url)
@@ -93,22 +97,25 @@ class Side:
                 f"--{self.name} {self._url}: no OpenAI-compatible server with a model answers "
                 f"there ({error}); start it first, or give the URL of one that runs"
             ) from error
+        try:
+            reply = await self._upstream.call(Call("GET", _REPLICAS), _CALL_S, self._headers)
+            listed = document(reply, _REPLICAS)["replicas"]
+            urls = {each["id"]: _plain(each["url"]) for each in listed}
+        except (ReplicaError, KeyError, TypeError):
+            urls = {}  # an engine
+        self.sides = {
+            replica: self._engines[url] for replica, url in urls.items() if url in self._engines
+        }
         if self._pids:
-            self._timed = await self._find_timed()
+            self._timed = self._find_timed(urls)
 
-    async def _find_timed(self) -> dict[str, int]:
+    def _find_timed(self, urls: Mapping[str, str]) -> dict[str, int]:
         """The processes to be timed, by the ids of their replicas; an engine itself has none."""
         pids = {_plain(url): pid for url, pid in self._pids.items()}
-        urls = {"": self._url}
-        if self._url not in pids:
-            try:
-                reply = await self._upstream.call(Call("GET", _REPLICAS), _CALL_S, self._headers)
-                listed = document(reply, _REPLICAS)["replicas"]
-                urls = {each["id"]: _plain(each["url"]) for each in listed}
-            except (ReplicaError, KeyError, TypeError) as error:
-                raise SettingsError(
-                    f"--pids: there is none of {self._url}, and it is no router ({error})"
-                ) from error
+        if self._url in pids:
+            urls = {"": self._url}
+        elif not urls:
+            raise SettingsError(f"--pids: there is none of {self._url}, and it is no router")
         if missing := sorted(set(urls.values()) - set(pids)):
             raise SettingsError(f"--pids: there is none of {missing[0]}; add {missing[0]}=PID")
         return {replica: pids[url] for replica, url in urls.items()}
@@ -175,7 +182,7 @@ class Side:
             raise self._refused("an answer without text, or without the usage that was asked for")
         return Turn(
             text="".join(pieces),
-            replica=replica,
+            replica=self.sides.get(replica, replica),
             ttft_s=first,
             decode_s=last - first,
             tokens=usage["completion_tokens"],
@@ -259,7 +266,7 @@ def summed(
         whole_tok_s=sum(turn.tokens for turn in turns) / wall_s,
         tpot_p50_s=median(turn.decode_s / (turn.tokens - 1) for turn in turns if _timed(turn)),
         ttft_p50_s=median(turn.ttft_s for turn in turns),
-        turns_at=dict(sorted(Counter(turn.replica for turn in turns if turn.replica).items())),
+        turns_at=dict(Counter(turn.replica for turn in turns if turn.replica)),
         turn_tok_s=[_speed(nth, batch) for nth in zip(*held, strict=True)],
     )  # fmt: skip
 

@@ -1,13 +1,15 @@
 """The figures of the speculation benchmark: passes become rows, one of each kind and batch.
 
-The passes of one server differ from each other by chance; a row says what that makes of the ratio
-of auto, which is worth no more.
+Machines drift, by more than what is to be seen: a ratio is that of the passes of one round, which
+follow each other, in the geometric mean of all rounds. How far the rounds lie apart says what it
+is worth.
 """
 
-from collections.abc import Iterable, Sequence
-from math import exp, hypot, log, sqrt
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import exp, log, sqrt
 from pathlib import Path
-from statistics import harmonic_mean, mean, median, stdev
+from statistics import geometric_mean, harmonic_mean, mean, median, stdev
 
 import msgspec
 from rich.table import Table
@@ -22,8 +24,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One kind of text and batch, of all rounds. Speeds are decoded tokens a second; `whole` ones
     count the prompts' time too. `break_even` is the acceptance at which on is as fast as off, by
     the cost of their steps; None where the acceptance is not told. The ratios of auto are to the
-    better, and `error` is two standard errors of that of decoding, in parts of it, by how far the
-    passes of either lay apart; None where one had one pass only."""
+    better, and `error` is two standard errors of that of decoding, in parts of it; None of one
+    round alone. `auto_chosen` is what auto would be of the better, were each of its turns as fast
+    as turns are of the engine that it went to, in rounds of that engine alone; None where it
+    has others than these two."""
 
     kind: str
     batch: int
@@ -40,78 +44,101 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     auto_ratio: float | None = None
     auto_whole_ratio: float | None = None
     error: float | None = None
+    auto_chosen: float | None = None
     auto_at: dict[str, int] = {}
 
 
 def rows(passes: Sequence[Pass]) -> list[Row]:
-    """Those of which both engines have a pass, in their order."""
+    """Those of which both engines have a pass of one round, in their order."""
     cells: dict[tuple[str, int], list[Pass]] = {}
     for each in passes:
         cells.setdefault((each.kind, each.batch), []).append(each)
     return [
         _row(kind, batch, found)
         for (kind, batch), found in cells.items()
-        if {"off", "on"} <= {each.side for each in found}
+        if _ratios(found, "on", "off")
     ]
 
 
 def _row(kind: str, batch: int, passes: Sequence[Pass]) -> Row:
-    def whole(side: str) -> float:
-        return harmonic_mean([each.whole_tok_s for each in passes if each.side == side])
+    def speed(side: str) -> float:
+        return harmonic_mean([each.decode_tok_s for each in passes if each.side == side])
 
     def tpot(side: str) -> float:
         return median(each.tpot_p50_s for each in passes if each.side == side)
 
-    def speed(side: str) -> float:
-        return _speed(passes, side)
-
     off, on = speed("off"), speed("on")
     told = [each.acceptance for each in passes if each.side == "on" and each.acceptance]
     acceptance = mean(told) if told else None
+    on_ratio = geometric_mean(_ratios(passes, "on", "off"))
     row = Row(
-        kind=kind, batch=batch, off_tok_s=off, on_tok_s=on, on_ratio=on / off,
-        on_whole_ratio=whole("on") / whole("off"), acceptance=acceptance,
-        break_even=break_even(acceptance, off, on), off_tpot_s=tpot("off"), on_tpot_s=tpot("on"),
+        kind=kind, batch=batch, off_tok_s=off, on_tok_s=on, on_ratio=on_ratio,
+        on_whole_ratio=geometric_mean(_ratios(passes, "on", "off", _whole)),
+        acceptance=acceptance, break_even=break_even(acceptance, on_ratio),
+        off_tpot_s=tpot("off"), on_tpot_s=tpot("on"),
     )  # fmt: skip
-    auto = [each for each in passes if each.side == "auto"]
-    if not auto:
+    best = better(passes)
+    ratios = _ratios(passes, "auto", best)
+    if not ratios:
         return row
-    at: dict[str, int] = {}
-    for each in auto:
-        for replica, turns in each.turns_at.items():
-            at[replica] = at.get(replica, 0) + turns
+    at: Counter[str] = Counter()
+    for each in passes:
+        at.update(each.turns_at)
+    whole = max(("off", "on"), key=lambda side: _level(passes, side, _whole))
     return msgspec.structs.replace(
         row, auto_tok_s=speed("auto"), auto_tpot_s=tpot("auto"),
-        auto_ratio=speed("auto") / max(off, on),
-        auto_whole_ratio=whole("auto") / max(whole("off"), whole("on")), auto_at=at,
-        error=_error(passes, ("auto", better(passes))),
+        auto_ratio=geometric_mean(ratios),
+        auto_whole_ratio=geometric_mean(_ratios(passes, "auto", whole, _whole)),
+        auto_at=dict(sorted(at.items())), auto_chosen=_chosen(at, on_ratio), error=_error(ratios),
     )  # fmt: skip
 
 
 def better(passes: Sequence[Pass]) -> str:
-    """The engine that decodes faster, of those that have a pass of each."""
-    return max(("off", "on"), key=lambda side: _speed(passes, side))
+    """The engine that decodes faster, of those that have a pass of each in some round."""
+    return max(("off", "on"), key=lambda side: _level(passes, side))
 
 
-def _speed(passes: Sequence[Pass], side: str) -> float:
-    """All tokens of the passes, which have as many each, by all the time that they took."""
-    return harmonic_mean([each.decode_tok_s for each in passes if each.side == side])
+def _decoding(each: Pass) -> float:
+    return each.decode_tok_s
 
 
-def _error(passes: Sequence[Pass], sides: Sequence[str]) -> float | None:
-    errors = []
-    for side in sides:
-        speeds = [log(each.decode_tok_s) for each in passes if each.side == side]
-        if len(speeds) < 2:
-            return None
-        errors.append(stdev(speeds) / sqrt(len(speeds)))
-    return exp(2.0 * hypot(*errors)) - 1.0
+def _whole(each: Pass) -> float:
+    return each.whole_tok_s
 
 
-def break_even(acceptance: float | None, off_tok_s: float, on_tok_s: float) -> float | None:
+def _level(passes: Sequence[Pass], side: str, speed: Callable[[Pass], float] = _decoding) -> float:
+    """How fast it is, in parts of off."""
+    return geometric_mean(_ratios(passes, side, "off", speed))
+
+
+def _ratios(
+    passes: Sequence[Pass], side: str, to: str, speed: Callable[[Pass], float] = _decoding
+) -> list[float]:
+    """Of the rounds that have a pass of both."""
+    others = {each.round: speed(each) for each in passes if each.side == to}
+    found = (each for each in passes if each.side == side and each.round in others)
+    return [speed(each) / others[each.round] for each in found]
+
+
+def _chosen(at: Mapping[str, int], on_ratio: float) -> float | None:
+    speeds = {"off": 1.0, "on": on_ratio}
+    if not at or at.keys() - speeds.keys():
+        return None
+    turns = sum(at.values())
+    best_s = turns / max(speeds.values())
+    return best_s / sum(count / speeds[side] for side, count in at.items())
+
+
+def _error(ratios: Sequence[float]) -> float | None:
+    if len(ratios) < 2:
+        return None
+    return exp(2.0 * stdev(map(log, ratios)) / sqrt(len(ratios))) - 1.0
+
+
+def break_even(acceptance: float | None, on_ratio: float) -> float | None:
     """What a step costs with speculation in steps without: as many tokens it has to make. A step
     without makes one token of each sequence, one with makes `acceptance`."""
-    return acceptance * off_tok_s / on_tok_s if acceptance else None
+    return acceptance / on_ratio if acceptance else None
 
 
 def table(found: Sequence[Row]) -> Table:
@@ -119,8 +146,8 @@ def table(found: Sequence[Row]) -> Table:
     shown = Table(header_style="bold")
     shown.add_column("kind")
     for name in ("batch", "off tok/s", "on (of off)", "tokens a step", "break-even",
-                 "auto (of the better)", "±", "with prompts: on, auto",
-                 "auto's turns at"):  # fmt: skip
+                 "auto (of the better)", "±", "by its choices",
+                 "with prompts: on, auto", "auto's turns at"):  # fmt: skip
         shown.add_column(name, justify="right")
     for row in found:
         shown.add_row(
@@ -128,7 +155,8 @@ def table(found: Sequence[Row]) -> Table:
             f"{row.on_tok_s:.1f} ({row.on_ratio:.2f})",
             _figure(row.acceptance), _figure(row.break_even),
             "-" if row.auto_tok_s is None else f"{row.auto_tok_s:.1f} ({_figure(row.auto_ratio)})",
-            _figure(row.error), f"{row.on_whole_ratio:.2f}, {_figure(row.auto_whole_ratio)}",
+            _figure(row.error), _figure(row.auto_chosen),
+            f"{row.on_whole_ratio:.2f}, {_figure(row.auto_whole_ratio)}",
             ", ".join(f"{replica} {turns}" for replica, turns in row.auto_at.items()) or "-",
         )  # fmt: skip
     return shown
@@ -149,10 +177,13 @@ def verdict(found: Sequence[Row]) -> str:
         for row in found
         if row.auto_ratio is not None and row.error is not None
     )
+    chosen = [row.auto_chosen for row in found if row.auto_chosen is not None]
+    by_choices = f"; by its choices at {sum(each >= _CLOSE for each in chosen)} of {len(chosen)}"
     return (
         f"auto is within 3 % of the better of on and off, or above it, at {close} of "
-        f"{len(ratios)} points, and below by more than the error at {surely}; "
-        f"the worst is {min(ratios):.2f} of it"
+        f"{len(ratios)} points, and below by more than the error at {surely}"
+        f"{by_choices if chosen else ''}; "
+        f"the worst is {min(ratios):.2f} of it, the mean {geometric_mean(ratios):.2f}"
     )
 
 

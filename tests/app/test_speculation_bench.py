@@ -95,6 +95,20 @@ async def test_a_router_has_texts_of_its_own_and_says_where_its_turns_went(
     assert len(through) == 8 and not set(through) & set(said(off))
 
 
+async def test_the_engines_of_a_router_are_told_by_their_sides(start: Any, http: Any) -> None:
+    """Where they are those that are measured by themselves; another has its own name."""
+    router = await start([FakeReplica(model="m", always=SLOW) for _ in range(2)])
+    listed = (await http.get(f"{router.url}/sessile/v1/replicas")).json()["replicas"]
+    urls = {each["id"]: each["url"] for each in listed}
+    side = Side("auto", router.url, "key", engines={urls["one"] + "/": "on"})
+    await side.find()
+    assert side.sides == {"one": "on"}
+    script = Script([], ["say a"])
+    passed, _ = await run_pass(side, "json", 8 * [script], "p", batch=8, number=0, tokens=8)
+    assert set(passed.turns_at) <= {"on", "two"} and sum(passed.turns_at.values()) == 8
+    await side.aclose()
+
+
 async def test_what_is_held_again_is_known_to_all(serve: Serve) -> None:
     """The conversations of all rounds are the same, and come once before, under other sessions."""
     off, off_url = await serve(FakeReplica(model="m", always=SLOW))

@@ -63,42 +63,61 @@ def test_tokens_a_step_as_each_engine_tells_them() -> None:
 
 def test_break_even_is_where_on_is_as_fast_as_off() -> None:
     """An engine that is twice as fast by four tokens a step has steps twice as dear."""
-    assert break_even(4.0, 100.0, 200.0) == 2.0
-    assert break_even(3.0, 100.0, 100.0) == 3.0
-    assert break_even(None, 100.0, 200.0) is None
+    assert break_even(4.0, 2.0) == 2.0
+    assert break_even(3.0, 1.0) == 3.0
+    assert break_even(None, 2.0) is None
 
 
 def test_rows_are_of_all_rounds_and_auto_is_held_to_the_better() -> None:
-    """Also where that is off; where its turns went is counted over the rounds, and a point that one
-    engine has not come to is left out."""
+    """Also where that is off; where its turns went is counted over the rounds, and a point of which
+    one engine has no pass of the same round is left out."""
     passes = [made("off", tok_s, n) for n, tok_s in enumerate((50.0, 100.0, 300.0))]
-    passes += [made("on", 180.0, n, acceptance=a) for n, a in enumerate((2.0, 3.0, 4.0))]
-    passes += [made("auto", 171.0, n, turns_at={"one": 1, "two": n}) for n in range(3)]
+    passes += [made("on", 2 * tok_s, n, acceptance=3.0) for n, tok_s in enumerate((50, 100, 300))]
+    passes += [made("auto", 180.0, n, turns_at={"one": 1, "two": n}) for n in range(3)]
     passes += [made("off", 50.0, kind="prose"), made("on", 40.0, kind="prose")]
     edits, prose = rows(passes)
-    assert (edits.off_tok_s, edits.on_tok_s, edits.auto_tok_s) == pytest.approx((90, 180, 171))
+    assert (edits.off_tok_s, edits.on_tok_s, edits.auto_tok_s) == pytest.approx((90, 180, 180))
     assert better(passes[:9]) == "on" and better(passes[9:]) == "off"
-    assert (edits.on_ratio, edits.auto_ratio) == pytest.approx((2.0, 0.95))
+    assert edits.on_ratio == edits.on_whole_ratio == pytest.approx(2.0)
+    assert edits.auto_ratio == pytest.approx((1.8 * 0.9 * 0.3) ** (1 / 3))
     assert (edits.acceptance, edits.break_even) == pytest.approx((3.0, 1.5))
-    assert edits.auto_at == {"one": 3, "two": 3}
+    assert edits.auto_at == {"one": 3, "two": 3} and edits.auto_chosen is None
     assert (prose.on_ratio, prose.auto_tok_s, prose.acceptance) == (0.8, None, None)
-    assert edits.error == pytest.approx(0.0) and prose.error is None
     assert rows([*passes, made("off", 50.0, kind="code")]) == rows(passes)
+    other = [made("off", 50.0, kind="code"), made("on", 50.0, 1, kind="code")]
+    assert rows([*passes, *other]) == rows(passes)
     slow = rows([*passes, made("auto", 49.0, kind="prose")])[1]
-    assert slow.auto_ratio == pytest.approx(0.98)
+    assert slow.auto_ratio == pytest.approx(0.98) and slow.error is None
 
 
-def test_a_ratio_has_the_error_of_both_its_sides() -> None:
-    """Two standard errors; a ratio that falls short by less may be chance."""
-    passes = [made("off", 10.0), made("on", 90.0), made("on", 110.0, 1)]
-    passes += [made("auto", 80.0), made("auto", 100.0, 1)]
+def test_what_drifts_for_all_is_not_in_a_ratio() -> None:
+    """Nor in its error, which is of how far the rounds lie apart: two standard errors; a ratio that
+    falls short by less may be chance."""
+    drift = [(made("on", 10.0**n, n), made("auto", 0.9 * 10.0**n, n)) for n in range(4)]
+    passes = [made("off", 0.1), *(each for both in drift for each in both)]
     (row,) = rows(passes)
-    assert row.error == pytest.approx(math.exp(math.log(11 / 9) * math.hypot(1, 1.1119)) - 1, 0.01)
+    assert (row.auto_ratio, row.error) == pytest.approx((0.9, 0.0))
+    assert "at 0 of 1 points, and below by more than the error at 1" in verdict([row])
+    (row,) = rows([*passes[:4], made("auto", 11.0, 1)])
+    assert row.auto_ratio == pytest.approx(math.sqrt(0.9 * 1.1))
+    assert row.error == pytest.approx(math.exp(math.log(1.1 / 0.9)) - 1)
+    short = [made("off", 10.0), made("on", 100.0), made("auto", 80.0)]
+    (row,) = rows([*short, made("on", 100.0, 1), made("auto", 98.0, 1)])
     assert "at 0 of 1 points, and below by more than the error at 0" in verdict([row])
-    sure = rows([*passes[:3], made("auto", 50.0), made("auto", 51.0, 1)])
-    assert "at 0 of 1 points, and below by more than the error at 1" in verdict(sure)
-    once = rows([made("off", 10.0), made("on", 90.0), made("auto", 50.0)])
-    assert "at 0 of 1 points, and below by more than the error at 0" in verdict(once)
+    assert "at 0 of 1 points, and below by more than the error at 0" in verdict(rows(short))
+
+
+def test_what_its_choices_make_is_by_the_speeds_of_the_engines() -> None:
+    """Half of the turns where they take twice as long take half as long again."""
+    passes = [made("off", 50.0), made("on", 100.0)]
+    auto = made("auto", 100.0, turns_at={"off": 6, "on": 6})
+    (row,) = rows([*passes, auto])
+    assert row.auto_chosen == pytest.approx(2 / 3) and row.auto_ratio == 1.0
+    assert "at 1 of 1 points, and" in verdict([row]) and "choices at 0 of 1" in verdict([row])
+    (row,) = rows([*passes, made("auto", 50.0, turns_at={"on": 12})])
+    assert row.auto_chosen == 1.0 and row.auto_ratio == 0.5
+    (row,) = rows([*passes, made("auto", 50.0, turns_at={"on": 11, "third": 1})])
+    assert row.auto_chosen is None and "choices" not in verdict([row])
 
 
 def test_what_is_not_told_is_a_dash() -> None:
