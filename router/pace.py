@@ -210,6 +210,7 @@ class Pace:
     ) -> None:  # fmt: skip
         """A turn is about to be booked at one of those, its first token foreseen."""
         self._clocks.start(ask, outlook, open_to, foreseen_s, now)
+        self.yields.begin(ask.session, ask.opening)
         if ask.bound is None or ask.claimed is not None:
             kind = outlook.speculates
             if kind is self._surprised:

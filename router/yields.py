@@ -1,21 +1,40 @@
 """How many decoding steps a token takes of which session, where the replica speculates. Pure.
 
 A session is expected to go on as it did. One that is not known yet may be like any of the last
-that began as it does (the same agent, by its system prompt), or of the last at all. Of the first
-that begin alike more is expected than was seen: drafts are made of what was said before, and a kind
-of agent that is judged by its first would not be heard again.
+that began as it does (the same agent, by its system prompt), or of the last at all.
+
+Drafts are made of what was said before, so those who say something again take fewer steps than the
+first who said it. How many fewer is learned of all kinds of agent; a kind of which only the first
+were heard is expected to take as many fewer, else it would be judged by them and not heard again.
 """
 
 from collections import OrderedDict
 from itertools import islice
+from math import exp, log
+from typing import TypeVar
+
+import msgspec
 
 _WEIGHT = 0.5  # of a session's newest turn
 _MOST_SESSIONS = 20_000
 _MOST_GROUPS = 2_000
 _LAST = 6  # sessions that stand for those to come
 _ENOUGH = 3
-_FEWER = 0.7  # times the steps, until so many were seen
+_AGAIN = 0.7  # times the steps, before any was heard again
+_AGAIN_WEIGHT = 0.2  # of the newest that was
+_LEAST_AGAIN = 0.2
 UNKNOWN = 0.4  # steps a token before any was seen: agents repeat much
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+
+class _Kind(msgspec.Struct):
+    """Sessions that began alike: those that were under way when the first of them was heard, and
+    those that came later, each the last few by id."""
+
+    first: OrderedDict[str, float]
+    later: OrderedDict[str, float]
 
 
 class Yields:
@@ -23,8 +42,15 @@ class Yields:
 
     def __init__(self) -> None:
         self._sessions: OrderedDict[str, float] = OrderedDict()
-        self._groups: OrderedDict[int, OrderedDict[str, float]] = OrderedDict()
+        self._kinds: OrderedDict[int, _Kind] = OrderedDict()
         self._all: OrderedDict[str, float] = OrderedDict()
+        self._began: OrderedDict[str, bool] = OrderedDict()  # whether its kind was heard by then
+        self._again = log(_AGAIN)
+
+    def begin(self, session: str, group: int) -> None:
+        """A turn of the session is to be decoded; the first one says when it began."""
+        if group and session not in self._sessions and session not in self._began:
+            _keep(self._began, session, group in self._kinds, _MOST_SESSIONS)
 
     def learn(self, session: str, group: int, steps: float) -> None:
         """A turn of the session took so many steps a token."""
@@ -34,13 +60,22 @@ class Yields:
         _keep(self._sessions, session, steps, _MOST_SESSIONS)
         _keep(self._all, session, steps, _LAST)
         if group:
-            like = self._groups.pop(group, None)
-            if like is None:
-                like = OrderedDict()
-            _keep(like, session, steps, _LAST)
-            self._groups[group] = like
-            if len(self._groups) > _MOST_GROUPS:
-                self._groups.popitem(last=False)
+            self._learn_kind(session, group, steps)
+
+    def _learn_kind(self, session: str, group: int, steps: float) -> None:
+        kind = self._kinds.pop(group, None) or _Kind(OrderedDict(), OrderedDict())
+        later = self._began.pop(session, None)
+        if later and kind.first:
+            self._learn_again(steps / _mean(kind.first))
+        if session in kind.first or not (later or kind.later):
+            _keep(kind.first, session, steps, _LAST)
+        else:
+            _keep(kind.later, session, steps, _LAST)
+        _keep(self._kinds, group, kind, _MOST_GROUPS)
+
+    def _learn_again(self, times: float) -> None:
+        seen = log(min(max(times, _LEAST_AGAIN), 1.0))
+        self._again += _AGAIN_WEIGHT * (seen - self._again)
 
     def expect(self, session: str, group: int) -> tuple[float, ...]:
         """What may be expected of its next turn, each value as likely as the others; one value of a
@@ -48,22 +83,30 @@ class Yields:
         known = self._sessions.get(session)
         if known is not None:
             return (known,)
-        like = self._groups.get(group)
-        if like is None:
+        kind = self._kinds.get(group)
+        if kind is None:
             return tuple(self._all.values()) or (UNKNOWN,)
-        if len(like) >= _ENOUGH:
-            return tuple(like.values())
-        # A few of its own kind are heard, and others only for those that are missing.
-        others = (self._all[each] for each in reversed(self._all) if each not in like)
-        heard = (*like.values(), *islice(others, _ENOUGH - len(like)))
-        return tuple(_FEWER * each for each in heard)
+        heard = list(kind.later.values())
+        again = exp(self._again)
+        if len(heard) < _ENOUGH:
+            heard += (again * each for each in kind.first.values())
+        if len(heard) < _ENOUGH:
+            # A few of its own kind are heard, and others only for those that are missing.
+            own = kind.first.keys() | kind.later.keys()
+            others = (again * self._all[each] for each in reversed(self._all) if each not in own)
+            heard += islice(others, _ENOUGH - len(heard))
+        return tuple(heard)
 
     def typical(self) -> float | None:
         """Tokens a step of the last sessions, None before any was seen."""
         return len(self._all) / sum(self._all.values()) if self._all else None
 
 
-def _keep(found: "OrderedDict[str, float]", session: str, steps: float, most: int) -> None:
-    found[session] = steps
+def _mean(found: "OrderedDict[str, float]") -> float:
+    return sum(found.values()) / len(found)
+
+
+def _keep(found: "OrderedDict[_Key, _Value]", key: _Key, value: _Value, most: int) -> None:
+    found[key] = value
     if len(found) > most:
         found.popitem(last=False)

@@ -16,9 +16,10 @@ def test_a_session_is_expected_to_go_on_as_it_did():
 def test_an_unknown_session_may_be_like_any_that_began_alike():
     """Once enough of those are known; else like any of the last."""
     yields = Yields()
-    for number in range(3):
-        yields.learn(f"json {number}", 1, 0.2)
-        yields.learn(f"prose {number}", 2, 0.9)
+    for number in range(4):
+        for kind, steps in enumerate((0.2, 0.9), 1):
+            yields.begin(f"{kind} {number}", kind)
+            yields.learn(f"{kind} {number}", kind, steps)
     assert yields.expect("new", 1) == (0.2, 0.2, 0.2)
     assert set(yields.expect("new", 3)) == {0.2, 0.9}
     assert yields.typical() is not None
@@ -26,16 +27,45 @@ def test_an_unknown_session_may_be_like_any_that_began_alike():
 
 def test_a_few_that_began_alike_tell_more_than_others():
     """Others are heard only in place of those that are missing, the newest first; and of the first
-    of a kind more is expected than was seen."""
+    of a kind more is expected than was seen, until those are heard who say it again."""
     yields = Yields()
     yields.learn("edits", 1, 0.1)
     for number in range(6):
         yields.learn(f"prose {number}", 2, 0.5 + number / 100)
     assert yields.expect("new", 1) == pytest.approx((0.07, 0.385, 0.378))
-    yields.learn("edits again", 1, 0.2)
-    assert yields.expect("new", 1) == pytest.approx((0.07, 0.14, 0.385))
-    yields.learn("edits once more", 1, 0.3)
-    assert yields.expect("new", 1) == (0.1, 0.2, 0.3)
+    for number in range(3):
+        yields.begin(f"edits {number}", 1)
+    yields.learn("edits 0", 1, 0.07)
+    assert yields.expect("new", 1) == pytest.approx((0.07, 0.07, 0.385))
+    yields.learn("edits 1", 1, 0.07)
+    yields.learn("edits 2", 1, 0.07)
+    assert yields.expect("new", 1) == (0.07, 0.07, 0.07)
+
+
+def test_how_much_more_is_accepted_again_is_learned_of_all_kinds():
+    """So one that was heard once is not judged by that."""
+    yields = Yields()
+    for kind in range(1, 40):
+        yields.learn(f"first {kind}", kind, 0.5)
+        yields.begin(f"again {kind}", kind)
+        yields.learn(f"again {kind}", kind, 0.15)
+    yields.learn("first", 50, 0.8)
+    assert yields.expect("new", 50)[0] == pytest.approx(0.8 * 0.3, rel=0.01)
+
+
+def test_who_is_under_way_with_the_first_says_nothing_again():
+    """What they take tells of no later one, and is expected to be fewer all the same."""
+    yields = Yields()
+    for number in range(16):
+        yields.begin(f"s{number}", 1)
+    for number in range(16):
+        yields.learn(f"s{number}", 1, 0.5)
+        yields.begin(f"s{number}", 1)
+        yields.learn(f"s{number}", 1, 0.5)
+    assert yields.expect("new", 1) == pytest.approx(6 * (0.35,))
+    yields.begin("slower", 1)
+    yields.learn("slower", 1, 0.9)  # never more steps than the first took
+    assert yields.expect("new", 1) == pytest.approx((0.9, *(6 * (0.5 * 0.7**0.8,))))
 
 
 def test_the_last_sessions_stand_for_those_to_come():
@@ -43,5 +73,6 @@ def test_the_last_sessions_stand_for_those_to_come():
     yields = Yields()
     assert yields.typical() is None and len(yields.expect("s", 0)) == 1
     for number in range(50):
+        yields.begin(f"s{number}", 1)
         yields.learn(f"s{number}", 1, 0.9 if number < 25 else 0.1)
     assert set(yields.expect("new", 1)) == set(yields.expect("new", 0)) == {0.1}
