@@ -65,7 +65,7 @@ class Yields:
     def _learn_kind(self, session: str, group: int, steps: float) -> None:
         kind = self._kinds.pop(group, None) or _Kind(OrderedDict(), OrderedDict())
         later = self._began.pop(session, None)
-        if later and kind.first:
+        if later and kind.first and len(kind.later) < _ENOUGH:
             self._learn_again(steps / _mean(kind.first))
         if session in kind.first or not (later or kind.later):
             _keep(kind.first, session, steps, _LAST)

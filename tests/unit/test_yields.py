@@ -51,6 +51,10 @@ def test_how_much_more_is_accepted_again_is_learned_of_all_kinds():
         yields.learn(f"again {kind}", kind, 0.15)
     yields.learn("first", 50, 0.8)
     assert yields.expect("new", 50)[0] == pytest.approx(0.8 * 0.3, rel=0.01)
+    for number in range(40):  # a kind that is known by now hardly tells of others
+        yields.begin(f"more {number}", 1)
+        yields.learn(f"more {number}", 1, 0.5)
+    assert yields.expect("new", 50)[0] < 0.8 * 0.5
 
 
 def test_who_is_under_way_with_the_first_says_nothing_again():
