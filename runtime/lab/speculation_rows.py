@@ -77,25 +77,20 @@ def _row(kind: str, batch: int, passes: Sequence[Pass]) -> Row:
         acceptance=acceptance, break_even=break_even(acceptance, on_ratio),
         off_tpot_s=tpot("off"), on_tpot_s=tpot("on"),
     )  # fmt: skip
-    best = better(passes)
-    ratios = _ratios(passes, "auto", best)
+    ratios = _ratios(passes, "auto", better(passes))
     if not ratios:
         return row
     at: Counter[str] = Counter()
     for each in passes:
-        at.update(each.turns_at)
-    whole = max(("off", "on"), key=lambda side: _level(passes, side, _whole))
+        if each.side == "auto":
+            at.update(each.turns_at)
+    whole = better(passes, _whole)
     return msgspec.structs.replace(
         row, auto_tok_s=speed("auto"), auto_tpot_s=tpot("auto"),
         auto_ratio=geometric_mean(ratios),
         auto_whole_ratio=geometric_mean(_ratios(passes, "auto", whole, _whole)),
         auto_at=dict(sorted(at.items())), auto_chosen=_chosen(at, on_ratio), error=_error(ratios),
     )  # fmt: skip
-
-
-def better(passes: Sequence[Pass]) -> str:
-    """The engine that decodes faster, of those that have a pass of each in some round."""
-    return max(("off", "on"), key=lambda side: _level(passes, side))
 
 
 def _decoding(each: Pass) -> float:
@@ -106,9 +101,9 @@ def _whole(each: Pass) -> float:
     return each.whole_tok_s
 
 
-def _level(passes: Sequence[Pass], side: str, speed: Callable[[Pass], float] = _decoding) -> float:
-    """How fast it is, in parts of off."""
-    return geometric_mean(_ratios(passes, side, "off", speed))
+def better(passes: Sequence[Pass], speed: Callable[[Pass], float] = _decoding) -> str:
+    """The faster engine, of those that have a pass of each in some round."""
+    return "on" if geometric_mean(_ratios(passes, "on", "off", speed)) > 1.0 else "off"
 
 
 def _ratios(

@@ -74,7 +74,8 @@ def test_rows_are_of_all_rounds_and_auto_is_held_to_the_better() -> None:
     passes = [made("off", tok_s, n) for n, tok_s in enumerate((50.0, 100.0, 300.0))]
     passes += [made("on", 2 * tok_s, n, acceptance=3.0) for n, tok_s in enumerate((50, 100, 300))]
     passes += [made("auto", 180.0, n, turns_at={"one": 1, "two": n}) for n in range(3)]
-    passes += [made("off", 50.0, kind="prose"), made("on", 40.0, kind="prose")]
+    prose_off = made("off", 50.0, kind="prose", turns_at={"its own": 2})  # a router, too
+    passes += [prose_off, made("on", 40.0, kind="prose")]
     edits, prose = rows(passes)
     assert (edits.off_tok_s, edits.on_tok_s, edits.auto_tok_s) == pytest.approx((90, 180, 180))
     assert better(passes[:9]) == "on" and better(passes[9:]) == "off"
@@ -87,7 +88,7 @@ def test_rows_are_of_all_rounds_and_auto_is_held_to_the_better() -> None:
     other = [made("off", 50.0, kind="code"), made("on", 50.0, 1, kind="code")]
     assert rows([*passes, *other]) == rows(passes)
     slow = rows([*passes, made("auto", 49.0, kind="prose")])[1]
-    assert slow.auto_ratio == pytest.approx(0.98) and slow.error is None
+    assert slow.auto_ratio == pytest.approx(0.98) and slow.error is None and slow.auto_at == {}
 
 
 def test_what_drifts_for_all_is_not_in_a_ratio() -> None:
