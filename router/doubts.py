@@ -70,12 +70,13 @@ class Doubts:
         self._waiting.pop(turn, None)
 
     def doubted(self, now: float, silent_s: float) -> bool:
-        """Whether a trial is due: it says nothing for `silent_s`, or much longer than was foreseen,
-        while a turn waits, or the last turns have failed."""
+        """Whether a trial is due: it says nothing for half of its patience while a turn waits,
+        which leaves the other half to the trial, or the last turns have failed."""
         if len(self._failed_at) == _FAILED and self._failed_at[0] > self.well_at:
             return True
         for waiting in self._waiting.values():
-            if now - max(waiting.sent_at, self.heard_at) > patience_s(waiting, silent_s):
+            silence_s = now - max(waiting.sent_at, self.heard_at)
+            if silence_s > patience_s(waiting, silent_s) / 2:
                 self.last = waiting
                 return True
         return False
@@ -87,7 +88,7 @@ class Doubts:
 
 
 def patience_s(waiting: Waiting | None, silent_s: float) -> float:
-    """How long such a turn may wait in silence."""
+    """How long such a turn may wait in silence, the time of a trial included."""
     return max(silent_s, _PATIENCE * waiting.foreseen_s) if waiting is not None else silent_s
 
 

@@ -36,7 +36,7 @@ class Fault(msgspec.Struct, frozen=True):
 
 class Trials:
     """One a router, made by `app`; `silent_s` is how long a replica may say nothing while a turn
-    waits there, and how long a trial may take."""
+    waits there. Half of that is the trial's."""
 
     def __init__(self, pool: Pool, silent_s: float) -> None:
         self._pool = pool
@@ -76,7 +76,7 @@ class Trials:
         doubts, incarnation = replica.doubts, replica.incarnation
         was_out = doubts.refused is not None
         began = time.monotonic()
-        found = await self._ask(replica, patience_s(doubts.last, self._silent_s))
+        found = await self._ask(replica, patience_s(doubts.last, self._silent_s) / 2)
         now = time.monotonic()
         if replica.incarnation != incarnation or self._pool.find(replica.id) is not replica:
             return
