@@ -1,8 +1,9 @@
 """Whether a replica that says it is healthy serves turns, as far as its turns tell. Pure.
 
 Health and a list of models may be told by a process that has lost its engine. Here is only the
-doubt: turns in a row that came to nothing, or one that waits in silence. A trial settles it
-(`router.trial`); nothing else takes such a replica out, or lets it in again.
+doubt: turns in a row that came to nothing, or one that waits in silence, while the replica reports
+nothing that it computes. A trial settles it (`router.trial`); nothing else takes such a replica
+out, or lets it in again.
 """
 
 import msgspec
@@ -29,6 +30,8 @@ class Doubts:
         """Why a trial took it out; None while it may serve."""
         self.well_at = 0.0
         """When an answer of its last went on after its beginning, or ended well."""
+        self.worked_at = 0.0
+        """When a report of its load last showed that it computes."""
         self.last: Waiting | None = None
         """The turn that gave rise to doubt, which a trial is to resemble."""
         self._begun_at = 0.0
@@ -75,11 +78,16 @@ class Doubts:
         if len(self._failed_at) == _FAILED and self._failed_at[0] > self.well_at:
             return True
         for waiting in self._waiting.values():
-            silence_s = now - max(waiting.sent_at, self.heard_at)
+            silence_s = now - max(waiting.sent_at, self.heard_at, self.worked_at)
             if silence_s > patience_s(waiting, silent_s) / 2:
                 self.last = waiting
                 return True
         return False
+
+    def alive(self, since: float, *, silent: bool) -> bool:
+        """Whether it has shown life since: by a word of some answer or, where a trial met nothing
+        but silence, by what it computes."""
+        return self.heard_at > since or (silent and self.worked_at > since)
 
     def settled(self, now: float) -> None:
         """A trial was answered."""

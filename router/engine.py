@@ -17,6 +17,9 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     used_tokens: int | None = None
     capacity_tokens: int | None = None
     slots: int | None = None
+    computed: float | None = None
+    """Changes with what it computes, and only then; what it counts is its own. None too where
+    `used_tokens` changes so."""
 
 
 class Usage(msgspec.Struct, frozen=True):

@@ -7,6 +7,7 @@ of a whole server: its data-parallel ranks answer at one URL.
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -59,7 +60,7 @@ class Probe:
                 replies = await self._replies(calls)
                 for replica in server.replicas:
                     load = replica.engine.read_load(replies, self._clock())
-                    replica.reported(load)
+                    replica.reported(load, time.monotonic())
                     await self._lay_ghosts(replica, load)
             if not coming_up and self._looks % _IDENTITY_EVERY == 0:
                 # NOTE: a busy engine may tell it late (SGLang's waits for the end of a prefill,

@@ -115,9 +115,11 @@ class Replica:
         self.ghosts.reset()
         self.doubts.reset()
 
-    def reported(self, load: Load) -> None:
+    def reported(self, load: Load, now: float) -> None:
         """It has said what it has to do, and how much memory for that."""
-        self.load = load
+        before, self.load = self.load, load
+        if before is not None and _worked(before, load):
+            self.doubts.worked_at = now
         outlook = self.outlook
         outlook.slots = load.slots
         outlook.reported_queue = load.waiting or 0
@@ -197,3 +199,8 @@ class Replica:
             "whole": tree.whole,
             "sessions": tree.sessions,
         }
+
+
+def _worked(before: Load, load: Load) -> bool:
+    """Whether something was computed between the two."""
+    return (before.computed, before.used_tokens) != (load.computed, load.used_tokens)

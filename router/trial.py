@@ -80,7 +80,7 @@ class Trials:
         now = time.monotonic()
         if replica.incarnation != incarnation or self._pool.find(replica.id) is not replica:
             return
-        if found is None or doubts.heard_at > began:
+        if found is None or doubts.alive(began, silent=found.silent and not was_out):
             doubts.settled(now)
             if was_out:
                 self._pool.serves(replica)

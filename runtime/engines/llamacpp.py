@@ -67,16 +67,17 @@ class LlamaCpp(OpenAIShaped):
 
     def read_load(self, replies: tuple[Reply, ...], now: float) -> Load:
         """Either page may be switched off (501): `--no-slots`, or no `--metrics`, the default."""
-        running = waiting = slots = None
+        running = waiting = slots = computed = None
         if not absent(replies[0]):
             states = [s for s in array(replies[0], "/slots") if isinstance(s, dict)]
             slots = len(states)
             running = sum(1 for state in states if state.get("is_processing") is True)
+            computed = sum(_computed(state) for state in states)
         if not absent(replies[1]):
             metrics = Samples(replies[1], "/metrics", (_PROCESSING, _DEFERRED))
             running = count(metrics.total(_PROCESSING)) if running is None else running
             waiting = count(metrics.total(_DEFERRED))
-        return Load(at=now, running=running, waiting=waiting, slots=slots)
+        return Load(at=now, running=running, waiting=waiting, slots=slots, computed=computed)
 
     def call_fields(self, document: Mapping[str, Any]) -> Mapping[str, Any]:
         """It takes a function's name in `tool_choice` for auto: that function alone is offered
@@ -128,6 +129,14 @@ class LlamaCpp(OpenAIShaped):
     def count_call(self, document: Mapping[str, Any]) -> Call | None:
         """Renders and counts exactly as a completion would, images too."""
         return Call("POST", "/v1/chat/completions/input_tokens", msgspec.json.encode(document))
+
+
+def _computed(slot: Mapping[str, Any]) -> int:
+    """Tokens of its prompt and of its answer, step by step."""
+    told = slot.get("next_token")
+    answers = told if isinstance(told, list) else [told]
+    made = [a.get("n_decoded") for a in answers if isinstance(a, dict)]
+    return sum(count(n) or 0 for n in (slot.get("n_prompt_tokens_processed"), *made))
 
 
 def _lacks(props: Mapping[str, Any]) -> frozenset[str]:

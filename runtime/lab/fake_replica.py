@@ -15,7 +15,7 @@ import asyncio
 import json
 import secrets
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -77,6 +77,7 @@ class FakeReplica:
         self.deaf = deaf
         self.accepts = accepts
         self.misses_aborts = 0
+        self.used_tokens: Iterator[int] | None = None  # as it reports its memory, look by look
         self._stops: dict[str, asyncio.Event] = {}
         self._next: deque[Fault] = deque() if faults is None else faults
         self.adapters = FakeAdapters()
@@ -170,7 +171,8 @@ class FakeReplica:
 
     def _load(self, rank: int) -> dict[str, int]:
         running = sum(seen.outcome == "running" and seen.rank == rank for seen in self.seen)
-        return {"dp_rank": rank, "num_running_reqs": running, "num_waiting_reqs": 0}
+        used = {} if self.used_tokens is None else {"num_used_tokens": next(self.used_tokens)}
+        return {"dp_rank": rank, "num_running_reqs": running, "num_waiting_reqs": 0, **used}
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, seen: Seen) -> None:
         """Answer until the end or until the client is gone, whichever is first."""

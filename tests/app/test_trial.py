@@ -1,6 +1,7 @@
 """A replica that answers health and serves nothing: taken out, told, and taken in again."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -117,6 +118,23 @@ async def test_a_replica_whose_queue_is_full_stays(site, http):
     await site.until(lambda: any(each.body.get("max_tokens") == 1 for each in site.bad.seen))
     assert (await running).status_code == 200
     assert not down(site)
+
+
+async def test_a_replica_that_is_long_at_work_stays(site, http):
+    """It says nothing, and would not answer a trial either; but its memory fills, as it does while
+    long prompts are read. Once nothing moves there, others answer."""
+    await site.app.pool.remove("good")
+    site.bad.used_tokens = itertools.count()
+    site.bad.fail(Fault(pause_s=2.5))
+    site.bad.always = Fault(hang=True)
+    assert (await http.post(site.url + CHAT, **ask("s"))).status_code == 200
+    assert len(site.bad.seen) == 1 and not down(site)
+    waiting = asyncio.create_task(http.post(site.url + CHAT, **ask("s")))
+    await site.until(lambda: site.bad.running == 1)
+    site.app.pool.add(ReplicaSpec(id="good", engine="sglang", url=site.good.url))
+    site.bad.used_tokens = itertools.repeat(99)
+    assert (await waiting).headers["x-sessile-replica"] == "good"
+    assert down(site)
 
 
 async def test_one_turn_that_breaks_its_engines_takes_none_out(site, http):

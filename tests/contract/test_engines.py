@@ -78,6 +78,17 @@ def test_load_follows_what_runs(kind: str) -> None:
         assert 0 < busy.used_tokens < busy.capacity_tokens
 
 
+@pytest.mark.parametrize("folder", ["llamacpp", "llama-server"])
+def test_llama_cpp_s_load_tells_that_something_is_computed(folder: str) -> None:
+    """By the tokens that its slots have read and made. The others tell it by the memory that is in
+    use."""
+    adapter = engine("llamacpp")
+    idle, busy = (
+        adapter.read_load(replies(folder, f"load_{when}"), NOW) for when in ("idle", "busy")
+    )
+    assert (idle.computed, busy.computed) == (0, 3)
+
+
 def test_load_pages_that_are_switched_off_leave_the_load_unknown() -> None:
     """llama.cpp serves /metrics and /slots only if told to, and old SGLangs have no /v1/loads."""
     off = Reply(501, b'{"error":{"code":501,"message":"This server does not support it."}}')

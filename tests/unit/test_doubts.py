@@ -71,6 +71,25 @@ def test_a_turn_that_was_foreseen_to_take_long_is_waited_for():
     assert doubts.doubted(61.0, 30)
 
 
+def test_a_replica_that_computes_is_waited_for():
+    """However long that takes; when it stops, the doubt comes as after any other silence."""
+    doubts = Doubts()
+    sent(doubts, "a", 0.0)
+    doubts.worked_at = 300.0
+    assert not doubts.doubted(315.0, 30)
+    assert doubts.doubted(315.5, 30)
+
+
+def test_what_it_computes_speaks_for_it_only_where_a_trial_met_silence():
+    """An error is an answer, and a word of some turn speaks against that too."""
+    doubts = Doubts()
+    doubts.worked_at = 5.0
+    assert doubts.alive(4.0, silent=True) and not doubts.alive(4.0, silent=False)
+    assert not doubts.alive(5.0, silent=True)
+    doubts.well_at = 6.0
+    assert doubts.alive(5.0, silent=True) and doubts.alive(5.0, silent=False)
+
+
 def test_a_new_start_and_a_trial_that_was_answered_are_a_clean_sheet():
     """Whatever was said before."""
     doubts = Doubts()
