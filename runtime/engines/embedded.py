@@ -14,6 +14,12 @@ from typing import Any
 from sessile.engines.guard import end_asked
 
 _HOST_CACHE_MIB = 512
+_HTTP_THREADS = 256
+"""Each turn has one until its end, and so has each look at its health."""
+_STEP_TOKENS = 128
+"""Of prompts, on a processor: it reads as fast by these as by llama.cpp's 2,048, and turns that
+speak meanwhile wait for each step."""
+_MOST_DRAFTED = 64
 
 
 def check_processor() -> None:
@@ -48,7 +54,10 @@ def serve(arguments: argparse.Namespace) -> None:
     params.n_ctx = _kv_tokens(arguments.context, arguments.slots)
     params.cache_ram_mib = _HOST_CACHE_MIB  # idle sessions wait here for their next turn
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = arguments.threads
-    params.n_threads_http = 8
+    params.n_threads_http = _HTTP_THREADS
+    if not _has_gpu(xllamacpp):
+        drafted = (arguments.draft_tokens or _MOST_DRAFTED) if arguments.speculation else 0
+        params.n_batch = max(_STEP_TOKENS, arguments.slots * (1 + drafted))  # all speak in one step
     params.endpoint_metrics = params.endpoint_slots = True
     params.ui = False
     params.use_jinja = True
@@ -81,6 +90,13 @@ def _speculate(speculative: Any, arguments: argparse.Namespace) -> None:
     if arguments.draft_tokens:
         speculative.draft.n_max = arguments.draft_tokens
         speculative.ngram_map_k.size_m = arguments.draft_tokens
+
+
+def _has_gpu(xllamacpp: Any) -> bool:
+    """Whether there is a device that would rather read longer parts of a prompt."""
+    types = xllamacpp.ggml_backend_dev_type
+    gpus = (types.GGML_BACKEND_DEVICE_TYPE_GPU, types.GGML_BACKEND_DEVICE_TYPE_IGPU)
+    return any(device["type"] in gpus for device in xllamacpp.get_device_info())
 
 
 def _kv_tokens(context: int, slots: int) -> int:

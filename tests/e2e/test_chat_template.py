@@ -1,19 +1,14 @@
 """Our chat template for the default model, by the real engine: what it renders, and finds."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from sessile import models
+from embedded_engine import serving
 from sessile.engines.chat_template import SMOLLM2
 from sessile.engines.kinds import engine
-from sessile.engines.supervisor import free_ports
 from sessile.router.engine import Identity, Reply
 
 ADAPTER = engine("llamacpp")
@@ -36,41 +31,22 @@ TALK: list[dict[str, Any]] = [*ASKED, {"role": "assistant", "content": "Wet."}, 
 SYSTEM = {"role": "system", "content": "Be brief."}
 
 
-@contextmanager
-def serving(*flags: str) -> Iterator[httpx2.Client]:
-    """The embedded engine with the default model."""
-    model, (port,) = models.pull("smollm2-135m", lambda *_: None), free_ports(1)
-    command = [
-        sys.executable, "-m", "sessile.engines.embedded", "--model", str(model), "--alias", "m",
-        "--port", str(port), "--slots-dir", str(Path.cwd()), "--slots", "1", "--context", "2048",
-        *flags,
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        assert process.stdout.readline().startswith(b"serving")
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            yield client
-    finally:
-        process.kill()
-        process.wait()
-        process.stdin.close()
-        process.stdout.close()
-
-
 @pytest.fixture(scope="module")
 def ours() -> Iterator[httpx2.Client]:
     """With the template that `sessile up` gives it."""
-    with serving("--chat-template", str(SMOLLM2)) as client:
+    with serving("--slots", "1", "--context", "2048", "--chat-template", str(SMOLLM2)) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[httpx2.Client]:
     """With the one that is in its file."""
-    with serving() as client:
+    with serving(
+        "--slots",
+        "1",
+        "--context",
+        "2048",
+    ) as client:
         yield client
 
 
