@@ -10,16 +10,19 @@ import msgspec
 
 _FAILED = 2  # in a row, with no answer begun in between
 _PATIENCE = 3.0  # times the first token that was foreseen, where that is longer than the limit
+_WHOLE = 2.0  # times as long for an answer that comes in one piece: it is silent while it is made
 _NOT_THE_TURNS = (401, 403, 429)  # refusals that are not of what was asked
 
 
 class Waiting(msgspec.Struct, frozen=True):
-    """A turn that was sent and has not been answered: what, when, and with which first token."""
+    """A turn that was sent and has not been answered: what, when, with which first token, and
+    whether its answer comes as a whole."""
 
     path: str
     model: str
     sent_at: float
     foreseen_s: float
+    whole: bool = False
 
 
 class Doubts:
@@ -97,7 +100,9 @@ class Doubts:
 
 def patience_s(waiting: Waiting | None, silent_s: float) -> float:
     """How long such a turn may wait in silence, the time of a trial included."""
-    return max(silent_s, _PATIENCE * waiting.foreseen_s) if waiting is not None else silent_s
+    if waiting is None:
+        return silent_s
+    return max(silent_s * (_WHOLE if waiting.whole else 1.0), _PATIENCE * waiting.foreseen_s)
 
 
 def serves(status: int) -> bool:

@@ -198,7 +198,7 @@ class Rescue:
         body = self._body(turn, replica, document)
         replica.in_flight += 1
         turn.runs = True
-        replica.doubts.sent(turn.id, turn.waits(path))
+        replica.doubts.sent(turn.id, turn.waits(path, replica))
         try:
             response, first = await replica.upstream.begin(
                 path, body, lambda status: status != 200, replica.engine.headers(turn.attribution)

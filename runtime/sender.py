@@ -96,7 +96,7 @@ class Sender:
             path, document = follow.path, follow.document
         replica.in_flight += 1
         turn.runs = True
-        replica.doubts.sent(turn.id, turn.waits(path))
+        replica.doubts.sent(turn.id, turn.waits(path, replica))
         try:
             response, first, own = await self._ask(turn, replica, path, document, refused)
         except BaseException as error:  # cancelled too: it is not under way there any more

@@ -144,8 +144,9 @@ class RouterSettings(Slice):
     silent_timeout_s: float = Field(
         30.0,
         gt=0,
-        description="A healthy replica that answers none of its turns for so long is taken out. "
-        "Halfway it is tried with a turn of one token: if that is answered, it stays.",
+        description="A healthy replica that answers none of its turns for so long (twice that, if "
+        "none is streamed) is taken out. Halfway it is tried with a turn of one token: if that is "
+        "answered, it stays.",
     )
 
 

@@ -136,11 +136,12 @@ class Turn:
         """Whether the answer is server-sent events."""
         return self.content_type.startswith(b"text/event-stream")
 
-    def waits(self, path: str) -> Waiting:
-        """The turn as one that is sent now."""
+    def waits(self, path: str, replica: Replica) -> Waiting:
+        """The turn as one that is sent there now."""
         base = self.ask.base if self.ask is not None else None
         foreseen_s = self.decision.predicted_ttft_s if self.decision is not None else None
-        return Waiting(path, base or self.key.model, time.monotonic(), foreseen_s or 0.0)
+        whole = not (self.request.stream or replica.engine.folds)
+        return Waiting(path, base or self.key.model, time.monotonic(), foreseen_s or 0.0, whole)
 
     def opened(
         self, replica: Replica, response: UpstreamResponse, first: bytes, keep: bool,

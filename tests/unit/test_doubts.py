@@ -71,6 +71,14 @@ def test_a_turn_that_was_foreseen_to_take_long_is_waited_for():
     assert doubts.doubted(61.0, 30)
 
 
+def test_an_answer_in_one_piece_has_twice_the_time():
+    """It is silent while it is made."""
+    doubts = Doubts()
+    doubts.sent("a", Waiting("/v1/chat/completions", "m", 0.0, 0.0, whole=True))
+    assert not doubts.doubted(29.0, 30)
+    assert doubts.doubted(31.0, 30)
+
+
 def test_a_replica_that_computes_is_waited_for():
     """However long that takes; when it stops, the doubt comes as after any other silence."""
     doubts = Doubts()
