@@ -1,7 +1,8 @@
 """Looks at replicas at an interval, and tells the pool what they say of themselves.
 
 A replica is up when its identity and health can be read, down when two looks in a row fail or one
-is refused a connection. A look costs a few cheap calls; none of them runs a generation. One look is
+is refused a connection; a look that takes too long while turns there are being answered counts for
+nothing. A look costs a few cheap calls; none of them runs a generation. One look is
 of a whole server: its data-parallel ranks answer at one URL.
 """
 
@@ -49,6 +50,7 @@ class Probe:
     async def look(self) -> None:
         """One look; never raises for what the server does."""
         server, name = self._server, self._server.spec.id
+        began = time.monotonic()
         try:
             coming_up = server.state in ("starting", "down")
             if coming_up:
@@ -71,6 +73,8 @@ class Probe:
             self._missed = 0
             server.refuses = False
         except ReplicaError as error:
+            if isinstance(error, ReplicaTimeout) and self._speaks(began):
+                return
             self._missed += 1
             self._looks = 0
             unreachable = isinstance(error, ReplicaUnreachable)
@@ -81,6 +85,13 @@ class Probe:
                 if self._missed > 1 or unreachable:
                     self._pool.mark_down(name, error.message)
             server.refuses = isinstance(error, ReplicaRefused)
+
+    def _speaks(self, since: float) -> bool:
+        """Whether it has said something of an answer since then, and so is only busy."""
+        server = self._server
+        return server.state in ("ready", "draining") and any(
+            r.doubts.heard_at > since for r in server.replicas
+        )
 
     def _is_awaited(self) -> bool:
         """Whether its launcher has told more than that it does not serve yet."""

@@ -1,5 +1,6 @@
 """What the probe makes of what a replica says, and of what it does not say in time."""
 
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -93,6 +94,24 @@ async def test_a_replica_that_is_told_to_stop_is_down_at_once(watched: Watched) 
     await watched.look()
     watched.upstream.pages[READY] = Reply(503, b"")
     await watched.look()
+    assert watched.replica.state == "down"
+
+
+async def test_a_replica_that_answers_its_turns_is_up_however_long_a_look_takes(
+    watched: Watched,
+) -> None:
+    """Turns that came in one moment may hold all that its server answers with (llama.cpp's)."""
+    await watched.look()
+    watched.upstream.pages[READY] = ReplicaTimeout("http://r/ready took over 5 s")
+
+    def speaks() -> None:
+        watched.replica.doubts.well_at = time.monotonic()
+
+    for _ in range(4):
+        watched.upstream.meanwhile[READY] = speaks
+        await watched.look()
+    assert watched.replica.state == "ready"
+    await watched.look(2)
     assert watched.replica.state == "down"
 
 
