@@ -4,7 +4,9 @@
 set -euo pipefail
 sessile models pull smollm2-135m >&2
 model=$(sessile models path smollm2-135m)
+template=$("${PYTHON:-python}" -c "from sessile.engines.chat_template import SMOLLM2; print(SMOLLM2)")
 # It serves until its standard input ends: one that ends when it does.
 exec "${PYTHON:-python}" -m sessile.engines.embedded --model "$model" --alias smollm2-135m \
   --port $((18500 + $1)) --slots 2 --context 8192 --threads 1 --slots-dir "$(mktemp -d)" \
+  --chat-template "$template" \
   < <(exec tail -f /dev/null --pid=$$)
