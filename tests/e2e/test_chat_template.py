@@ -12,6 +12,7 @@ from sessile.engines.kinds import engine
 from sessile.router.engine import Identity, Reply
 
 ADAPTER = engine("llamacpp")
+SMALL = ("--slots", "1", "--context", "2048")
 TOOL = {
     "type": "function",
     "function": {
@@ -34,19 +35,14 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 @pytest.fixture(scope="module")
 def ours() -> Iterator[httpx2.Client]:
     """With the template that `sessile up` gives it."""
-    with serving("--slots", "1", "--context", "2048", "--chat-template", str(SMOLLM2)) as client:
+    with serving(*SMALL, "--chat-template", str(SMOLLM2)) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[httpx2.Client]:
     """With the one that is in its file."""
-    with serving(
-        "--slots",
-        "1",
-        "--context",
-        "2048",
-    ) as client:
+    with serving(*SMALL) as client:
         yield client
 
 
