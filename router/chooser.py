@@ -21,7 +21,7 @@ _ADDED_TOKENS = 1000.0  # before any was seen: tool output, and what the user sa
 _ADDED_WEIGHT = 0.02
 _FASTER = 0.05  # of what decoding takes, at least, must be saved by a move for its pace
 _AS_GOOD = 1.02  # prices that differ by less are as good
-_HORIZON = 8.0  # turns of a new session that are foreseen, beside its first
+_HORIZON = 8.0  # turns of a session that are foreseen, unless it says that this is its last
 _LEAST_MARGIN_S = 0.05  # nobody notices less
 
 
@@ -75,7 +75,7 @@ class Chooser:
                 return _decision(ask, home, ask.claimed, home_price)
             margin_s = self._margin_s(ask, home)
         new = ask.bound is None or ask.claimed is not None
-        turns = _HORIZON * self.returns.share
+        turns = 0.0 if ask.last else _HORIZON * self.returns.share
         later = turns * self._added_tokens if new else 0.0
         pace = self.pace(ask, open_to)
         decode_s: dict[str, float] = {}  # what is to be chosen by, where the replicas differ in it

@@ -46,7 +46,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     one kind begin alike, 0: unknown), `prompt_tokens` and `output_tokens` what it
     is and will be, as far as can be told. `claimed` is the reason for a binding that was made a
     moment ago, for this very turn. `priority` orders classes, the lowest first; `deadline` is on
-    the scheduler's clock. `base` is the model that `model` is an adapter of (None: it is none),
+    the scheduler's clock. `last`: no turn of the session follows, by its client's word or because
+    none could be told to. `base` is the model that `model` is an adapter of (None: it is none),
     `load_s` how long it takes to load it where it is not.
     """
 
@@ -69,6 +70,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     claimed: str | None = None
     priority: int = 1
     deadline: float | None = None
+    last: bool = False
     base: str | None = None
     load_s: float = 0.0
 

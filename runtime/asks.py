@@ -67,6 +67,7 @@ class Asks:
             output_tokens=sizes.reply(hints.output_tokens),
             priority=hints.priority,
             deadline=deadline,
+            last=request.is_last,
         )
         if adapter is None:
             return ask

@@ -109,7 +109,7 @@ class Placement:
         standing = self._standings.get(turn.key)
         ask = self._asks.of(turn, standing)
         moved = standing.binding if standing is not None and standing.moved else None
-        if not self._policy.binds or not _can_continue(request):
+        if not self._policy.binds or not request.can_continue:
             ask = msgspec.structs.replace(ask, bound=None)
             return self.decider.decide(turn, ask) or await self._admission.wait(turn)
         if standing is not None and self.bindings.is_confirmed(standing):
@@ -187,8 +187,7 @@ class Placement:
         well = receipt.outcome == "ok" and receipt.prompt_tokens is not None
         ask = turn.ask if receipt.outcome == "steered" else None
         pause = None
-        goes_on = _can_continue(turn.request) and not turn.request.hints.final
-        if (well or ask is not None) and goes_on:
+        if (well or ask is not None) and not turn.request.is_last:
             pause = turn.waits_for
         prompt_tokens = receipt.prompt_tokens if well else None
         counted = prompt_tokens
@@ -245,9 +244,3 @@ class Placement:
             session, replica = released.popleft()
             if not self.scheduler.live.is_home(session, replica):
                 yield SessionKey.read(session), replica
-
-
-def _can_continue(request: TurnRequest) -> bool:
-    """Whether a later request can belong to the same session, so that binding it pays."""
-    claims = request.claims
-    return request.stateful or claims.explicit is not None or claims.lineage is not None

@@ -39,6 +39,17 @@ class TurnRequest(msgspec.Struct, kw_only=True):
     messages: Mapping[str, Any] | None = None
     unheard: bool = False
 
+    @property
+    def can_continue(self) -> bool:
+        """Whether a later request can belong to the same session, so that binding it pays."""
+        claims = self.claims
+        return self.stateful or claims.explicit is not None or claims.lineage is not None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether none will, as far as can be told."""
+        return self.hints.final or not self.can_continue
+
     def serve_by(self, model: str) -> None:
         """Let `model` be what is asked for, where the client gave an alias of it."""
         if model != self.model:

@@ -166,6 +166,30 @@ async def test_a_full_queue_is_told_to_come_back(start, http):
     await running
 
 
+@pytest.mark.parametrize(
+    "path, headers, reason",
+    [
+        ("chat/completions", {"x-session-id": "two"}, "new"),
+        ("chat/completions", {"x-session-id": "two", "x-dynamo-session-final": "true"}, "prefix"),
+        ("completions", {"x-session-id": "two"}, "new"),
+        ("completions", {}, "prefix"),
+    ],
+)
+async def test_who_will_not_be_back_goes_where_its_prompt_is(start, http, path, headers, reason):
+    """By its client's word, or because nothing could tell a later turn of its session. Others are
+    foreseen to come back, beside whoever is there already."""
+    router = await start(engines=[FakeReplica(model="m"), FakeReplica(model="m")])
+    text = "x" * 5_000
+    said = {"prompt": text} if path == "completions" else ask(text)
+    body = {**said, "model": "m", "max_tokens": 9}
+
+    async def begin(headers):
+        return await http.post(f"{router.url}/v1/{path}", json=body, headers=headers)
+
+    assert (await begin({"x-session-id": "one"})).headers["x-sessile-reason"] == "new"
+    assert (await begin(headers)).headers["x-sessile-reason"] == reason
+
+
 @pytest.mark.parametrize("path", ["chat/completions", "responses", "messages"])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_prefix_whose_turn_was_refused_draws_nobody(start, http, path, stream):

@@ -39,6 +39,18 @@ def test_a_known_prefix_draws_a_new_session():
     assert second.predicted_cached_tokens == 40 * BLOCK
 
 
+@pytest.mark.parametrize("last, reason", [(False, "new"), (True, "prefix")])
+def test_who_will_not_be_back_burdens_nobody_later(last, reason):
+    """A short prefix is worth less than to be alone for all the turns that are foreseen, and more
+    where there are none."""
+    brain, pool = scheduler(), [replica("a"), replica("b")]
+    blocks = tuple(range(4))
+    brain.submit(ask("one", 4 * BLOCK, blocks=blocks), pool, 0.0)
+    end(brain, "one", 1.0, 4 * BLOCK, pause="tool")
+    again = brain.decide(ask("two", 4 * BLOCK, blocks=blocks, last=last), pool, 1.2)
+    assert again.reason == reason
+
+
 def test_a_prefix_whose_turn_was_refused_draws_nobody():
     """Its replica never computed it; what the session had there before it still has."""
     brain, pool = scheduler(), [replica("a"), replica("b")]
