@@ -23,7 +23,8 @@ from sessile.router.yields import UNKNOWN, Yields
 _MOST_BLIND = 8  # sessions begun with a kind that tells nothing
 _DEAREST = 4.0  # is a step that verifies drafts at most
 _DEAREST_GROWS = 0.06  # a batch has more to verify: 1.6 times a step alone, 3.2 times one of 16
-_WORTH = 1.1  # by so much the other kind must be slower, if all are to move: they do one by one
+_WORTH = 1.1  # by so much the other kind must be slower, if all are to move
+_WORTH_AMID = 0.07  # by so much more, where all run there: they would move one by one
 _FAR = 1.5  # times slower is so far off that it is not tried
 _LEAST_TOKENS = 8
 _LEAST_STEPS = 0.05  # a token
@@ -58,6 +59,7 @@ class Pace:
         self._context = 0.0  # of the same
         self._spare_s = 0.0
         self._surprised: bool | None = None
+        self._lookers = 0.0  # how many more of those who come in this moment try to speculate
         self._told_at = {False: 0.0, True: 0.0}
         self._blind = {False: 0, True: 0}  # sessions begun with a kind that has told nothing yet
 
@@ -144,8 +146,11 @@ class Pace:
         }
         most = 2 * sum(o.in_flight for o in outlooks if o.speculates) > here
         stray = cost_s[True] > cost_s[False]  # the kind that is slower for all of them
-        if stray is most and here and cost_s[stray] < _WORTH * cost_s[not stray]:
-            stray = not stray
+        if stray is most and here:
+            there = sum(o.in_flight for o in outlooks if o.speculates is most)
+            worth = _WORTH + _WORTH_AMID * there / running
+            if cost_s[stray] < worth * cost_s[not stray]:
+                stray = not stray
         cost_s[stray] += self._steps.waits * here * cost_s[not stray]
         held_up = sum(o.others for o in outlooks)
         return {
@@ -175,10 +180,15 @@ class Pace:
             if self._hopeless(kind, ask):
                 return None
             if self.known:
+                together = self._together(ask, kind, outlooks)
+                if together and self._lookers >= 1.0:
+                    return o
                 old = now - self._told_at[kind] > _OLD_S
                 cost_s = (price_s - other_s) / (1.0 + later)
-                if self._steps.shared:  # all who come meanwhile pay for it
-                    crowd = self._clocks.crowd
+                crowd = self._clocks.crowd
+                if together:  # all who come in this moment try it, which tells of each of them
+                    cost_s *= max(1.0, crowd)
+                elif self._steps.shared:  # all who run pay for it
                     step_s = self._steps.step_s(False, crowd + 1.0, self._context)
                     cost_s += self._steps.waits * crowd * ask.output_tokens * step_s
                 surprised = self._surprised is kind and not self._steps.shared
@@ -190,6 +200,14 @@ class Pace:
             runs = any(each.in_flight for each in outlooks if each.speculates is kind)
             return o if self._steps.shared or not runs else None
         return None
+
+    def _together(self, ask: Ask, kind: bool, outlooks: Sequence[Outlook]) -> bool:
+        """Whether a trial is had by all who come in this moment, as none runs at the other kind of
+        the same device: by those of whose kinds of agent only the first was heard, each of which it
+        tells of. That of one would slow all down, and be of his kind only."""
+        if not (kind and self._steps.shared and self.yields.once(ask.opening)):
+            return False
+        return not any(o.in_flight for o in outlooks if not o.speculates)
 
     def _hopeless(self, kind: bool, ask: Ask) -> bool:
         """Whether so much is accepted that not speculating cannot be faster, whatever it costs; or
@@ -218,10 +236,15 @@ class Pace:
             if not self._steps.seen(kind):
                 self._blind[kind] += 1
 
-    def tried(self) -> None:
-        """A trial was booked: what it may cost is spent."""
+    def tried(self, ask: Ask, kind: bool, outlooks: Sequence[Outlook]) -> None:
+        """A trial of that kind was booked: what it may cost is spent."""
+        if kind and self._lookers >= 1.0:
+            self._lookers -= 1.0
+            return
         self._spare_s = 0.0
         self._surprised = None
+        if self._together(ask, kind, outlooks):
+            self._lookers = self._clocks.crowd - 1.0
 
     def first_token(self, turn: str, now: float) -> None:
         """Its first token has come."""
@@ -258,6 +281,7 @@ class Pace:
         """Some turn, of this router or another, was decoded so."""
         self._told_at[told.speculates] = now
         if told.speculates:
+            self._lookers = 0.0
             if self._is_surprise(session, told):
                 self._surprised = True
             self.yields.learn(session, told.group, told.steps)

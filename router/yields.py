@@ -97,6 +97,12 @@ class Yields:
             heard += islice(others, _ENOUGH - len(heard))
         return tuple(heard)
 
+    def once(self, group: int) -> bool:
+        """Whether of sessions that begin so only the first were heard: drafts would be made of what
+        they said."""
+        kind = self._kinds.get(group)
+        return kind is not None and not kind.later
+
     def typical(self) -> float | None:
         """Tokens a step of the last sessions, None before any was seen."""
         return len(self._all) / sum(self._all.values()) if self._all else None

@@ -11,6 +11,7 @@ from sessile.router.scheduler import Limits, Scheduler
 from sessile.sessions.record import Binding
 
 TOKENS = 200
+BATCHES = (1, 4, 16)  # turns at once, of what was measured
 
 
 def plain(running):
@@ -23,16 +24,28 @@ def verify(running):
     return 0.009 + 0.00025 * running
 
 
+def line(points):
+    """Seconds a step by how many run, through those of `BATCHES`."""
+
+    def step_s(running):
+        low, high = (0, 1) if running <= 4 else (1, 2)
+        share = (running - BATCHES[low]) / (BATCHES[high] - BATCHES[low])
+        return points[low] + share * (points[high] - points[low])
+
+    return step_s
+
+
 class World:
     """Two replicas, one of which speculates; `shared` lets them take their steps in turn, as two
     processes on one GPU do, or says by how much both are slower while both are busy. Sessions run
     one turn after another, each decoded at its acceptance. A first token takes `latency_s`, in
     which the others decode, and then the computing of the prompt, in which they wait. A step is
-    `longer_s` for each token of context of the turns there, in the mean, by kind."""
+    `longer_s` for each token of context of the turns there, in the mean, by kind. With `tells_last`
+    it is said of a session's last turn that it is."""
 
     def __init__(
         self, *, shared, tells=True, device=None, counts=True, latency_s=0.02, base_s=0.01,
-        slope_s=1 / 20_000, longer_s=(0.0, 0.0),
+        slope_s=1 / 20_000, longer_s=(0.0, 0.0), tells_last=False,
     ):  # fmt: skip
         self.brain = Scheduler(Limits())
         self.pool = [Outlook("off", "1"), Outlook("on", "1")]
@@ -47,6 +60,8 @@ class World:
         self.first_tokens = 500  # of a session's first prompt
         self.alike = True  # whether the sessions of all places begin alike
         self.plain, self.verify = plain, verify
+        self.tells_last = tells_last
+        self.kind = 0  # of the sessions of all places, added to their places where they differ
         self.now = 0.0
         self.decode_s = 0.0  # of all turns, from their first tokens to their last
         self.reasons = Counter()
@@ -69,7 +84,7 @@ class World:
             for place in places:
                 if place.turn is None and (place.done or self.left):
                     self.left -= not place.done
-                    coming.append((place, self._ask(place)))
+                    coming.append((place, self._ask(place, place.done + 1 == turns)))
             self._begin(coming)
             self._pass([p for p in places if p.turn is not None])
             for place in places:
@@ -78,14 +93,15 @@ class World:
                     self._end(place, turns)
         return made / (self.now - began)
 
-    def _ask(self, place):
+    def _ask(self, place, last):
         if not place.done:
             place.session, place.bound = f"s{next(self._ids)}", None
         place.turn = f"t{next(self._ids)}"
         return Ask(
             session=place.session, turn=place.turn, model="m", bound=place.bound,
             prompt_tokens=self.first_tokens + 300 * place.done, output_tokens=TOKENS,
-            opening=0 if self.alike else place.number,
+            opening=0 if self.alike else self.kind + place.number,
+            last=last and self.tells_last,
         )  # fmt: skip
 
     def _begin(self, coming):
