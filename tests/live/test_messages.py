@@ -77,7 +77,8 @@ def test_what_the_model_began_is_continued(site: Any, client: Anthropic) -> None
 
 def test_either_way_reads_the_same_prompt(site: Any, client: Anthropic) -> None:
     """A turn that an engine's own Messages has no field for is translated, those around it are not
-    where the engine speaks that; each finds what the last one left in the cache."""
+    where the engine speaks that; each finds what the last one left in the cache. The session is
+    named: two that are not are two, and the second would be alone at another replica."""
     asked = _asked(site, tools=[_TOOL], max_tokens=8)
     asked["system"] = [{"type": "text", "text": text} for text in (asked["system"], "Be brief.")]
     asked["messages"] = [
@@ -95,7 +96,9 @@ def test_either_way_reads_the_same_prompt(site: Any, client: Anthropic) -> None:
     ]  # fmt: skip
     read = []
     for more in ({}, {"seed": 7}, {}):
-        usage = client.messages.create(**asked, extra_body={**more, "temperature": 0}).usage
+        usage = client.messages.create(
+            **asked, extra_body={**more, "temperature": 0}, extra_headers={"x-session-id": "same"}
+        ).usage
         cached, made = usage.cache_read_input_tokens or 0, usage.cache_creation_input_tokens or 0
         read.append(cached / (cached + made + usage.input_tokens))
     assert min(read[1:]) > 0.9
