@@ -180,19 +180,8 @@ class Pace:
             if self._hopeless(kind, ask):
                 return None
             if self.known:
-                together = self._together(ask, kind, outlooks)
-                if together and self._lookers >= 1.0:
-                    return o
-                old = now - self._told_at[kind] > _OLD_S
-                cost_s = (price_s - other_s) / (1.0 + later)
-                crowd = self._clocks.crowd
-                if together:  # all who come in this moment try it, which tells of each of them
-                    cost_s *= max(1.0, crowd)
-                elif self._steps.shared:  # all who run pay for it
-                    step_s = self._steps.step_s(False, crowd + 1.0, self._context)
-                    cost_s += self._steps.waits * crowd * ask.output_tokens * step_s
-                surprised = self._surprised is kind and not self._steps.shared
-                return o if surprised or (old and cost_s <= self._spare_s) else None
+                extra_s = (price_s - other_s) / (1.0 + later)
+                return o if self._may_try(ask, kind, outlooks, extra_s, now) else None
             if not self._steps.seen(not kind) or self._mute:
                 return None
             if self._steps.seen(kind):
@@ -200,6 +189,22 @@ class Pace:
             runs = any(each.in_flight for each in outlooks if each.speculates is kind)
             return o if self._steps.shared or not runs else None
         return None
+
+    def _may_try(
+        self, ask: Ask, kind: bool, outlooks: Sequence[Outlook], extra_s: float, now: float
+    ) -> bool:
+        """Whether the kind is worth another look, by a turn that takes so much longer there."""
+        crowd = self._clocks.crowd
+        if self._together(ask, kind, outlooks):  # all pay for it who come in this moment
+            if self._lookers >= 1.0:
+                return True
+            extra_s *= max(1.0, crowd)
+        elif self._steps.shared:  # all who run do
+            step_s = self._steps.step_s(False, crowd + 1.0, self._context)
+            extra_s += self._steps.waits * crowd * ask.output_tokens * step_s
+        elif self._surprised is kind:
+            return True
+        return now - self._told_at[kind] > _OLD_S and extra_s <= self._spare_s
 
     def _together(self, ask: Ask, kind: bool, outlooks: Sequence[Outlook]) -> bool:
         """Whether a trial is had by all who come in this moment, as none runs at the other kind of
@@ -238,12 +243,13 @@ class Pace:
 
     def tried(self, ask: Ask, kind: bool, outlooks: Sequence[Outlook]) -> None:
         """A trial of that kind was booked: what it may cost is spent."""
-        if kind and self._lookers >= 1.0:
+        together = self._together(ask, kind, outlooks)
+        if together and self._lookers >= 1.0:
             self._lookers -= 1.0
             return
         self._spare_s = 0.0
         self._surprised = None
-        if self._together(ask, kind, outlooks):
+        if together:
             self._lookers = self._clocks.crowd - 1.0
 
     def first_token(self, turn: str, now: float) -> None:
