@@ -144,10 +144,11 @@ class Pace:
             kind: tokens * steps[kind] * self._steps.step_s(kind, running, context)
             for kind in (False, True)
         }
-        most = 2 * sum(o.in_flight for o in outlooks if o.speculates) > here
+        speculating = sum(o.in_flight for o in outlooks if o.speculates)
+        most = 2 * speculating > here
         stray = cost_s[True] > cost_s[False]  # the kind that is slower for all of them
         if stray is most and here:
-            there = sum(o.in_flight for o in outlooks if o.speculates is most)
+            there = speculating if most else here - speculating
             worth = _WORTH + _WORTH_AMID * there / running
             if cost_s[stray] < worth * cost_s[not stray]:
                 stray = not stray
