@@ -1,5 +1,6 @@
 """Seconds a decoding step by how many turns run, as points that are learned. Pure."""
 
+from collections.abc import Callable
 from math import log2
 from typing import NamedTuple
 
@@ -13,10 +14,11 @@ seconds change by this power of the change that is seen."""
 _WILD = 2.0  # what is so many times off was late for another reason, and counts as so much
 _NEW = 1.5
 _ROUNDS = 2.0
-"""What is first seen with so many running counts as so many times what was foreseen of it at most,
-until as many turns as run there have told of it twice: engines compile for a batch of another size
-when the first one comes, for seconds."""
-ENOUGH = 3.0  # turns of a kind before it is judged
+"""What is first seen with so many running counts as so many times what others foresee of it at
+most, until as many turns as run there have told of it twice: engines compile for a batch of another
+size when the first one comes, for seconds. A turn that is by as much faster, then, tells that those
+before it waited for that."""
+ENOUGH = 3.0  # rounds of a kind before it is judged, turns of a point before it judges others
 SURE = 6.0
 
 
@@ -28,6 +30,11 @@ class Point(msgspec.Struct):
     step_s: float
     rounds: float = 0.0  # of as many turns as run there at once
     context: float = 0.0  # of these turns, in tokens
+
+    @property
+    def young(self) -> bool:
+        """Whether it may still be of turns that waited for an engine that compiled."""
+        return self.rounds < _ROUNDS
 
 
 class At(NamedTuple):
@@ -51,12 +58,15 @@ class Curve:
     ) -> None:
         """A turn decoded at this pace; `foreseen_s` is what others make of it that were seen."""
         point = self.points.get(_place(running))
-        if foreseen_s is not None and (point is None or point.rounds < _ROUNDS):
-            step_s = min(max(step_s, foreseen_s / _NEW), foreseen_s * _NEW)
+        young = point is None or point.young
+        if young and foreseen_s is not None:
+            step_s = _within(_NEW, step_s, foreseen_s)
         if point is None:
             point = self.points[_place(running)] = Point(0.0, running, step_s)
+        elif young and step_s * _NEW < point.step_s:
+            point.weight = 0.0
         elif point.weight >= SURE:
-            step_s = min(max(step_s, point.step_s / _WILD), point.step_s * _WILD)
+            step_s = _within(_WILD, step_s, point.step_s)
         point.weight += 1.0
         point.rounds += 1.0 / max(running, 1.0)
         share = max(1.0 / point.weight, _WEIGHT)
@@ -68,6 +78,14 @@ class Curve:
         for other in self.points.values():
             if other is not point:
                 other.step_s *= changes
+
+    def settle(self, grown: Callable[[At, float], float]) -> None:
+        """Believe of the points that are young what others foresee by now; `grown` is what a point
+        makes of another number."""
+        for point in self.points.values():
+            seen = self.beyond(point.running) if point.young else None
+            if seen is not None:
+                point.step_s = _within(_NEW, point.step_s, grown(seen, point.running))
 
     def restate(self, before: float, after: float) -> None:
         """A token of context is believed to make a step longer by so much, no more by as much as
@@ -85,7 +103,7 @@ class Curve:
         others.points = {
             place: point
             for place, point in self.points.items()
-            if place != _place(running) and point.weight >= SURE
+            if place != _place(running) and point.weight >= ENOUGH and not point.young
         }
         return others.at(running)
 
@@ -122,6 +140,10 @@ class Curve:
 
 def _place(running: float) -> int:
     return round(2.0 * log2(max(running, 1.0)))
+
+
+def _within(times: float, step_s: float, of_s: float) -> float:
+    return min(max(step_s, of_s / times), of_s * times)
 
 
 def _running(point: Point) -> float:

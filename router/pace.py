@@ -76,7 +76,7 @@ class Pace:
     def _mute(self) -> bool:
         """Whether a kind was used and has told nothing."""
         return any(
-            self._blind[kind] >= _MOST_BLIND and not self._steps.seen(kind)
+            self._blind[kind] >= _MOST_BLIND and not self._steps.heard(kind)
             for kind in (False, True)
         )
 

@@ -83,8 +83,12 @@ class Steps:
 
     def seen(self, kind: bool) -> bool:
         """Whether turns enough have told of it."""
-        points = (*self._alone[kind].points.values(), *self._beside[kind].points.values())
-        return sum(point.weight for point in points) >= ENOUGH
+        curves = self._alone[kind], self._beside[kind]
+        return sum(point.rounds for each in curves for point in each.points.values()) >= ENOUGH
+
+    def heard(self, kind: bool) -> bool:
+        """Whether any has."""
+        return bool(self._alone[kind].points or self._beside[kind].points)
 
     @property
     def known(self) -> bool:
@@ -135,6 +139,8 @@ class Steps:
             foreseen_s = None if seen is None else self._grown(kind, seen, running)
             curve.add(running, step_s, foreseen_s, context)
         self._learn_growth()
+        for each in (self._alone[kind], self._beside[kind]):
+            each.settle(lambda seen, running: self._grown(kind, seen, running))
         self._compare()
 
     def _learn_context(

@@ -20,6 +20,7 @@ _MOST_SESSIONS = 20_000
 _MOST_GROUPS = 2_000
 _LAST = 6  # sessions that stand for those to come
 _ENOUGH = 3
+_FEWEST = 2  # of these its own kind, or others
 _AGAIN = 0.7  # times the steps, before any was heard again
 _AGAIN_WEIGHT = 0.2  # of the newest that was
 _LEAST_AGAIN = 0.2
@@ -90,11 +91,11 @@ class Yields:
         again = exp(self._again)
         if len(heard) < _ENOUGH:
             heard += (again * each for each in kind.first.values())
-        if len(heard) < _ENOUGH:
-            # A few of its own kind are heard, and others only for those that are missing.
+        if len(heard) < _FEWEST:
+            # One of its own kind is heard, and one other since that is missing.
             own = kind.first.keys() | kind.later.keys()
             others = (again * self._all[each] for each in reversed(self._all) if each not in own)
-            heard += islice(others, _ENOUGH - len(heard))
+            heard += islice(others, _FEWEST - len(heard))
         return tuple(heard)
 
     def once(self, group: int) -> bool:

@@ -45,7 +45,7 @@ class World:
 
     def __init__(
         self, *, shared, tells=True, device=None, counts=True, latency_s=0.02, base_s=0.01,
-        slope_s=1 / 20_000, longer_s=(0.0, 0.0), tells_last=False,
+        slope_s=1 / 20_000, longer_s=(0.0, 0.0), tells_last=False, compiles_s=0.0,
     ):  # fmt: skip
         self.brain = Scheduler(Limits())
         self.pool = [Outlook("off", "1"), Outlook("on", "1")]
@@ -61,6 +61,8 @@ class World:
         self.alike = True  # whether the sessions of all places begin alike
         self.plain, self.verify = plain, verify
         self.tells_last = tells_last
+        self.compiles_s = compiles_s
+        self.compiling = {}  # seconds left, by replica and size of batch
         self.kind = 0  # of the sessions of all places, added to their places where they differ
         self.now = 0.0
         self.decode_s = 0.0  # of all turns, from their first tokens to their last
@@ -140,13 +142,21 @@ class World:
         """Let time go on until the next thing happens. A prefill stops the decoding of the others
         at its replica, as SGLang's does."""
         rates = {p: 1.0 for p in running if p.wait_s}
+        compiling = []
         for o in self.pool:
             mine, share = self._work(o, [p for p in running if not p.wait_s])
+            size = o.id, (len(mine) - 1).bit_length()
+            if mine and not mine[0].prefill_s and self.compiling.setdefault(size, self.compiles_s):
+                compiling.append(size)
+                continue
             for p in mine:
                 decodes = o.speculates and not p.prefill_s
                 rates[p] = share * (p.accepts if decodes else 1.0)
-        passes_s = min((p.wait_s or p.prefill_s or p.tokens) / rate for p, rate in rates.items())
+        ends_s = [(p.wait_s or p.prefill_s or p.tokens) / rate for p, rate in rates.items()]
+        passes_s = min(ends_s + [self.compiling[size] for size in compiling])
         self.now += passes_s
+        for size in compiling:
+            self.compiling[size] = _less(self.compiling[size], passes_s)
         for p, rate in rates.items():
             if p.wait_s:
                 p.wait_s = _less(p.wait_s, rate * passes_s)

@@ -54,6 +54,30 @@ def test_the_first_of_a_batch_of_another_size_are_not_believed():
     assert steps.step_s(True, 16) == pytest.approx(0.050, rel=0.1)
 
 
+def test_the_first_turns_of_all_are_not_believed_once_one_is_much_faster():
+    """Nothing foresees them, and an engine compiles for them too. As many must have told as run at
+    once, three times, until a kind is judged: one crowd is one look."""
+    steps = Steps()
+    for _ in range(4):
+        steps.add(True, 4, 0.0, 0.061)
+    assert steps.heard(True) and not steps.seen(True)
+    for _ in range(8):
+        steps.add(True, 4, 0.0, 0.0045)
+    assert steps.seen(True)
+    assert steps.step_s(True, 4) == pytest.approx(0.0045)
+
+
+def test_what_waited_for_a_compiler_is_found_by_turns_of_another_batch():
+    """It is never seen again, but what lies beside it is, and would be taken for as slow."""
+    steps = Steps()
+    for running in (2.3, 3.3, 3.9):
+        steps.add(True, running, 0.0, 0.061)
+    for _ in range(3):
+        steps.add(True, 1, 0.0, 0.0035)
+    assert steps.step_s(True, 3) < 0.006
+    assert steps.step_s(True, 1) == pytest.approx(0.0035)
+
+
 def test_a_kind_that_was_not_seen_is_taken_from_the_other():
     """Dearer where it verifies drafts, by as much either way, until turns enough have told."""
     steps = Steps()
@@ -89,9 +113,9 @@ def test_how_much_a_batch_costs_is_seen_and_not_only_supposed():
     sixteen, of either kind, before any was seen. Little more than was supposed is not believed."""
     steps = Steps()
     for running in (1, 4):
-        for _ in range(3):
+        for _ in range(6 * running):
             steps.add(False, running, 0.0, 0.012 + 0.017 * running)
-    assert steps.step_s(False, 16) == pytest.approx(0.284, rel=0.01)
+    assert steps.step_s(False, 16) == pytest.approx(0.284, rel=0.1)
     for _ in range(3):
         steps.add(True, 1, 0.0, 0.034)
     assert steps.step_s(True, 4) > 0.1
