@@ -97,6 +97,11 @@ class Curve:
         """The point of about so many running."""
         return self.points.get(_place(running))
 
+    def sure(self, running: float) -> bool:
+        """Whether about so many, or both fewer and more, were seen often."""
+        often = [point.running for point in self.points.values() if not point.young]
+        return bool(often) and min(often) / 2.0 <= running <= max(often) * 2.0
+
     def beyond(self, running: float) -> At | None:
         """As `at`, by what was seen often with others than about so many."""
         others = Curve()
@@ -107,10 +112,11 @@ class Curve:
         }
         return others.at(running)
 
-    def grows(self) -> float | None:
+    def grows(self, *, young: bool = False) -> float | None:
         """By so much a step is longer for each that runs beside, from the fewest to the most that
         were seen often enough; None where these are less than an octave apart."""
-        often = sorted((p for p in self.points.values() if p.weight >= ENOUGH), key=_running)
+        often = [p for p in self.points.values() if p.weight >= ENOUGH and (young or not p.young)]
+        often.sort(key=_running)
         if not often or often[-1].running < 2.0 * often[0].running:
             return None
         few, many = often[0], often[-1]

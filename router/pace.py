@@ -200,9 +200,10 @@ class Pace:
             if self._lookers >= 1.0:
                 return True
             extra_s *= max(1.0, crowd)
-        elif self._steps.shared:  # all who run do
-            step_s = self._steps.step_s(False, crowd + 1.0, self._context)
-            extra_s += self._steps.waits * crowd * ask.output_tokens * step_s
+        elif self._steps.shared:  # all who run beside it do
+            steps = _mean(self.yields.expect(ask.session, ask.opening)) if kind else 1.0
+            tried_s = ask.output_tokens * steps * self._steps.step_s(kind, 1.0, context_of(ask))
+            extra_s += self._steps.waits * max(0.0, crowd - 1.0) * tried_s
         elif self._surprised is kind:
             return True
         return now - self._told_at[kind] > _OLD_S and extra_s <= self._spare_s
@@ -223,6 +224,8 @@ class Pace:
         steps, crowd = _mean(self.yields.expect(ask.session, ask.opening)), self._clocks.crowd
         if not self.known:
             return steps * _DEAREST * (1.0 + _DEAREST_GROWS * crowd) < 1.0
+        if not self._steps.sure(False, max(crowd, 1.0)):
+            return False
         context = context_of(ask)
         speculated_s = steps * self._steps.step_s(True, max(crowd, 1.0), context)
         return self._steps.step_s(False, max(crowd, 1.0), context) > _FAR * speculated_s

@@ -90,6 +90,10 @@ class Steps:
         """Whether any has."""
         return bool(self._alone[kind].points or self._beside[kind].points)
 
+    def sure(self, kind: bool, running: float) -> bool:
+        """Whether what it takes with about so many running was seen often."""
+        return self._alone[kind].sure(running) or self._beside[kind].sure(running)
+
     @property
     def known(self) -> bool:
         """Whether both kinds have been seen."""
@@ -158,12 +162,21 @@ class Steps:
     def _learn_growth(self) -> None:
         """Where it is seen to be much more. Of a kind that was not seen with few and with many it
         is taken to be as many times more as the other's is."""
-        grows = {kind: self._curve(kind).grows() for kind in (False, True)}
+        sure = {kind: self._curve(kind).grows() for kind in (False, True)}
+        grows = {kind: self._learned(kind, sure) for kind in (False, True)}
         for kind, own in grows.items():
             if own is None:
                 own = _GROWS[kind] * (grows[not kind] or 0.0) / _GROWS[not kind]
             steeper = own > _STEEPER * _GROWS[kind]
             self._grows[kind] = min(own, STEEPEST) if steeper else _GROWS[kind]
+
+    def _learned(self, kind: bool, sure: dict[bool, float | None]) -> float | None:
+        """What the first with so many tell is not believed where the other kind is known to grow
+        little: they may have waited for a compiler, and who believes that does not look again."""
+        own, other = sure[kind], sure[not kind]
+        if own is None and (other is None or other > _STEEPER * _GROWS[not kind]):
+            return self._curve(kind).grows(young=True)
+        return own
 
     def _curve(self, kind: bool) -> Curve:
         """Of replicas that wait for each other, what was seen beside others is not of one kind."""

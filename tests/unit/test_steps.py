@@ -113,7 +113,7 @@ def test_how_much_a_batch_costs_is_seen_and_not_only_supposed():
     sixteen, of either kind, before any was seen. Little more than was supposed is not believed."""
     steps = Steps()
     for running in (1, 4):
-        for _ in range(6 * running):
+        for _ in range(8 * running):
             steps.add(False, running, 0.0, 0.012 + 0.017 * running)
     assert steps.step_s(False, 16) == pytest.approx(0.284, rel=0.1)
     for _ in range(3):
