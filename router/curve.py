@@ -98,9 +98,8 @@ class Curve:
         return self.points.get(_place(running))
 
     def sure(self, running: float) -> bool:
-        """Whether about so many, or both fewer and more, were seen often."""
-        often = [point.running for point in self.points.values() if not point.young]
-        return bool(often) and min(often) / 2.0 <= running <= max(often) * 2.0
+        """Whether half as many at least, or more, were seen often."""
+        return any(not p.young and running <= 2.0 * p.running for p in self.points.values())
 
     def beyond(self, running: float) -> At | None:
         """As `at`, by what was seen often with others than about so many."""

@@ -91,7 +91,7 @@ class Steps:
         return bool(self._alone[kind].points or self._beside[kind].points)
 
     def sure(self, kind: bool, running: float) -> bool:
-        """Whether what it takes with about so many running was seen often."""
+        """Whether what it takes with so many running is known of as many, about, or of more."""
         return self._alone[kind].sure(running) or self._beside[kind].sure(running)
 
     @property
