@@ -46,9 +46,11 @@ def test_sessions_that_accept_well_speculate_and_the_others_do_not():
     assert world.reasons["speculation"]
 
 
-def test_a_change_of_the_text_is_found_by_trials():
-    """Nobody speculates any more where it does not pay; when it would again, a trial tells."""
-    world = World(shared=False)
+@pytest.mark.parametrize("device", [None, "0"])
+def test_a_change_of_the_text_is_found_by_trials(device):
+    """Nobody speculates any more where it does not pay; when it would again, a trial tells. On one
+    device too: a session that is alone holds up nobody."""
+    world = World(shared=device is not None, device=device)
     world.run([1.1], 1, 200)
     assert world.reasons["trial"]
     world.where.clear()

@@ -78,6 +78,21 @@ def test_what_waited_for_a_compiler_is_found_by_turns_of_another_batch():
     assert steps.step_s(True, 1) == pytest.approx(0.0035)
 
 
+def test_a_batch_does_not_grow_steeply_by_its_first_turns_where_the_others_does_not():
+    """They may have waited for a compiler; steps of sixteen would be taken for those of a processor
+    by them, and not be looked at again."""
+    steps = Steps()
+    for running, step_s in ((1, 0.0122), (4, 0.0166)):
+        for _ in range(3 * running):
+            steps.add(True, running, 0.0, step_s)
+    for _ in range(3):
+        steps.add(False, 1, 0.0, 0.004)
+    for _ in range(4):
+        steps.add(False, 4, 0.0, 0.0115)
+    assert steps.step_s(False, 16) < 0.008
+    assert steps.sure(False, 2) and not steps.sure(False, 16)
+
+
 def test_a_kind_that_was_not_seen_is_taken_from_the_other():
     """Dearer where it verifies drafts, by as much either way, until turns enough have told."""
     steps = Steps()
