@@ -7,6 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 _WEIGHT = 0.15  # of what is newest, once enough was seen
+_SOON = 0.5  # of it, where it is much faster: what disturbs a turn makes it slower only
 STEEPEST = 100.0  # of a step that is nearly as many times longer as turns run
 _TOGETHER = 0.3
 """What makes steps longer with so many running, as long prompts do, does with others too: their
@@ -66,10 +67,10 @@ class Curve:
         elif young and step_s * _NEW < point.step_s:
             point.weight = 0.0
         elif point.weight >= SURE:
-            step_s = _within(_WILD, step_s, point.step_s)
+            step_s = min(step_s, _WILD * point.step_s)
         point.weight += 1.0
         point.rounds += 1.0 / max(running, 1.0)
-        share = max(1.0 / point.weight, _WEIGHT)
+        share = max(1.0 / point.weight, _WEIGHT, _SOON if step_s * _NEW <= point.step_s else 0.0)
         before_s = point.step_s
         point.running += share * (running - point.running)
         point.context += share * (context - point.context)

@@ -23,12 +23,14 @@ from sessile.router.yields import UNKNOWN, Yields
 _MOST_BLIND = 8  # sessions begun with a kind that tells nothing
 _DEAREST = 4.0  # is a step that verifies drafts at most
 _DEAREST_GROWS = 0.06  # a batch has more to verify: 1.6 times a step alone, 3.2 times one of 16
+_TWICE = 2.0  # as dear cannot be
 _WORTH = 1.1  # by so much the other kind must be slower, if all are to move
 _WORTH_AMID = 0.07  # by so much more, where all run there: they would move one by one
 _FAR = 1.5  # times slower is so far off that it is not tried
 _LEAST_TOKENS = 8
 _LEAST_STEPS = 0.05  # a token
 _OLD_S = 20.0  # what was seen less long ago need not be tried again
+_VERY_OLD_S = 600.0  # what was seen so long ago may be of a bad moment, however far off it is
 _TRIAL = 0.01
 """Of all decoding so much may be given away for trying the kind that seems worse."""
 
@@ -59,7 +61,9 @@ class Pace:
         self._context = 0.0  # of the same
         self._spare_s = 0.0
         self._surprised: bool | None = None
-        self._lookers = 0.0  # how many more of those who come in this moment try to speculate
+        self._lookers = {False: 0.0, True: 0.0}  # how many more of a moment are to try that kind
+        self._counted = False  # whether steps are, and not guessed at by their speed
+        self._doubt_s = {False: _OLD_S, True: _OLD_S}  # until what cannot be is looked at again
         self._told_at = {False: 0.0, True: 0.0}
         self._blind = {False: 0, True: 0}  # sessions begun with a kind that has told nothing yet
 
@@ -178,7 +182,7 @@ class Pace:
             other_s = best[not kind][0]
             if price_s <= other_s:
                 continue
-            if self._hopeless(kind, ask):
+            if self._hopeless(kind, ask, now):
                 return None
             if self.known:
                 extra_s = (price_s - other_s) / (1.0 + later)
@@ -196,9 +200,12 @@ class Pace:
     ) -> bool:
         """Whether the kind is worth another look, by a turn that takes so much longer there."""
         crowd = self._clocks.crowd
-        if self._together(ask, kind, outlooks):  # all pay for it who come in this moment
-            if self._lookers >= 1.0:
-                return True
+        together = self._together(ask, kind, outlooks)
+        if together and self._lookers[kind] >= 1.0:
+            return True
+        if self._doubted(kind):
+            return now - self._told_at[kind] > self._doubt_s[kind]
+        if together:  # all pay for it who come in this moment
             extra_s *= max(1.0, crowd)
         elif self._steps.shared:  # all who run beside it do
             steps = _mean(self.yields.expect(ask.session, ask.opening)) if kind else 1.0
@@ -211,12 +218,25 @@ class Pace:
     def _together(self, ask: Ask, kind: bool, outlooks: Sequence[Outlook]) -> bool:
         """Whether a trial is had by all who come in this moment, as none runs at the other kind of
         the same device: by those of whose kinds of agent only the first was heard, each of which it
-        tells of. That of one would slow all down, and be of his kind only."""
-        if not (kind and self._steps.shared and self.yields.once(ask.opening)):
+        tells of, or where it is to tell of a step of as many as they are. That of one would slow
+        all down, and be of his kind only."""
+        if not self._steps.shared or any(o.in_flight for o in outlooks if o.speculates is not kind):
             return False
-        return not any(o.in_flight for o in outlooks if not o.speculates)
+        return self._doubted(kind) or (kind and self.yields.once(ask.opening))
 
-    def _hopeless(self, kind: bool, ask: Ask) -> bool:
+    def _doubted(self, kind: bool) -> bool:
+        """Whether what is believed of its step cannot be: to verify drafts is dearer than not to,
+        and not by more than so much. Something else slowed it down as it was last seen."""
+        if not self._counted:
+            return False
+        crowd = max(self._clocks.crowd, 1.0)
+        plain_s = self._steps.step_s(False, crowd, self._context)
+        speculated_s = self._steps.step_s(True, crowd, self._context)
+        if kind:
+            return speculated_s > _TWICE * _DEAREST * (1.0 + _DEAREST_GROWS * crowd) * plain_s
+        return plain_s > speculated_s
+
+    def _hopeless(self, kind: bool, ask: Ask, now: float) -> bool:
         """Whether so much is accepted that not speculating cannot be faster, whatever it costs; or
         is far from it, where its cost is known: that hardly changes, unlike what is accepted."""
         if kind or not self._steps.seen(True):
@@ -224,7 +244,9 @@ class Pace:
         steps, crowd = _mean(self.yields.expect(ask.session, ask.opening)), self._clocks.crowd
         if not self.known:
             return steps * _DEAREST * (1.0 + _DEAREST_GROWS * crowd) < 1.0
-        if not self._steps.sure(False, max(crowd, 1.0)):
+        if not self._steps.sure(False, max(crowd, 1.0)) or self._doubted(False):
+            return False
+        if now - self._told_at[False] > _VERY_OLD_S:
             return False
         context = context_of(ask)
         speculated_s = steps * self._steps.step_s(True, max(crowd, 1.0), context)
@@ -248,13 +270,15 @@ class Pace:
     def tried(self, ask: Ask, kind: bool, outlooks: Sequence[Outlook]) -> None:
         """A trial of that kind was booked: what it may cost is spent."""
         together = self._together(ask, kind, outlooks)
-        if together and self._lookers >= 1.0:
-            self._lookers -= 1.0
+        if together and self._lookers[kind] >= 1.0:
+            self._lookers[kind] -= 1.0
             return
+        if self.known and self._doubted(kind):
+            self._doubt_s[kind] *= 2.0
         self._spare_s = 0.0
         self._surprised = None
         if together:
-            self._lookers = self._clocks.crowd - 1.0
+            self._lookers[kind] = self._clocks.crowd - 1.0
 
     def first_token(self, turn: str, now: float) -> None:
         """Its first token has come."""
@@ -274,6 +298,7 @@ class Pace:
         token_s = passed.own_s / (tokens - 1)
         steps = 1.0
         if kind and yielded is not None:
+            self._counted = True
             steps = 1.0 / yielded
         elif kind and self._steps.seen(True):
             # An engine that tells nothing: a session that is faster than a step takes fewer.
@@ -290,8 +315,8 @@ class Pace:
     def learn(self, session: str, told: Decoded, now: float) -> None:
         """Some turn, of this router or another, was decoded so."""
         self._told_at[told.speculates] = now
+        self._lookers[told.speculates] = 0.0
         if told.speculates:
-            self._lookers = 0.0
             if self._is_surprise(session, told):
                 self._surprised = True
             self.yields.learn(session, told.group, told.steps)
@@ -300,6 +325,8 @@ class Pace:
         self._usual += share * (seen - self._usual)
         self._context += share * (told.context - self._context)
         self._steps.add(told.speculates, told.running, told.beside, told.step_s, told.context)
+        if self.known and not self._doubted(told.speculates):
+            self._doubt_s[told.speculates] = _OLD_S
 
     def _is_surprise(self, session: str, told: Decoded) -> bool:
         """Whether speculating was the faster for a session of which it was not expected."""

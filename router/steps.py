@@ -130,7 +130,9 @@ class Steps:
     ) -> None:
         """A turn decoded so over so many tokens, with so many other replicas busy, in the mean of
         that time."""
-        if beside > _BESIDE:
+        if self._slowed(kind, running, step_s):
+            curve = self._alone[kind]
+        elif beside > _BESIDE:
             curve = self._beside[kind]
         elif beside <= _ALONE or not self.seen(kind) or self._apart:
             curve = self._alone[kind]
@@ -146,6 +148,12 @@ class Steps:
         for each in (self._alone[kind], self._beside[kind]):
             each.settle(lambda seen, running: self._grown(kind, seen, running))
         self._compare()
+
+    def _slowed(self, kind: bool, running: float, step_s: float) -> bool:
+        """Whether it takes so much less, be it beside others, than was seen alone that something
+        else slowed that down."""
+        alone = self._alone[kind].at(running) if self.shared else None
+        return alone is not None and self._grown(kind, alone, running) > _TWICE * step_s
 
     def _learn_context(
         self, kind: bool, usual: Point | None, running: float, step_s: float, context: float
