@@ -130,9 +130,9 @@ class Chooser:
                 return self.paces.get(model) or self.paces.setdefault(model, Pace())
         return None
 
-    def tried(self, ask: Ask, chosen: Outlook, open_to: Sequence[Outlook]) -> None:
+    def tried(self, ask: Ask, chosen: Outlook, open_to: Sequence[Outlook], now: float) -> None:
         """A trial was decided and will be: what it costs is not to be spent twice."""
-        self.paces[ask.base or ask.model].tried(ask, chosen.speculates, open_to)
+        self.paces[ask.base or ask.model].tried(ask, chosen.speculates, open_to, now)
 
     def _lean(self, model: str, open_to: Sequence[Outlook]) -> None:
         """What is believed of each replica leans on what is seen of all. NOTE: here, and not only

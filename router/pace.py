@@ -64,7 +64,7 @@ class Pace:
         self._lookers = {False: 0.0, True: 0.0}  # how many more of a moment are to try that kind
         self._counted = False  # whether steps are, and not guessed at by their speed
         self._doubt_s = {False: _OLD_S, True: _OLD_S}  # until what cannot be is looked at again
-        self._told_at = {False: 0.0, True: 0.0}
+        self._told_at = {False: 0.0, True: 0.0}  # or when a trial began, which is to tell
         self._blind = {False: 0, True: 0}  # sessions begun with a kind that has told nothing yet
 
     def describe(self) -> dict[str, Any]:
@@ -267,7 +267,7 @@ class Pace:
             if not self._steps.seen(kind):
                 self._blind[kind] += 1
 
-    def tried(self, ask: Ask, kind: bool, outlooks: Sequence[Outlook]) -> None:
+    def tried(self, ask: Ask, kind: bool, outlooks: Sequence[Outlook], now: float) -> None:
         """A trial of that kind was booked: what it may cost is spent."""
         together = self._together(ask, kind, outlooks)
         if together and self._lookers[kind] >= 1.0:
@@ -275,6 +275,7 @@ class Pace:
             return
         if self.known and self._doubted(kind):
             self._doubt_s[kind] *= 2.0
+        self._told_at[kind] = now
         self._spare_s = 0.0
         self._surprised = None
         if together:

@@ -78,7 +78,7 @@ class Scheduler:
             outlook.start(ask, decision.predicted_cached_tokens or 0, now)
             self._proposed[ask.turn] = (outlook, decision)
             if decision.reason == "trial":
-                self._chooser.tried(ask, outlook, open_to)
+                self._chooser.tried(ask, outlook, open_to, now)
         return decision
 
     def submit(
@@ -184,7 +184,7 @@ class Scheduler:
         foreseen_s = decision.predicted_ttft_s or outlook.price(ask, now).ttft_s
         pace.start(ask, outlook, open_to, foreseen_s, now)
         if decision.reason == "trial" and ask.claimed is None:
-            self._chooser.tried(ask, outlook, open_to)
+            self._chooser.tried(ask, outlook, open_to, now)
 
     def _confirmed(self, ask: Ask, now: float) -> Decision | None:
         """What was proposed for the turn, if the session has been bound there; it counts there no

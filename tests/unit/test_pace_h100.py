@@ -124,12 +124,18 @@ def test_a_text_that_is_said_again_is_not_judged_by_the_first_time(batch):
     assert world.where == {(again, "on"): TURNS * batch}
 
 
-def test_those_of_one_moment_do_not_each_try_the_other_kind():
-    """While a store is asked, each is decided without the others being bound yet."""
+@pytest.mark.parametrize("doubted", [False, True])
+def test_those_of_one_moment_do_not_each_try_the_other_kind(doubted):
+    """While a store is asked, each is decided without the others being bound yet. A trial of what
+    cannot be is not paid for, and one all the same."""
     world = World(shared=False)
     world.run([1.2], 3, 3)
-    world.brain._chooser.paces["m"]._spare_s = 1e9
-    world.now += 60.0
+    pace = world.brain._chooser.paces["m"]
+    pace._spare_s = 0.0 if doubted else 1e9
+    if doubted:
+        for _ in range(20):
+            pace._steps.add(True, 1.0, 0.0, 0.5)
+    world.now += 1000.0
     world.reasons.clear()
     world.run([1.2] * 8, 1, 1)
     assert world.reasons["trial"] == 1
