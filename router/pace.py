@@ -23,7 +23,7 @@ from sessile.router.yields import UNKNOWN, Yields
 _MOST_BLIND = 8  # sessions begun with a kind that tells nothing
 _DEAREST = 4.0  # is a step that verifies drafts at most
 _DEAREST_GROWS = 0.06  # a batch has more to verify: 1.6 times a step alone, 3.2 times one of 16
-_TWICE = 2.0  # as dear cannot be
+_CANNOT = 2.0  # times that is what no step is
 _WORTH = 1.1  # by so much the other kind must be slower, if all are to move
 _WORTH_AMID = 0.07  # by so much more, where all run there: they would move one by one
 _FAR = 1.5  # times slower is so far off that it is not tried
@@ -233,7 +233,7 @@ class Pace:
         plain_s = self._steps.step_s(False, crowd, self._context)
         speculated_s = self._steps.step_s(True, crowd, self._context)
         if kind:
-            return speculated_s > _TWICE * _DEAREST * (1.0 + _DEAREST_GROWS * crowd) * plain_s
+            return speculated_s > _CANNOT * _DEAREST * (1.0 + _DEAREST_GROWS * crowd) * plain_s
         return plain_s > speculated_s
 
     def _hopeless(self, kind: bool, ask: Ask, now: float) -> bool:
