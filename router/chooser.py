@@ -19,7 +19,6 @@ from sessile.router.returns import Returns
 
 _ADDED_TOKENS = 1000.0  # before any was seen: tool output, and what the user says
 _ADDED_WEIGHT = 0.02
-_FASTER = 0.05  # of what decoding takes, at least, must be saved by a move for its pace
 _AS_GOOD = 1.02  # prices that differ by less are as good
 _HORIZON = 8.0  # turns of a session that are foreseen, unless it says that this is its last
 _LEAST_MARGIN_S = 0.05  # nobody notices less
@@ -86,7 +85,7 @@ class Chooser:
             if home is not None:
                 home_decode_s = decode_s[home.id]
                 spare_s = home_decode_s - min(decode_s.values())
-                margin_s += _FASTER * home_decode_s
+                margin_s += pace.worth(ask, home) * home_decode_s
         if home_price is not None and home_price.wait_s + home_price.harm_s + spare_s <= margin_s:
             assert home is not None
             return _decision(ask, home, "bound", home_price)

@@ -24,6 +24,7 @@ _MOST_BLIND = 8  # sessions begun with a kind that tells nothing
 _DEAREST = 4.0  # is a step that verifies drafts at most
 _DEAREST_GROWS = 0.06  # a batch has more to verify: 1.6 times a step alone, 3.2 times one of 16
 _CANNOT = 2.0  # times that is what no step is
+_FASTER = 0.05  # of what decoding takes, at least, must be saved by a move of one session
 _WORTH = 1.1  # by so much the other kind must be slower, if all are to move
 _WORTH_AMID = 0.07  # by so much more, where all run there: they would move one by one
 _FAR = 1.5  # times slower is so far off that it is not tried
@@ -162,6 +163,13 @@ class Pace:
             o.id: cost_s[o.speculates] + o.rates.slope_s * prefill_tokens * (held_up - o.others)
             for o in outlooks
         }
+
+    def worth(self, ask: Ask, home: Outlook) -> float:
+        """In parts of what decoding takes where the session is, how much a move must save of it.
+        Who leaves the replicas that speculate is not heard again, so it is more as long as few of
+        its turns were: a session whose first turn accepts little may still be the faster there."""
+        doubt = self.yields.doubt(ask.session, ask.opening) if home.speculates else 0.0
+        return max(_FASTER, doubt)
 
     def trial(
         self, ask: Ask, outlooks: Sequence[Outlook], prices_s: Sequence[float], later: float,

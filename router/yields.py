@@ -1,7 +1,8 @@
 """How many decoding steps a token takes of which session, where the replica speculates. Pure.
 
-A session is expected to go on as it did. One that is not known yet may be like any of the last
-that began as it does (the same agent, by its system prompt), or of the last at all.
+A session is expected to go on as it did, and as those before it did from as many turns on: the last
+that began as it does (the same agent, by its system prompt). One that is not known yet may be like
+any of these, or of the last at all.
 
 Drafts are made of what was said before, so those who say something again take fewer steps than the
 first who said it. How many fewer is learned of all kinds of agent; a kind of which only the first
@@ -9,13 +10,17 @@ were heard is expected to take as many fewer, else it would be judged by them an
 """
 
 from collections import OrderedDict
-from itertools import islice
+from collections.abc import Collection
+from itertools import chain, islice
 from math import exp, log
 from typing import TypeVar
 
 import msgspec
 
 _WEIGHT = 0.5  # of a session's newest turn
+_DIFFER = 0.25  # by so much its second may take fewer than its first
+_GOES_ON = 2.0  # so much its going on as it did weighs, in sessions that went on otherwise
+_MOST_TURNS = 8  # of a session that are told apart
 _MOST_SESSIONS = 20_000
 _MOST_GROUPS = 2_000
 _LAST = 6  # sessions that stand for those to come
@@ -42,7 +47,7 @@ class Yields:
     """Of one model. All values are steps a token, the inverse of the acceptance length."""
 
     def __init__(self) -> None:
-        self._sessions: OrderedDict[str, float] = OrderedDict()
+        self._sessions: OrderedDict[str, list[float]] = OrderedDict()
         self._kinds: OrderedDict[int, _Kind] = OrderedDict()
         self._all: OrderedDict[str, float] = OrderedDict()
         self._began: OrderedDict[str, bool] = OrderedDict()  # whether its kind was heard by then
@@ -55,10 +60,13 @@ class Yields:
 
     def learn(self, session: str, group: int, steps: float) -> None:
         """A turn of the session took so many steps a token."""
-        before = self._sessions.get(session)
-        if before is not None:
-            steps = before + _WEIGHT * (steps - before)
-        _keep(self._sessions, session, steps, _MOST_SESSIONS)
+        told = self._sessions.pop(session, None) or []
+        if told:
+            steps = told[-1] + _WEIGHT * (steps - told[-1])
+        if len(told) == _MOST_TURNS:
+            told.pop()
+        told.append(steps)
+        _keep(self._sessions, session, told, _MOST_SESSIONS)
         _keep(self._all, session, steps, _LAST)
         if group:
             self._learn_kind(session, group, steps)
@@ -67,7 +75,7 @@ class Yields:
         kind = self._kinds.pop(group, None) or _Kind(OrderedDict(), OrderedDict())
         later = self._began.pop(session, None)
         if later and kind.first and len(kind.later) < _ENOUGH:
-            self._learn_again(steps / _mean(kind.first))
+            self._learn_again(steps / _mean(kind.first.values()))
         if session in kind.first or not (later or kind.later):
             _keep(kind.first, session, steps, _LAST)
         else:
@@ -81,9 +89,10 @@ class Yields:
     def expect(self, session: str, group: int) -> tuple[float, ...]:
         """What may be expected of its next turn, each value as likely as the others; one value of a
         session that is known."""
-        known = self._sessions.get(session)
-        if known is not None:
-            return (known,)
+        told = self._sessions.get(session)
+        if told is not None:
+            gone_on = self._gone_on(told, group)
+            return (told[-1] * (_GOES_ON + sum(gone_on)) / (_GOES_ON + len(gone_on)),)
         kind = self._kinds.get(group)
         if kind is None:
             return tuple(self._all.values()) or (UNKNOWN,)
@@ -98,6 +107,25 @@ class Yields:
             heard += islice(others, _FEWEST - len(heard))
         return tuple(heard)
 
+    def doubt(self, session: str, group: int) -> float:
+        """In parts of what is expected of its next turn, by how much that may be less: the turns of
+        a session differ, and others of its kind have not yet told how it goes on. None of one that
+        is of no kind, or was not heard."""
+        told = self._sessions.get(session)
+        if told is None or not group:
+            return 0.0
+        return _DIFFER / len(told) / (1.0 + len(self._gone_on(told, group)))
+
+    def _gone_on(self, told: list[float], group: int) -> list[float]:
+        """How many times the steps that were told by now the last sessions that began so took in
+        the end, of which more turns were heard."""
+        kind = self._kinds.get(group)
+        if kind is None:
+            return []
+        turns = len(told)
+        others = map(self._sessions.get, chain(kind.first, kind.later))
+        return [each[-1] / each[turns - 1] for each in others if each and len(each) > turns]
+
     def once(self, group: int) -> bool:
         """Whether of sessions that begin so only the first were heard: drafts would be made of what
         they said."""
@@ -109,8 +137,8 @@ class Yields:
         return len(self._all) / sum(self._all.values()) if self._all else None
 
 
-def _mean(found: "OrderedDict[str, float]") -> float:
-    return sum(found.values()) / len(found)
+def _mean(values: Collection[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _keep(found: "OrderedDict[_Key, _Value]", key: _Key, value: _Value, most: int) -> None:

@@ -80,3 +80,39 @@ def test_the_last_sessions_stand_for_those_to_come():
         yields.begin(f"s{number}", 1)
         yields.learn(f"s{number}", 1, 0.9 if number < 25 else 0.1)
     assert set(yields.expect("new", 1)) == set(yields.expect("new", 0)) == {0.1}
+
+
+def test_a_session_goes_on_as_those_before_it_that_began_alike():
+    """From as many turns on as it has had, and the surer the more of them have told."""
+    yields = Yields()
+    found = []
+    for number in range(3):
+        session = f"s{number}"
+        yields.begin(session, 1)
+        yields.learn(session, 1, 0.4)
+        found += yields.expect(session, 1)
+        yields.learn(session, 1, 0.2)
+    assert found == pytest.approx([0.4, 0.4 * 2.75 / 3, 0.4 * 3.5 / 4])  # .75 of it in the end
+    assert yields.expect("s2", 1) == pytest.approx((0.3,))  # nobody went on for longer
+
+
+def test_a_session_of_few_turns_is_doubted_until_its_kind_tells_how_it_goes_on():
+    yields = Yields()
+    doubts = []
+    for _ in range(3):
+        yields.learn("first", 1, 0.4)
+        doubts.append(yields.doubt("first", 1))
+    assert doubts == pytest.approx([0.25, 0.25 / 2, 0.25 / 3])
+    yields.learn("second", 1, 0.4)
+    assert yields.doubt("second", 1) == pytest.approx(0.25 / 2)
+    yields.learn("of no kind", 0, 0.4)
+    assert yields.doubt("of no kind", 0) == yields.doubt("nobody", 1) == 0.0
+
+
+def test_of_a_long_session_the_newest_turns_are_remembered():
+    yields = Yields()
+    for _ in range(50):
+        yields.learn("long", 1, 0.9)
+    for _ in range(10):
+        yields.learn("long", 1, 0.1)
+    assert yields.expect("long", 1) == pytest.approx((0.1,), rel=0.02)
