@@ -64,10 +64,12 @@ class Passed(msgspec.Struct, frozen=True):
 
 class Clocks:
     """Of one model. `crowd` is the most that run at once: a mean over the turns of late, so that it
-    is kept over any pause and is as fast as the model is."""
+    is kept over any pause and is as fast as the model is. `context` is the mean of that many turns
+    of late, in tokens."""
 
     def __init__(self) -> None:
         self.crowd = 0.0
+        self.context = 0.0
         self._clocks: dict[str, _Clock] = {}
         self._outlooks: dict[str, Outlook] = {}
         self._turns: dict[str, Mark] = {}
@@ -109,6 +111,10 @@ class Clocks:
         stalled_s = min(clock.prefill - mark.prefill, _STALLED * decode_s)
         running = max(1.0, (clock.turns - mark.turns) / passed_s)
         return Passed(mark, decode_s, decode_s - stalled_s, running, (busy - mark.busy) / passed_s)
+
+    def tell(self, context: float) -> None:
+        """A turn, of this router or another, was decoded over so many tokens."""
+        self.context += (context - self.context) / (1.0 + self.crowd)
 
     def _mark(
         self, turn: str, outlook: Outlook, session: str, group: int, context: float, now: float,

@@ -15,25 +15,18 @@ from typing import Any
 import msgspec
 
 from sessile.router.clocks import Clocks, context_of
+from sessile.router.looks import Looks
 from sessile.router.outlook import Outlook
 from sessile.router.policy import Ask
 from sessile.router.steps import Steps
 from sessile.router.yields import UNKNOWN, Yields
 
 _MOST_BLIND = 8  # sessions begun with a kind that tells nothing
-_DEAREST = 4.0  # is a step that verifies drafts at most
-_DEAREST_GROWS = 0.06  # a batch has more to verify: 1.6 times a step alone, 3.2 times one of 16
-_CANNOT = 2.0  # times that is what no step is
 _FASTER = 0.05  # of what decoding takes, at least, must be saved by a move of one session
 _WORTH = 1.1  # by so much the other kind must be slower, if all are to move
 _WORTH_AMID = 0.07  # by so much more, where all run there: they would move one by one
-_FAR = 1.5  # times slower is so far off that it is not tried
 _LEAST_TOKENS = 8
 _LEAST_STEPS = 0.05  # a token
-_OLD_S = 20.0  # what was seen less long ago need not be tried again
-_VERY_OLD_S = 600.0  # what was seen so long ago may be of a bad moment, however far off it is
-_TRIAL = 0.01
-"""Of all decoding so much may be given away for trying the kind that seems worse."""
 
 
 class Decoded(msgspec.Struct, frozen=True, array_like=True):
@@ -58,14 +51,8 @@ class Pace:
         self.yields = Yields()
         self._steps = Steps()
         self._clocks = Clocks()
+        self._looks = Looks(self._steps, self.yields, self._clocks)
         self._usual = UNKNOWN  # steps a token, of as many turns as run at once
-        self._context = 0.0  # of the same
-        self._spare_s = 0.0
-        self._surprised: bool | None = None
-        self._lookers = {False: 0.0, True: 0.0}  # how many more of a moment are to try that kind
-        self._counted = False  # whether steps are, and not guessed at by their speed
-        self._doubt_s = {False: _OLD_S, True: _OLD_S}  # until what cannot be is looked at again
-        self._told_at = {False: 0.0, True: 0.0}  # or when a trial began, which is to tell
         self._blind = {False: 0, True: 0}  # sessions begun with a kind that has told nothing yet
 
     def describe(self) -> dict[str, Any]:
@@ -138,12 +125,12 @@ class Pace:
         running = max(here + 1, self._clocks.crowd)
         every = [_mean(rates)]
         for mark in self._clocks.under_way():
-            every.append(_mean(self.yields.expect(mark.session, mark.group)))
+            every.append(self.yields.mean(mark.session, mark.group))
         missing = max(0.0, running - len(every))  # of the crowd: they come in a moment
         mean = (sum(every) + missing * self._usual) / (len(every) + missing)
         steps = {False: 1.0, True: mean}
         # All are decided alike: the context of each turn by itself would split them.
-        context = (context_of(ask) + (running - 1.0) * self._context) / running
+        context = (context_of(ask) + (running - 1.0) * self._clocks.context) / running
         tokens = ask.output_tokens * (1.0 + later)
         cost_s = {
             kind: tokens * steps[kind] * self._steps.step_s(kind, running, context)
@@ -184,81 +171,18 @@ class Pace:
                 best[o.speculates] = (price_s, o)
         if len(best) < 2:
             return None
-        for kind, (price_s, o) in best.items():
-            if price_s == inf:
-                return None
-            other_s = best[not kind][0]
-            if price_s <= other_s:
-                continue
-            if self._hopeless(kind, ask, now):
-                return None
-            if self.known:
-                extra_s = (price_s - other_s) / (1.0 + later)
-                return o if self._may_try(ask, kind, outlooks, extra_s, now) else None
-            if not self._steps.seen(not kind) or self._mute:
-                return None
-            if self._steps.seen(kind):
-                return None
-            runs = any(each.in_flight for each in outlooks if each.speculates is kind)
-            return o if self._steps.shared or not runs else None
-        return None
-
-    def _may_try(
-        self, ask: Ask, kind: bool, outlooks: Sequence[Outlook], extra_s: float, now: float
-    ) -> bool:
-        """Whether the kind is worth another look, by a turn that takes so much longer there."""
-        crowd = self._clocks.crowd
-        together = self._together(ask, kind, outlooks)
-        if together and self._lookers[kind] >= 1.0:
-            return True
-        if self._doubted(kind):
-            return now - self._told_at[kind] > self._doubt_s[kind]
-        if together:  # all pay for it who come in this moment
-            extra_s *= max(1.0, crowd)
-        elif self._steps.shared:  # all who run beside it do
-            steps = _mean(self.yields.expect(ask.session, ask.opening)) if kind else 1.0
-            tried_s = ask.output_tokens * steps * self._steps.step_s(kind, 1.0, context_of(ask))
-            extra_s += self._steps.waits * max(0.0, crowd - 1.0) * tried_s
-        elif self._surprised is kind:
-            return True
-        return now - self._told_at[kind] > _OLD_S and extra_s <= self._spare_s
-
-    def _together(self, ask: Ask, kind: bool, outlooks: Sequence[Outlook]) -> bool:
-        """Whether a trial is had by all who come in this moment, as none runs at the other kind of
-        the same device: by those of whose kinds of agent only the first was heard, each of which it
-        tells of, or where it is to tell of a step of as many as they are. That of one would slow
-        all down, and be of his kind only."""
-        if not self._steps.shared or any(o.in_flight for o in outlooks if o.speculates is not kind):
-            return False
-        return self._doubted(kind) or (kind and self.yields.once(ask.opening))
-
-    def _doubted(self, kind: bool) -> bool:
-        """Whether what is believed of its step cannot be: to verify drafts is dearer than not to,
-        and not by more than so much. Something else slowed it down as it was last seen."""
-        if not self._counted:
-            return False
-        crowd = max(self._clocks.crowd, 1.0)
-        plain_s = self._steps.step_s(False, crowd, self._context)
-        speculated_s = self._steps.step_s(True, crowd, self._context)
-        if kind:
-            return speculated_s > _CANNOT * _DEAREST * (1.0 + _DEAREST_GROWS * crowd) * plain_s
-        return plain_s > speculated_s
-
-    def _hopeless(self, kind: bool, ask: Ask, now: float) -> bool:
-        """Whether so much is accepted that not speculating cannot be faster, whatever it costs; or
-        is far from it, where its cost is known: that hardly changes, unlike what is accepted."""
-        if kind or not self._steps.seen(True):
-            return False
-        steps, crowd = _mean(self.yields.expect(ask.session, ask.opening)), self._clocks.crowd
-        if not self.known:
-            return steps * _DEAREST * (1.0 + _DEAREST_GROWS * crowd) < 1.0
-        if not self._steps.sure(False, max(crowd, 1.0)) or self._doubted(False):
-            return False
-        if now - self._told_at[False] > _VERY_OLD_S:
-            return False
-        context = context_of(ask)
-        speculated_s = steps * self._steps.step_s(True, max(crowd, 1.0), context)
-        return self._steps.step_s(False, max(crowd, 1.0), context) > _FAR * speculated_s
+        kind = best[True][0] > best[False][0]  # that seems worse
+        price_s, dearer = best[kind]
+        other_s, _ = best[not kind]
+        if price_s == inf or price_s <= other_s or self._looks.hopeless(kind, ask, now):
+            return None
+        if self.known:
+            extra_s = (price_s - other_s) / (1.0 + later)
+            return dearer if self._looks.allow(ask, kind, outlooks, extra_s, now) else None
+        if self._mute or self._steps.seen(kind) or not self._steps.seen(not kind):
+            return None
+        runs = any(each.in_flight for each in outlooks if each.speculates is kind)
+        return dearer if self._steps.shared or not runs else None
 
     # -- what becomes of a turn
 
@@ -270,24 +194,13 @@ class Pace:
         self.yields.begin(ask.session, ask.opening)
         if ask.bound is None or ask.claimed is not None:
             kind = outlook.speculates
-            if kind is self._surprised:
-                self._surprised = None  # a new session goes there
+            self._looks.placed(kind)
             if not self._steps.seen(kind):
                 self._blind[kind] += 1
 
     def tried(self, ask: Ask, kind: bool, outlooks: Sequence[Outlook], now: float) -> None:
         """A trial of that kind was booked: what it may cost is spent."""
-        together = self._together(ask, kind, outlooks)
-        if together and self._lookers[kind] >= 1.0:
-            self._lookers[kind] -= 1.0
-            return
-        if self.known and self._doubted(kind):
-            self._doubt_s[kind] *= 2.0
-        self._told_at[kind] = now
-        self._spare_s = 0.0
-        self._surprised = None
-        if together:
-            self._lookers[kind] = self._clocks.crowd - 1.0
+        self._looks.begin(ask, kind, outlooks, now)
 
     def first_token(self, turn: str, now: float) -> None:
         """Its first token has come."""
@@ -301,13 +214,13 @@ class Pace:
         passed = self._clocks.end(turn, now)
         if passed is None or tokens is None or tokens < _LEAST_TOKENS:
             return None
-        self._spare_s += _TRIAL * passed.decode_s
+        self._looks.earn(passed.decode_s)
         mark, running, beside = passed.mark, passed.running, passed.beside
         kind = mark.outlook.speculates
         token_s = passed.own_s / (tokens - 1)
         steps = 1.0
         if kind and yielded is not None:
-            self._counted = True
+            self._looks.counted = True
             steps = 1.0 / yielded
         elif kind and self._steps.seen(True):
             # An engine that tells nothing: a session that is faster than a step takes fewer.
@@ -323,28 +236,24 @@ class Pace:
 
     def learn(self, session: str, told: Decoded, now: float) -> None:
         """Some turn, of this router or another, was decoded so."""
-        self._told_at[told.speculates] = now
-        self._lookers[told.speculates] = 0.0
-        if told.speculates:
-            if self._is_surprise(session, told):
-                self._surprised = True
+        kind = told.speculates
+        self._looks.hear(kind, surprising=kind and self._is_surprise(session, told), now=now)
+        if kind:
             self.yields.learn(session, told.group, told.steps)
-        seen = _mean(self.yields.expect(session, told.group))
-        share = 1.0 / (1.0 + self._clocks.crowd)
-        self._usual += share * (seen - self._usual)
-        self._context += share * (told.context - self._context)
-        self._steps.add(told.speculates, told.running, told.beside, told.step_s, told.context)
-        if self.known and not self._doubted(told.speculates):
-            self._doubt_s[told.speculates] = _OLD_S
+        seen = self.yields.mean(session, told.group)
+        self._usual += (seen - self._usual) / (1.0 + self._clocks.crowd)
+        self._clocks.tell(told.context)
+        self._steps.add(kind, told.running, told.beside, told.step_s, told.context)
+        self._looks.heard(kind)
 
     def _is_surprise(self, session: str, told: Decoded) -> bool:
         """Whether speculating was the faster for a session of which it was not expected."""
-        expected = self.yields.expect(session, told.group)
-        speculated = self._steps.step_s(True, told.running, told.context)
-        plain = self._steps.step_s(False, told.running, told.context)
-        return (
-            self.known and told.steps * speculated < plain and _mean(expected) * speculated > plain
-        )
+        if not self.known:
+            return False
+        expected = self.yields.mean(session, told.group)
+        speculated_s = self._steps.step_s(True, told.running, told.context)
+        plain_s = self._steps.step_s(False, told.running, told.context)
+        return told.steps * speculated_s < plain_s < expected * speculated_s
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -107,6 +107,10 @@ class Yields:
             heard += islice(others, _FEWEST - len(heard))
         return tuple(heard)
 
+    def mean(self, session: str, group: int) -> float:
+        """The mean of these."""
+        return _mean(self.expect(session, group))
+
     def doubt(self, session: str, group: int) -> float:
         """In parts of what is expected of its next turn, by how much that may be less: the turns of
         a session differ, and others of its kind have not yet told how it goes on. None of one that

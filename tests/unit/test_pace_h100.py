@@ -131,7 +131,7 @@ def test_those_of_one_moment_do_not_each_try_the_other_kind(doubted):
     world = World(shared=False)
     world.run([1.2], 3, 3)
     pace = world.brain._chooser.paces["m"]
-    pace._spare_s = 0.0 if doubted else 1e9
+    pace._looks._spare_s = 0.0 if doubted else 1e9
     if doubted:
         for _ in range(20):
             pace._steps.add(True, 1.0, 0.0, 0.5)
