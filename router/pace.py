@@ -155,7 +155,7 @@ class Pace:
         """In parts of what decoding takes where the session is, how much a move must save of it.
         Who leaves the replicas that speculate is not heard again, so it is more as long as few of
         its turns were: a session whose first turn accepts little may still be the faster there."""
-        doubt = self.yields.doubt(ask.session, ask.opening) if home.speculates else 0.0
+        doubt = self.yields.doubt(ask.session) if home.speculates else 0.0
         return max(_FASTER, doubt)
 
     def trial(

@@ -35,6 +35,16 @@ _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
 
+class _Session(msgspec.Struct):
+    """`group` is how its first turn began, `later` whether its kind was heard by then; `told` are
+    its steps a token after each turn, the newest weighing most, `expects` those of the next."""
+
+    group: int
+    later: bool = False
+    told: list[float] = []
+    expects: float = UNKNOWN
+
+
 class _Kind(msgspec.Struct):
     """Sessions that began alike: those that were under way when the first of them was heard, and
     those that came later, each the last few by id."""
@@ -47,40 +57,43 @@ class Yields:
     """Of one model. All values are steps a token, the inverse of the acceptance length."""
 
     def __init__(self) -> None:
-        self._sessions: OrderedDict[str, list[float]] = OrderedDict()
+        self._sessions: OrderedDict[str, _Session] = OrderedDict()
         self._kinds: OrderedDict[int, _Kind] = OrderedDict()
         self._all: OrderedDict[str, float] = OrderedDict()
-        self._began: OrderedDict[str, bool] = OrderedDict()  # whether its kind was heard by then
         self._again = log(_AGAIN)
 
     def begin(self, session: str, group: int) -> None:
-        """A turn of the session is to be decoded; the first one says when it began."""
-        if group and session not in self._sessions and session not in self._began:
-            _keep(self._began, session, group in self._kinds, _MOST_SESSIONS)
+        """A turn of the session is to be decoded; the first one says when and how it began."""
+        if session not in self._sessions:
+            begun = _Session(group, later=group in self._kinds)
+            _keep(self._sessions, session, begun, _MOST_SESSIONS)
 
     def learn(self, session: str, group: int, steps: float) -> None:
         """A turn of the session took so many steps a token."""
-        told = self._sessions.pop(session, None) or []
-        if told:
-            steps = told[-1] + _WEIGHT * (steps - told[-1])
-        if len(told) == _MOST_TURNS:
-            told.pop()
-        told.append(steps)
-        _keep(self._sessions, session, told, _MOST_SESSIONS)
+        known = self._sessions.pop(session, None) or _Session(group)
+        _keep(self._sessions, session, known, _MOST_SESSIONS)
+        first = not known.told
+        if not first:
+            steps = known.told[-1] + _WEIGHT * (steps - known.told[-1])
+        if len(known.told) == _MOST_TURNS:
+            known.told.pop()
+        known.told.append(steps)
         _keep(self._all, session, steps, _LAST)
-        if group:
-            self._learn_kind(session, group, steps)
+        if known.group:
+            self._learn_kind(session, known, first)
+        gone_on = self._gone_on(known)
+        known.expects = steps * (_GOES_ON + sum(gone_on)) / (_GOES_ON + len(gone_on))
 
-    def _learn_kind(self, session: str, group: int, steps: float) -> None:
-        kind = self._kinds.pop(group, None) or _Kind(OrderedDict(), OrderedDict())
-        later = self._began.pop(session, None)
-        if later and kind.first and len(kind.later) < _ENOUGH:
+    def _learn_kind(self, session: str, known: _Session, first: bool) -> None:
+        kind = self._kinds.pop(known.group, None) or _Kind(OrderedDict(), OrderedDict())
+        steps = known.told[-1]
+        if first and known.later and kind.first and len(kind.later) < _ENOUGH:
             self._learn_again(steps / _mean(kind.first.values()))
-        if session in kind.first or not (later or kind.later):
+        if session in kind.first or not (known.later or kind.later):
             _keep(kind.first, session, steps, _LAST)
         else:
             _keep(kind.later, session, steps, _LAST)
-        _keep(self._kinds, group, kind, _MOST_GROUPS)
+        _keep(self._kinds, known.group, kind, _MOST_GROUPS)
 
     def _learn_again(self, times: float) -> None:
         seen = log(min(max(times, _LEAST_AGAIN), 1.0))
@@ -88,12 +101,11 @@ class Yields:
 
     def expect(self, session: str, group: int) -> tuple[float, ...]:
         """What may be expected of its next turn, each value as likely as the others; one value of a
-        session that is known."""
-        told = self._sessions.get(session)
-        if told is not None:
-            gone_on = self._gone_on(told, group)
-            return (told[-1] * (_GOES_ON + sum(gone_on)) / (_GOES_ON + len(gone_on)),)
-        kind = self._kinds.get(group)
+        session that is known. `group` is for one that has not begun."""
+        known = self._sessions.get(session) or _Session(group)
+        if known.told:
+            return (known.expects,)
+        kind = self._kinds.get(known.group)
         if kind is None:
             return tuple(self._all.values()) or (UNKNOWN,)
         heard = list(kind.later.values())
@@ -111,24 +123,25 @@ class Yields:
         """The mean of these."""
         return _mean(self.expect(session, group))
 
-    def doubt(self, session: str, group: int) -> float:
+    def doubt(self, session: str) -> float:
         """In parts of what is expected of its next turn, by how much that may be less: the turns of
         a session differ, and others of its kind have not yet told how it goes on. None of one that
         is of no kind, or was not heard."""
-        told = self._sessions.get(session)
-        if told is None or not group:
+        known = self._sessions.get(session)
+        if known is None or not known.told or not known.group:
             return 0.0
-        return _DIFFER / len(told) / (1.0 + len(self._gone_on(told, group)))
+        return _DIFFER / len(known.told) / (1.0 + len(self._gone_on(known)))
 
-    def _gone_on(self, told: list[float], group: int) -> list[float]:
+    def _gone_on(self, known: _Session) -> list[float]:
         """How many times the steps that were told by now the last sessions that began so took in
         the end, of which more turns were heard."""
-        kind = self._kinds.get(group)
+        kind = self._kinds.get(known.group)
         if kind is None:
             return []
-        turns = len(told)
-        others = map(self._sessions.get, chain(kind.first, kind.later))
-        return [each[-1] / each[turns - 1] for each in others if each and len(each) > turns]
+        turns = len(known.told)
+        others = (self._sessions.get(each) for each in chain(kind.first, kind.later))
+        tolds = (each.told for each in others if each is not None)
+        return [told[-1] / told[turns - 1] for told in tolds if len(told) > turns]
 
     def once(self, group: int) -> bool:
         """Whether of sessions that begin so only the first were heard: drafts would be made of what

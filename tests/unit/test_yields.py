@@ -101,12 +101,12 @@ def test_a_session_of_few_turns_is_doubted_until_its_kind_tells_how_it_goes_on()
     doubts = []
     for _ in range(3):
         yields.learn("first", 1, 0.4)
-        doubts.append(yields.doubt("first", 1))
+        doubts.append(yields.doubt("first"))
     assert doubts == pytest.approx([0.25, 0.25 / 2, 0.25 / 3])
     yields.learn("second", 1, 0.4)
-    assert yields.doubt("second", 1) == pytest.approx(0.25 / 2)
+    assert yields.doubt("second") == pytest.approx(0.25 / 2)
     yields.learn("of no kind", 0, 0.4)
-    assert yields.doubt("of no kind", 0) == yields.doubt("nobody", 1) == 0.0
+    assert yields.doubt("of no kind") == yields.doubt("nobody") == 0.0
 
 
 def test_of_a_long_session_the_newest_turns_are_remembered():
@@ -116,3 +116,18 @@ def test_of_a_long_session_the_newest_turns_are_remembered():
     for _ in range(10):
         yields.learn("long", 1, 0.1)
     assert yields.expect("long", 1) == pytest.approx((0.1,), rel=0.02)
+
+
+def test_a_session_stays_of_the_kind_that_it_began_as():
+    """A short first prompt is the whole of how it begins, and a longer one has another opening."""
+    yields = Yields()
+    for session in ("one", "other"):
+        for opening in (1, 2):
+            yields.begin(session, opening)
+            yields.learn(session, opening, 0.4)
+    yields.begin("else", 3)
+    yields.learn("else", 3, 0.9)
+    yields.begin("new", 1)
+    assert 0.9 in yields.expect("nobody", 2)  # no session began so
+    assert yields.expect("new", 2) == yields.expect("nobody", 1)
+    assert 0.9 not in yields.expect("new", 2)
