@@ -121,16 +121,13 @@ class Looks:
         """So much was decoded."""
         self._spare_s += _TRIAL * decode_s
 
-    def hear(self, kind: bool, *, surprising: bool, now: float) -> None:
-        """A turn there is about to be learned of. It is `surprising` if speculating was the faster
-        for a session of which it was not expected."""
+    def heard(self, kind: bool, *, surprising: bool, now: float) -> None:
+        """A turn there was learned of. It is `surprising` if speculating was the faster for a
+        session of which it was not expected."""
         self._told_at[kind] = now
         self._lookers[kind] = 0.0
         if surprising:
             self._surprised = kind
-
-    def heard(self, kind: bool) -> None:
-        """It has been learned of."""
         if self._steps.known and not self._doubted(kind):
             self._doubt_s[kind] = _OLD_S
 

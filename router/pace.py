@@ -237,14 +237,14 @@ class Pace:
     def learn(self, session: str, told: Decoded, now: float) -> None:
         """Some turn, of this router or another, was decoded so."""
         kind = told.speculates
-        self._looks.hear(kind, surprising=kind and self._is_surprise(session, told), now=now)
+        surprising = kind and self._is_surprise(session, told)
         if kind:
             self.yields.learn(session, told.group, told.steps)
         seen = self.yields.mean(session, told.group)
         self._usual += (seen - self._usual) / (1.0 + self._clocks.crowd)
         self._clocks.tell(told.context)
         self._steps.add(kind, told.running, told.beside, told.step_s, told.context)
-        self._looks.heard(kind)
+        self._looks.heard(kind, surprising=surprising, now=now)
 
     def _is_surprise(self, session: str, told: Decoded) -> bool:
         """Whether speculating was the faster for a session of which it was not expected."""
