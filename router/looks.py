@@ -44,10 +44,11 @@ class Looks:
     ) -> bool:
         """Whether that kind may be tried, by a turn that takes so much longer there."""
         crowd = self._clocks.crowd
-        together = self._together(ask, kind, outlooks)
+        doubted = self._doubted(kind)
+        together = self._together(ask, kind, outlooks, doubted)
         if together and self._lookers[kind] >= 1.0:
             return True
-        if self._doubted(kind):
+        if doubted:
             return now - self._told_at[kind] > self._doubt_s[kind]
         if together:  # all pay for it who come in this moment
             extra_s *= max(1.0, crowd)
@@ -59,7 +60,7 @@ class Looks:
             return True
         return now - self._told_at[kind] > _OLD_S and extra_s <= self._spare_s
 
-    def hopeless(self, kind: bool, ask: Ask, now: float) -> bool:
+    def hopeless(self, ask: Ask, kind: bool, now: float) -> bool:
         """Whether so much is accepted that not speculating cannot be faster, whatever it costs; or
         is far from it, where its cost is known: that hardly changes, unlike what is accepted."""
         if kind or not self._steps.seen(True):
@@ -76,13 +77,13 @@ class Looks:
         speculated_s = steps * self._steps.step_s(True, running, context)
         return self._steps.step_s(False, running, context) > _FAR * speculated_s
 
-    def _together(self, ask: Ask, kind: bool, outlooks: Sequence[Outlook]) -> bool:
+    def _together(self, ask: Ask, kind: bool, outlooks: Sequence[Outlook], doubted: bool) -> bool:
         """Whether a trial is had by all who come in this moment, as none runs at the other kind of
         the same device: by those of whose kinds of agent only the first was heard, each of which it
         tells of, or where it is to tell of a step of as many as they are."""
         if not self._steps.shared or any(o.in_flight for o in outlooks if o.speculates is not kind):
             return False
-        return self._doubted(kind) or (kind and self._yields.once(ask.opening))
+        return doubted or (kind and self._yields.once(ask.opening))
 
     def _doubted(self, kind: bool) -> bool:
         """Whether what is believed of its step cannot be: to verify drafts is dearer than not to,
@@ -100,11 +101,12 @@ class Looks:
 
     def begin(self, ask: Ask, kind: bool, outlooks: Sequence[Outlook], now: float) -> None:
         """A trial of that kind was booked: what it may cost is spent."""
-        together = self._together(ask, kind, outlooks)
+        doubted = self._doubted(kind)
+        together = self._together(ask, kind, outlooks, doubted)
         if together and self._lookers[kind] >= 1.0:
             self._lookers[kind] -= 1.0
             return
-        if self._steps.known and self._doubted(kind):
+        if self._steps.known and doubted:
             self._doubt_s[kind] *= 2.0
         self._told_at[kind] = now
         self._spare_s = 0.0

@@ -174,7 +174,7 @@ class Pace:
         kind = best[True][0] > best[False][0]  # that seems worse
         price_s, dearer = best[kind]
         other_s, _ = best[not kind]
-        if price_s == inf or price_s <= other_s or self._looks.hopeless(kind, ask, now):
+        if price_s == inf or price_s <= other_s or self._looks.hopeless(ask, kind, now):
             return None
         if self.known:
             extra_s = (price_s - other_s) / (1.0 + later)
