@@ -30,7 +30,7 @@ _STOP_S = 5.0
 _OVER_S = 5.0  # what a keeper has beyond the time that it gives its engine
 _SHOWN_LINES = 200
 _LAST_LINES_S = 1.0  # for what is still in the pipe of one that was stopped
-_PORTS = (20000, 32767)  # below those that the kernel gives to outgoing connections
+_PORTS = (12000, 22000)  # below what SGLang takes for itself, and the kernel for connections
 
 
 class Listener(msgspec.Struct, frozen=True):
@@ -241,8 +241,9 @@ def environment(launch: Launch) -> dict[str, str]:
 
 def free_ports(count: int, run: int = 1) -> list[int]:
     """Ports of the loopback interface that nobody listens on, each the first of `run` such, and
-    that stay free for the long start of an engine: those of outgoing connections are not among
-    them, unless there is no other and one is enough."""
+    that stay free for the long start of an engine: those that others take meanwhile, for outgoing
+    connections or (SGLang, from 22000 on) between their processes, are not among them, unless
+    there is no other and one is enough."""
     found: list[int] = []
     with contextlib.ExitStack() as stack:
         while len(found) < count:
