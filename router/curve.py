@@ -8,6 +8,7 @@ import msgspec
 
 _WEIGHT = 0.15  # of what is newest, once enough was seen
 _SOON = 0.5  # of it, where it is much faster: what disturbs a turn makes it slower only
+_AT_ONCE = 2.0  # is faster by so much that what was believed is of another time
 STEEPEST = 100.0  # of a step that is nearly as many times longer as turns run
 _TOGETHER = 0.3
 """What makes steps longer with so many running, as long prompts do, does with others too: their
@@ -70,7 +71,7 @@ class Curve:
             step_s = min(step_s, _WILD * point.step_s)
         point.weight += 1.0
         point.rounds += 1.0 / max(running, 1.0)
-        share = max(1.0 / point.weight, _WEIGHT, _SOON if step_s * _NEW <= point.step_s else 0.0)
+        share = max(1.0 / point.weight, _WEIGHT, _sooner(point.step_s / step_s))
         before_s = point.step_s
         point.running += share * (running - point.running)
         point.context += share * (context - point.context)
@@ -146,6 +147,13 @@ class Curve:
 
 def _place(running: float) -> int:
     return round(2.0 * log2(max(running, 1.0)))
+
+
+def _sooner(faster: float) -> float:
+    """The weight of what is so many times faster, whatever else was seen."""
+    if faster < _NEW:
+        return 0.0
+    return _SOON if faster < _AT_ONCE else 1.0
 
 
 def _within(times: float, step_s: float, of_s: float) -> float:

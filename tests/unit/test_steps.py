@@ -21,6 +21,20 @@ def test_a_curve_keeps_what_is_not_seen_any_longer():
     assert between is not None and 0.0115 < between.step_s < 0.0135
 
 
+def test_a_step_that_is_twice_as_fast_is_believed_at_once():
+    """What made the ones before it longer is over. One by half as much counts half: a turn is not
+    measured as well as that."""
+    curve = Curve()
+    for _ in range(40):
+        curve.add(16, 0.120)
+    curve.add(16, 0.010)
+    soon = curve.at(16)
+    assert soon is not None and soon.step_s == pytest.approx(0.010)
+    curve.add(16, 0.006)
+    half = curve.at(16)
+    assert half is not None and half.step_s == pytest.approx(0.008)
+
+
 def test_what_makes_steps_longer_with_so_many_does_with_others_too():
     """In part, for those that are not seen; until a point is sure it tells nothing of others."""
     curve = Curve()
