@@ -19,6 +19,7 @@ _TRIAL = 0.01
 _OLD_S = 20.0  # what was seen less long ago need not be tried again
 _VERY_OLD_S = 600.0  # what was seen so long ago may be of a bad moment, however far off it is
 _FAR = 1.5  # times slower is so far off that it is not tried
+_YOUNG = 2.0  # times slower is so far off for a kind of agent that is hardly known
 _CANNOT = 2.0  # times the dearest is what no step is
 _DEAREST = 4.0  # is a step that verifies drafts at most
 _DEAREST_GROWS = 0.06  # a batch has more to verify: 1.6 times a step alone, 3.2 times one of 16
@@ -45,8 +46,9 @@ class Looks:
         """Whether that kind may be tried, by a turn that takes so much longer there."""
         crowd = self._clocks.crowd
         doubted = self._doubted(kind)
-        together = self._together(ask, kind, outlooks, doubted)
-        if together and self._lookers[kind] >= 1.0:
+        young = kind and self._young(ask)
+        together = self._together(kind, outlooks, wanted=doubted or young)
+        if together and (young or self._lookers[kind] >= 1.0):
             return True
         if doubted:
             return now - self._told_at[kind] > self._doubt_s[kind]
@@ -73,17 +75,27 @@ class Looks:
             return False
         if now - self._told_at[False] > _VERY_OLD_S:
             return False
-        context = context_of(ask)
-        speculated_s = steps * self._steps.step_s(True, running, context)
-        return self._steps.step_s(False, running, context) > _FAR * speculated_s
+        return self._times(ask, steps) * _FAR < 1.0
 
-    def _together(self, ask: Ask, kind: bool, outlooks: Sequence[Outlook], doubted: bool) -> bool:
+    def _together(self, kind: bool, outlooks: Sequence[Outlook], *, wanted: bool) -> bool:
         """Whether a trial is had by all who come in this moment, as none runs at the other kind of
-        the same device: by those of whose kinds of agent only the first was heard, each of which it
-        tells of, or where it is to tell of a step of as many as they are."""
-        if not self._steps.shared or any(o.in_flight for o in outlooks if o.speculates is not kind):
+        the same device. It is wanted by those of whose kinds of agent little was heard, each of
+        which it tells of, or where it is to tell of a step of as many as they are."""
+        others = (o for o in outlooks if o.speculates is not kind)
+        return wanted and self._steps.shared and not any(o.in_flight for o in others)
+
+    def _young(self, ask: Ask) -> bool:
+        """Whether little was heard of its kind of agent, and what was does not tell that drafts are
+        far from being worth it. To hear more is paid for by those of its kind that come later."""
+        if not self._yields.young(ask.opening):
             return False
-        return doubted or (kind and self._yields.once(ask.opening))
+        return self._times(ask, self._yields.mean(ask.session, ask.opening)) < _YOUNG
+
+    def _times(self, ask: Ask, steps: float) -> float:
+        """How many times as long decoding takes with drafts, at so many steps a token."""
+        running, context = max(self._clocks.crowd, 1.0), context_of(ask)
+        speculated_s = steps * self._steps.step_s(True, running, context)
+        return speculated_s / self._steps.step_s(False, running, context)
 
     def _doubted(self, kind: bool) -> bool:
         """Whether what is believed of its step cannot be: to verify drafts is dearer than not to,
@@ -102,9 +114,12 @@ class Looks:
     def begin(self, ask: Ask, kind: bool, outlooks: Sequence[Outlook], now: float) -> None:
         """A trial of that kind was booked: what it may cost is spent."""
         doubted = self._doubted(kind)
-        together = self._together(ask, kind, outlooks, doubted)
+        young = kind and self._young(ask)
+        together = self._together(kind, outlooks, wanted=doubted or young)
         if together and self._lookers[kind] >= 1.0:
             self._lookers[kind] -= 1.0
+            return
+        if together and young:
             return
         if self._steps.known and doubted:
             self._doubt_s[kind] *= 2.0

@@ -29,6 +29,7 @@ _FEWEST = 2  # of these its own kind, or others
 _AGAIN = 0.7  # times the steps, before any was heard again
 _AGAIN_WEIGHT = 0.2  # of the newest that was
 _LEAST_AGAIN = 0.2
+_FEWER = log(0.9)
 UNKNOWN = 0.4  # steps a token before any was seen: agents repeat much
 
 _Key = TypeVar("_Key")
@@ -88,15 +89,19 @@ class Yields:
         kind = self._kinds.pop(known.group, None) or _Kind(OrderedDict(), OrderedDict())
         steps = known.told[-1]
         if first and known.later and kind.first and len(kind.later) < _ENOUGH:
-            self._learn_again(steps / _mean(kind.first.values()))
+            self._learn_again(steps, kind)
         if session in kind.first or not (known.later or kind.later):
             _keep(kind.first, session, steps, _LAST)
         else:
             _keep(kind.later, session, steps, _LAST)
         _keep(self._kinds, known.group, kind, _MOST_GROUPS)
 
-    def _learn_again(self, times: float) -> None:
-        seen = log(min(max(times, _LEAST_AGAIN), 1.0))
+    def _learn_again(self, steps: float, kind: _Kind) -> None:
+        """The first turn of one that came later took so many, as that of the first is told."""
+        of_first = [self._sessions[each].told[0] for each in kind.first if each in self._sessions]
+        if not of_first:
+            return
+        seen = log(min(max(steps / _mean(of_first), _LEAST_AGAIN), 1.0))
         self._again += _AGAIN_WEIGHT * (seen - self._again)
 
     def expect(self, session: str, group: int) -> tuple[float, ...]:
@@ -143,11 +148,11 @@ class Yields:
         tolds = (each.told for each in others if each is not None)
         return [told[-1] / told[turns - 1] for told in tolds if len(told) > turns]
 
-    def once(self, group: int) -> bool:
-        """Whether of sessions that begin so only the first were heard: drafts would be made of what
-        they said."""
+    def young(self, group: int) -> bool:
+        """Whether of sessions that begin so hardly any but the first was heard, while those of
+        other kinds took fewer steps when they came again."""
         kind = self._kinds.get(group)
-        return kind is not None and not kind.later
+        return kind is not None and len(kind.later) < _FEWEST and self._again < _FEWER
 
     def typical(self) -> float | None:
         """Tokens a step of the last sessions, None before any was seen."""

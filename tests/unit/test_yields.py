@@ -57,6 +57,35 @@ def test_how_much_more_is_accepted_again_is_learned_of_all_kinds():
     assert yields.expect("new", 50)[0] < 0.8 * 0.5
 
 
+def test_what_is_said_again_is_compared_turn_by_turn():
+    """The first session of a kind may be accepted better from turn to turn, too."""
+    yields = Yields()
+    for kind in range(1, 40):
+        for steps in (0.6, 0.3, 0.2):
+            yields.learn(f"first {kind}", kind, steps)
+        yields.begin(f"again {kind}", kind)
+        yields.learn(f"again {kind}", kind, 0.3)
+    yields.learn("first", 50, 0.8)
+    assert yields.expect("new", 50)[0] == pytest.approx(0.8 * 0.5, rel=0.01)
+
+
+def test_a_kind_is_young_until_two_came_after_its_first_if_others_did_better_then():
+    yields = Yields()
+    assert not yields.young(1)
+    yields.learn("first", 1, 0.5)
+    assert yields.young(1)
+    for number in range(2):
+        assert yields.young(1)
+        yields.begin(f"again {number}", 1)
+        yields.learn(f"again {number}", 1, 0.2)
+    assert not yields.young(1)
+    for kind in range(2, 40):
+        yields.learn(f"first {kind}", kind, 0.5)
+        yields.begin(f"again {kind}", kind)
+        yields.learn(f"again {kind}", kind, 0.5)
+    assert not yields.young(39)
+
+
 def test_who_is_under_way_with_the_first_says_nothing_again():
     """What they take tells of no later one, and is expected to be fewer all the same."""
     yields = Yields()
