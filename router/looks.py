@@ -14,7 +14,7 @@ from sessile.router.policy import Ask
 from sessile.router.steps import Steps
 from sessile.router.yields import Yields
 
-_TRIAL = 0.01
+_TRIAL = 0.005
 """Of all decoding so much may be given away for trying the kind that seems worse."""
 _OLD_S = 20.0  # what was seen less long ago need not be tried again
 _VERY_OLD_S = 600.0  # what was seen so long ago may be of a bad moment, however far off it is

@@ -29,7 +29,7 @@ _FEWEST = 2  # of these its own kind, or others
 _AGAIN = 0.7  # times the steps, before any was heard again
 _AGAIN_WEIGHT = 0.2  # of the newest that was
 _LEAST_AGAIN = 0.2
-_FEWER = log(0.9)
+_FEWER = 0.95  # times the steps is that
 UNKNOWN = 0.4  # steps a token before any was seen: agents repeat much
 
 _Key = TypeVar("_Key")
@@ -101,7 +101,8 @@ class Yields:
         of_first = [self._sessions[each].told[0] for each in kind.first if each in self._sessions]
         if not of_first:
             return
-        seen = log(min(max(steps / _mean(of_first), _LEAST_AGAIN), 1.0))
+        times = steps / _mean(of_first)
+        seen = log(min(max(times, _LEAST_AGAIN), 1.0 / _LEAST_AGAIN))
         self._again += _AGAIN_WEIGHT * (seen - self._again)
 
     def expect(self, session: str, group: int) -> tuple[float, ...]:
@@ -114,7 +115,7 @@ class Yields:
         if kind is None:
             return tuple(self._all.values()) or (UNKNOWN,)
         heard = list(kind.later.values())
-        again = exp(self._again)
+        again = min(exp(self._again), 1.0)
         if len(heard) < _ENOUGH:
             heard += (again * each for each in kind.first.values())
         if len(heard) < _FEWEST:
@@ -152,7 +153,7 @@ class Yields:
         """Whether of sessions that begin so hardly any but the first was heard, while those of
         other kinds took fewer steps when they came again."""
         kind = self._kinds.get(group)
-        return kind is not None and len(kind.later) < _FEWEST and self._again < _FEWER
+        return kind is not None and len(kind.later) < _FEWEST and exp(self._again) < _FEWER
 
     def typical(self) -> float | None:
         """Tokens a step of the last sessions, None before any was seen."""

@@ -97,8 +97,19 @@ def test_who_is_under_way_with_the_first_says_nothing_again():
         yields.learn(f"s{number}", 1, 0.5)
     assert yields.expect("new", 1) == pytest.approx(6 * (0.35,))
     yields.begin("slower", 1)
-    yields.learn("slower", 1, 0.9)  # never more steps than the first took
-    assert yields.expect("new", 1) == pytest.approx((0.9, *(6 * (0.5 * 0.7**0.8,))))
+    yields.learn("slower", 1, 0.9)
+    assert yields.expect("new", 1) == pytest.approx((0.9, *(6 * (0.5 * 0.7**0.8 * 1.8**0.2,))))
+
+
+def test_no_more_steps_are_expected_of_what_comes_again_than_of_the_first():
+    """Where nothing is better the second time, as with a draft model, the first tells as well."""
+    yields = Yields()
+    for kind in range(1, 40):
+        yields.learn(f"first {kind}", kind, 0.3)
+        yields.begin(f"again {kind}", kind)
+        yields.learn(f"again {kind}", kind, 0.4)
+    yields.learn("first", 50, 0.3)
+    assert yields.expect("new", 50)[0] == pytest.approx(0.3)
 
 
 def test_the_last_sessions_stand_for_those_to_come():
