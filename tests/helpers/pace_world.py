@@ -46,6 +46,7 @@ class World:
     def __init__(
         self, *, shared, tells=True, device=None, counts=True, latency_s=0.02, base_s=0.01,
         slope_s=1 / 20_000, longer_s=(0.0, 0.0), tells_last=False, compiles_s=0.0,
+        steps_s=(plain, verify), alike=True, first_tokens=500,
     ):  # fmt: skip
         self.brain = Scheduler(Limits())
         self.pool = [Outlook("off", "1"), Outlook("on", "1")]
@@ -57,9 +58,9 @@ class World:
         self.counts = counts
         self.latency_s, self.base_s, self.slope_s = latency_s, base_s, slope_s
         self.longer_s = longer_s
-        self.first_tokens = 500  # of a session's first prompt
-        self.alike = True  # whether the sessions of all places begin alike
-        self.plain, self.verify = plain, verify
+        self.first_tokens = first_tokens  # of a session's first prompt
+        self.alike = alike  # whether the sessions of all places begin alike
+        self.plain, self.verify = steps_s
         self.tells_last = tells_last
         self.compiles_s = compiles_s
         self.compiling = {}  # seconds left, by replica and size of batch

@@ -23,12 +23,10 @@ BEFORE = {"one": (1,), "a few": (4,), "a few, twice": (4, 4), "one, then many": 
 
 
 def world(compiles_s=0.0):
-    made = World(
+    return World(
         shared=1.35, device="0", latency_s=0.02, base_s=0.003, slope_s=4e-6, tells_last=True,
-        compiles_s=compiles_s,
+        compiles_s=compiles_s, alike=False,
     )  # fmt: skip
-    made.alike = False
-    return made
 
 
 def hold(auto, kind, batch, draw, number, only=None, times=1.0):

@@ -5,7 +5,7 @@ import pytest
 
 from pace_world import BATCHES, TOKENS, World, line
 
-PLAIN, VERIFY = line((4.0e-3, 4.15e-3, 4.6e-3)), line((10.2e-3, 13.0e-3, 20.5e-3))
+STEPS_S = line((4.0e-3, 4.15e-3, 4.6e-3)), line((10.2e-3, 13.0e-3, 20.5e-3))
 LONGER_S = (0.6e-6, 6.5e-6)  # a token of context
 CODE = (4.0, 4.0, 4.4)
 TEXTS = {
@@ -18,14 +18,10 @@ TEXTS = {
 
 
 def world():
-    made = World(
-        shared=1.7, device="0", latency_s=0.05, base_s=0.02, slope_s=4e-6, longer_s=LONGER_S,
-        tells_last=True,
+    return World(
+        shared=1.7, device="0", latency_s=0.05, base_s=0.02, slope_s=4e-6, steps_s=STEPS_S,
+        longer_s=LONGER_S, tells_last=True, alike=False, first_tokens=60,
     )  # fmt: skip
-    made.alike = False
-    made.first_tokens = 60
-    made.plain, made.verify = PLAIN, VERIFY
-    return made
 
 
 def hold(auto, kind, accepts, batch, only=None):

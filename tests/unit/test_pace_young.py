@@ -5,7 +5,7 @@ import pytest
 
 from pace_world import BATCHES, World, line
 
-PLAIN, VERIFY = line((1.75e-3, 1.8e-3, 2.5e-3)), line((3.5e-3, 4.6e-3, 9.3e-3))
+STEPS_S = line((1.75e-3, 1.8e-3, 2.5e-3)), line((3.5e-3, 4.6e-3, 9.3e-3))
 LONGER_S = (0.0, 1e-6)  # a token of context
 KNOWN = ((2.2, 3.5, 4.5), (5.0, 5.6, 6.0), (6.7, 7.0, 7.0))  # of a session's turns, each time
 SHORT = (1.43,)
@@ -15,21 +15,17 @@ NEVER = (1.5, 1.5, 1.5)
 
 
 def world():
-    made = World(
-        shared=1.6, device="0", latency_s=0.045, base_s=0.004, slope_s=2e-6, longer_s=LONGER_S,
-        tells_last=True,
+    return World(
+        shared=1.6, device="0", latency_s=0.045, base_s=0.004, slope_s=2e-6, steps_s=STEPS_S,
+        longer_s=LONGER_S, tells_last=True, alike=False, first_tokens=150,
     )  # fmt: skip
-    made.alike = False
-    made.first_tokens = 150
-    made.plain, made.verify = PLAIN, VERIFY
-    return made
 
 
-def hold(auto, kind, accepts, batch, only=None):
+def hold(auto, kind, accepts, batch):
     """A pass of the benchmark; returns how many of its turns ran where drafts are made."""
     auto.kind = kind
     auto.where.clear()
-    auto.run([accepts] * batch, len(accepts), 1, only)
+    auto.run([accepts] * batch, len(accepts), 1)
     auto.now += 0.25
     return sum(turns for (_, at), turns in auto.where.items() if at == "on")
 
