@@ -98,8 +98,9 @@ class Yields:
 
     def _learn_again(self, steps: float, kind: _Kind) -> None:
         """The first turn of one that came later took so many, as that of the first is told."""
-        of_first = [self._sessions[each].told[0] for each in kind.first if each in self._sessions]
-        if not of_first:
+        firsts = (self._sessions.get(each) for each in kind.first)
+        of_first = [each.told[0] for each in firsts if each is not None and each.told]
+        if not of_first:  # forgotten, or begun anew
             return
         times = steps / _mean(of_first)
         seen = log(min(max(times, _LEAST_AGAIN), 1.0 / _LEAST_AGAIN))

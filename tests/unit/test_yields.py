@@ -69,6 +69,19 @@ def test_what_is_said_again_is_compared_turn_by_turn():
     assert yields.expect("new", 50)[0] == pytest.approx(0.8 * 0.5, rel=0.01)
 
 
+def test_the_first_of_a_kind_may_be_forgotten_and_begin_anew(monkeypatch):
+    """Twenty thousand sessions later: it has told nothing then, and others of its kind go on."""
+    monkeypatch.setattr("sessile.router.yields._MOST_SESSIONS", 3)
+    yields = Yields()
+    yields.learn("first", 1, 0.5)
+    for number in range(3):
+        yields.begin(f"other {number}", 2)
+    yields.begin("first", 1)
+    yields.begin("second", 1)
+    yields.learn("second", 1, 0.2)
+    assert yields.expect("new", 1) == pytest.approx((0.2, 0.5 * 0.7))
+
+
 def test_a_kind_is_young_until_two_came_after_its_first_if_others_did_better_then():
     yields = Yields()
     assert not yields.young(1)
