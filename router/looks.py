@@ -2,8 +2,9 @@
 
 What is accepted changes, a replica may have been slow for another reason, and whoever believes that
 a kind is slow does not hear of it again. So it is tried, as often as a small part of all decoding
-pays for: by one session, or by all of a moment where they share a device, since one alone would
-slow all others down and tell of himself only.
+pays for. Whatever it costs, it is where what is believed cannot be, and speculation by kinds of
+agent that are hardly known: on a shared device by all of a moment, since one alone would slow all
+others down and tell of himself only.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ class Looks:
         self._steps, self._yields, self._clocks = steps, yields, clocks
         self._spare_s = 0.0
         self._surprised: bool | None = None
-        self._lookers = {False: 0.0, True: 0.0}  # how many more of a moment are to try that kind
+        self._lookers = {False: 0.0, True: 0.0}  # how many more of a moment try what is doubted
         self._doubt_s = {False: _OLD_S, True: _OLD_S}  # until what cannot be is looked at again
         self._told_at = {False: 0.0, True: 0.0}  # or when a trial began, which is to tell
 
@@ -44,23 +45,19 @@ class Looks:
         self, ask: Ask, kind: bool, outlooks: Sequence[Outlook], extra_s: float, now: float
     ) -> bool:
         """Whether that kind may be tried, by a turn that takes so much longer there."""
-        crowd = self._clocks.crowd
-        doubted = self._doubted(kind)
-        young = kind and self._young(ask)
-        together = self._together(kind, outlooks, wanted=doubted or young)
-        if together and (young or self._lookers[kind] >= 1.0):
+        alone = self._alone(kind, outlooks)
+        if alone and kind and self._young(ask):
             return True
-        if doubted:
-            return now - self._told_at[kind] > self._doubt_s[kind]
-        if together:  # all pay for it who come in this moment
-            extra_s *= max(1.0, crowd)
-        elif self._steps.shared:  # all who run beside it do
+        since_s = now - self._told_at[kind]
+        if self._doubted(kind):
+            return (alone and self._lookers[kind] >= 1.0) or since_s > self._doubt_s[kind]
+        if self._steps.shared:  # all who run beside it pay for it
             steps = self._yields.mean(ask.session, ask.opening) if kind else 1.0
             tried_s = ask.output_tokens * steps * self._steps.step_s(kind, 1.0, context_of(ask))
-            extra_s += self._steps.waits * max(0.0, crowd - 1.0) * tried_s
+            extra_s += self._steps.waits * max(0.0, self._clocks.crowd - 1.0) * tried_s
         elif self._surprised is kind:
             return True
-        return now - self._told_at[kind] > _OLD_S and extra_s <= self._spare_s
+        return since_s > _OLD_S and extra_s <= self._spare_s
 
     def hopeless(self, ask: Ask, kind: bool, now: float) -> bool:
         """Whether so much is accepted that not speculating cannot be faster, whatever it costs; or
@@ -77,12 +74,11 @@ class Looks:
             return False
         return self._times(ask, steps) * _FAR < 1.0
 
-    def _together(self, kind: bool, outlooks: Sequence[Outlook], *, wanted: bool) -> bool:
-        """Whether a trial is had by all who come in this moment, as none runs at the other kind of
-        the same device. It is wanted by those of whose kinds of agent little was heard, each of
-        which it tells of, or where it is to tell of a step of as many as they are."""
+    def _alone(self, kind: bool, outlooks: Sequence[Outlook]) -> bool:
+        """Whether who tries that kind would slow nobody down, since none runs at the other kind of
+        the same device: then all who come in this moment can try it."""
         others = (o for o in outlooks if o.speculates is not kind)
-        return wanted and self._steps.shared and not any(o.in_flight for o in others)
+        return self._steps.shared and not any(o.in_flight for o in others)
 
     def _young(self, ask: Ask) -> bool:
         """Whether little was heard of its kind of agent, and what was does not tell that drafts are
@@ -113,20 +109,18 @@ class Looks:
 
     def begin(self, ask: Ask, kind: bool, outlooks: Sequence[Outlook], now: float) -> None:
         """A trial of that kind was booked: what it may cost is spent."""
-        doubted = self._doubted(kind)
-        young = kind and self._young(ask)
-        together = self._together(kind, outlooks, wanted=doubted or young)
-        if together and self._lookers[kind] >= 1.0:
+        alone, doubted = self._alone(kind, outlooks), self._doubted(kind)
+        if alone and doubted and self._lookers[kind] >= 1.0:
             self._lookers[kind] -= 1.0
             return
-        if together and young:
+        if alone and kind and self._young(ask):
             return
         if self._steps.known and doubted:
             self._doubt_s[kind] *= 2.0
         self._told_at[kind] = now
         self._spare_s = 0.0
         self._surprised = None
-        if together:
+        if alone and doubted:
             self._lookers[kind] = self._clocks.crowd - 1.0
 
     def placed(self, kind: bool) -> None:
