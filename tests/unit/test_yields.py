@@ -5,6 +5,15 @@ import pytest
 from sessile.router.yields import Yields
 
 
+def come_again(yields, first, again):
+    """Of many kinds a first session takes so many steps in its turns, and a second in its one."""
+    for kind in range(1, 40):
+        for steps in first:
+            yields.learn(f"first {kind}", kind, steps)
+        yields.begin(f"again {kind}", kind)
+        yields.learn(f"again {kind}", kind, again)
+
+
 def test_a_session_is_expected_to_go_on_as_it_did():
     """Newer turns weigh as much as all before them."""
     yields = Yields()
@@ -45,10 +54,7 @@ def test_a_few_that_began_alike_tell_more_than_others():
 def test_how_much_more_is_accepted_again_is_learned_of_all_kinds():
     """So one that was heard once is not judged by that."""
     yields = Yields()
-    for kind in range(1, 40):
-        yields.learn(f"first {kind}", kind, 0.5)
-        yields.begin(f"again {kind}", kind)
-        yields.learn(f"again {kind}", kind, 0.15)
+    come_again(yields, (0.5,), 0.15)
     yields.learn("first", 50, 0.8)
     assert yields.expect("new", 50)[0] == pytest.approx(0.8 * 0.3, rel=0.01)
     for number in range(40):  # a kind that is known by now hardly tells of others
@@ -60,11 +66,7 @@ def test_how_much_more_is_accepted_again_is_learned_of_all_kinds():
 def test_what_is_said_again_is_compared_turn_by_turn():
     """The first session of a kind may be accepted better from turn to turn, too."""
     yields = Yields()
-    for kind in range(1, 40):
-        for steps in (0.6, 0.3, 0.2):
-            yields.learn(f"first {kind}", kind, steps)
-        yields.begin(f"again {kind}", kind)
-        yields.learn(f"again {kind}", kind, 0.3)
+    come_again(yields, (0.6, 0.3, 0.2), 0.3)
     yields.learn("first", 50, 0.8)
     assert yields.expect("new", 50)[0] == pytest.approx(0.8 * 0.5, rel=0.01)
 
@@ -92,10 +94,7 @@ def test_a_kind_is_young_until_two_came_after_its_first_if_others_did_better_the
         yields.begin(f"again {number}", 1)
         yields.learn(f"again {number}", 1, 0.2)
     assert not yields.young(1)
-    for kind in range(2, 40):
-        yields.learn(f"first {kind}", kind, 0.5)
-        yields.begin(f"again {kind}", kind)
-        yields.learn(f"again {kind}", kind, 0.5)
+    come_again(yields, (0.5,), 0.5)
     assert not yields.young(39)
 
 
@@ -117,10 +116,7 @@ def test_who_is_under_way_with_the_first_says_nothing_again():
 def test_no_more_steps_are_expected_of_what_comes_again_than_of_the_first():
     """Where nothing is better the second time, as with a draft model, the first tells as well."""
     yields = Yields()
-    for kind in range(1, 40):
-        yields.learn(f"first {kind}", kind, 0.3)
-        yields.begin(f"again {kind}", kind)
-        yields.learn(f"again {kind}", kind, 0.4)
+    come_again(yields, (0.3,), 0.4)
     yields.learn("first", 50, 0.3)
     assert yields.expect("new", 50)[0] == pytest.approx(0.3)
 
