@@ -29,7 +29,7 @@ _FEWEST = 2  # of these its own kind, or others
 _AGAIN = 0.7  # times the steps, before any was heard again
 _AGAIN_WEIGHT = 0.2  # of the newest that was
 _LEAST_AGAIN = 0.2
-_FEWER = 0.95  # times the steps is that
+_BETTER = 0.95  # times the steps, at most, is better when it comes again
 UNKNOWN = 0.4  # steps a token before any was seen: agents repeat much
 
 _Key = TypeVar("_Key")
@@ -154,7 +154,7 @@ class Yields:
         """Whether of sessions that begin so hardly any but the first was heard, while those of
         other kinds took fewer steps when they came again."""
         kind = self._kinds.get(group)
-        return kind is not None and len(kind.later) < _FEWEST and exp(self._again) < _FEWER
+        return kind is not None and len(kind.later) < _FEWEST and exp(self._again) < _BETTER
 
     def typical(self) -> float | None:
         """Tokens a step of the last sessions, None before any was seen."""
