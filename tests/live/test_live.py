@@ -238,5 +238,6 @@ def test_one_tenant_does_not_find_the_cache_of_another(kind: str, locked_site: A
     theirs = two.ask()
     again = one.ask("Go on.")
     assert theirs.prompt_tokens == mine.prompt_tokens
-    assert theirs.prompt_tokens_details.cached_tokens < mine.prompt_tokens * 0.2
+    found = theirs.prompt_tokens_details  # SGLang 0.5.17 leaves them out where it found nothing
+    assert found is None or found.cached_tokens < mine.prompt_tokens * 0.2
     assert again.prompt_tokens_details.cached_tokens > mine.prompt_tokens * 0.8
