@@ -251,18 +251,30 @@ class Feeds:
                 group.create_task(Listener(replica.id, source, tree, context).run())
 
     async def _sources(self, replica: Replica) -> tuple[FeedSource, ...]:
-        """Where the replica publishes; asked until it answers."""
+        """Where the replica publishes, by itself and by its launcher; asked until it answers."""
         engine, host = replica.engine, urlsplit(replica.spec.url).hostname or ""
         while True:
             try:
                 calls = engine.feed_calls()
                 replies = [await replica.upstream.call(c, self._timeout_s) for c in calls]
-                return engine.read_feed(tuple(replies), f"[{host}]" if ":" in host else host)
+                told = engine.read_feed(tuple(replies), f"[{host}]" if ":" in host else host)
+                return _completed(told, replica.spec.feed)
             except ReplicaRefused as error:
                 log.warning("kv events not found replica=%s why=%r", replica.id, error.message)
                 return ()
             except ReplicaError:
                 await asyncio.sleep(_RETRY_S)
+
+
+def _completed(told: tuple[FeedSource, ...], launched: FeedSource | None) -> tuple[FeedSource, ...]:
+    """What a replica tells, with what its launcher knows where its engine is too old to tell it:
+    SGLang 0.5.17 has no word of its replays, vLLM 0.24 none of its feed."""
+    if launched is None:
+        return told
+    return tuple(
+        launched if source.endpoint == launched.endpoint and source.replay is None else source
+        for source in told or (launched,)
+    )
 
 
 def _now() -> float:

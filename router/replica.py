@@ -5,7 +5,7 @@ from typing import Any, Literal
 import msgspec
 
 from sessile.router.doubts import Doubts
-from sessile.router.engine import Engine, Identity, Load
+from sessile.router.engine import Engine, FeedSource, Identity, Load
 from sessile.router.ghosts import Ghosts
 from sessile.router.outlook import Outlook
 from sessile.router.upstream import Upstream
@@ -23,7 +23,8 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     `incarnation` is set by a launcher, which knows each start; None leaves it to the probe.
     `folder` is where the replica saves KV memory, which those of the same folder can restore; the
     router can remove files there. `speculates` is what a launcher has told it to do, `device` what
-    it runs on, which replicas of the same share.
+    it runs on, which replicas of the same share, `feed` where it publishes its KV events, which
+    older engines do not tell.
     `pool` is the name of the pool that it belongs to. On `standby` it takes turns only as part of
     a variant (`router.releases`) that names its pool or version.
     """
@@ -36,6 +37,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True, kw_only=True):
     folder: str | None = None
     speculates: bool | None = None
     device: str | None = None
+    feed: FeedSource | None = None
     pool: str | None = None
     standby: bool = False
 

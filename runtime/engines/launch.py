@@ -4,14 +4,17 @@ Each engine's flags are in a file of its own; here they are put together with th
 user's `args` (which win), and what this version of the engine lacks, which is told.
 """
 
+import json
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from sessile.engines import sglang_flags, vllm_flags
+from sessile.engines.base import reachable
 from sessile.engines.flags import given, merge
 from sessile.engines.lora import AdapterFacts
 from sessile.engines.model_facts import ModelFacts
@@ -19,6 +22,7 @@ from sessile.engines.seat import Installed, Machine, Seat, share_gpus, shares
 from sessile.engines.speculation import adapts, check_draft, settle, spread, takes_model
 from sessile.errors import SettingsError
 from sessile.pool_settings import PoolSettings, SpeculationSettings
+from sessile.router.engine import FeedSource
 from sessile.router.replica import ReplicaSpec
 
 _ENGINES = {"sglang": sglang_flags, "vllm": vllm_flags}
@@ -32,7 +36,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """A replica to start: its command, the variables set over ours, and how it is reached.
 
     `tree` is whether it starts processes of its own, which are to go with it, `speculation` how it
-    speculates, if it does, `device` what it runs on, where that is its own or shared by name.
+    speculates, if it does, `device` what it runs on, where that is its own or shared by name,
+    `feed` where it is to publish its KV events.
     """
 
     id: str
@@ -48,6 +53,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     tree: bool = False
     speculation: str | None = None
     device: str | None = None
+    feed: FeedSource | None = None
     stop_s: float = 5.0
 
     @property
@@ -56,7 +62,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
         return ReplicaSpec(
             id=self.id, engine=self.engine, url=self.url, model=self.model,
             incarnation="starting", folder=self.folder,
-            speculates=self.speculation is not None, device=self.device,
+            speculates=self.speculation is not None, device=self.device, feed=self.feed,
             pool=self.pool, standby=self.standby,
         )  # fmt: skip
 
@@ -118,7 +124,9 @@ def plan(
                 replay_port=replay,
             )  # fmt: skip
             name = f"local-{first + len(launches)}"
-            launch, said = _launch(seat, name, each.served_name, bool(machine.gpus))
+            launch, said = _launch(
+                seat, name, each.served_name, any_gpu=bool(machine.gpus), ranks=_ranks(each)
+            )
             launches.append(launch)
             notes += [note for note in said if note not in notes]
     return launches, notes
@@ -146,7 +154,9 @@ def _spread(
     return spread(wanted, [tuple(gpus) or n for n, gpus in enumerate(places)], method, adapts=alone)
 
 
-def _launch(seat: Seat, name: str, served_name: str, any_gpu: bool) -> tuple[Launch, list[str]]:
+def _launch(
+    seat: Seat, name: str, served_name: str, *, any_gpu: bool, ranks: int
+) -> tuple[Launch, list[str]]:
     pool, installed = seat.pool, seat.installed
     engine = _ENGINES[pool.engine]
     flags, notes = engine.flags(seat)
@@ -168,12 +178,13 @@ def _launch(seat: Seat, name: str, served_name: str, any_gpu: bool) -> tuple[Lau
         env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, seat.gpus))
     env |= engine.environment(seat)
     env |= {name: value.get_secret_value() for name, value in pool.env.items()}
+    told = given(line, installed.flags)
     return Launch(
         id=name, engine=pool.engine, url=f"http://127.0.0.1:{seat.port}",
         model=served_name,
         command=(*start, *line), env=env, first_on_path=str(Path(installed.python).parent),
         tree=True, stop_s=_STOP_S, speculation=_speculation(line),
-        device=",".join(map(str, seat.gpus)) or None,
+        device=",".join(map(str, seat.gpus)) or None, feed=_feed(told) if ranks == 1 else None,
         pool=pool.name, standby=pool.standby,
     ), notes  # fmt: skip
 
@@ -184,6 +195,21 @@ def _ranks(asked: Asked) -> int:
     theirs = given(asked.pool.args, known)
     told = [theirs.get(known.first(flag), "") for flag in _RANK_FLAGS]
     return max([asked.pool.data_parallel, *(int(text) for text in told if text.isdecimal())])
+
+
+def _feed(told: Mapping[str, str]) -> FeedSource | None:
+    """Where the engine is to publish its KV events, by us or by the user's `args`."""
+    with suppress(ValueError):
+        match json.loads(told.get("--kv-events-config", "")):
+            case {"publisher": "zmq", "endpoint": endpoint, **rest} if (
+                published := reachable(endpoint, "127.0.0.1")
+            ) is not None:
+                return FeedSource(
+                    endpoint=published,
+                    replay=reachable(rest.get("replay_endpoint"), "127.0.0.1"),
+                    topic=str(rest.get("topic", "")),
+                )
+    return None
 
 
 def _speculation(line: Sequence[str]) -> str | None:

@@ -13,10 +13,11 @@ import zmq.asyncio
 import sessile.router.kv_feed
 from kv_publisher import CLEARED, SIZE, Publisher, Ranks, Replica, Router, stored
 from sessile.app import create_app
+from sessile.router.engine import FeedSource
 from sessile.router.replica import ReplicaSpec
 from sessile.settings import Settings
 
-Start = Callable[[Replica | Ranks], Awaitable[Router]]
+Start = Callable[..., Awaitable[Router]]
 Publish = Callable[[], Awaitable[Publisher]]
 
 
@@ -49,10 +50,11 @@ async def start(serve: Any) -> AsyncIterator[Start]:
     """Starts routers, which look at their replica often."""
     async with AsyncExitStack() as stack:
 
-        async def start(replica: Replica | Ranks) -> Router:
+        async def start(replica: Replica | Ranks, launched: FeedSource | None = None) -> Router:
             _, url = await serve(replica)
             settings = Settings(router={"probe_interval_s": 0.05})  # type: ignore[arg-type]
-            app = create_app(settings, specs=[ReplicaSpec(id="r", engine=replica.kind, url=url)])
+            spec = ReplicaSpec(id="r", engine=replica.kind, url=url, feed=launched)
+            app = create_app(settings, specs=[spec])
             await stack.enter_async_context(app.running())
             return Router(app)
 
@@ -176,6 +178,37 @@ async def test_a_feed_without_replays_is_whole_only_after_a_clearing(
     assert (tree.whole, tree.held_tokens("a")) == (False, None)
     await publisher.publish(CLEARED)
     await router.until(lambda tree: tree.whole)
+
+
+@pytest.mark.parametrize("told", ["all but its replays", "nothing"])
+async def test_a_launcher_knows_of_a_feed_what_an_older_engine_does_not_tell(
+    publisher: Publisher, start: Start, told: str
+) -> None:
+    """What was published before is replayed as from an engine that tells where."""
+    await publisher.publish(stored(1, session="a"))
+    launched = FeedSource(
+        endpoint=f"tcp://127.0.0.1:{publisher.port}",
+        replay=f"tcp://127.0.0.1:{publisher.replay_port}",
+    )
+    replica = Ranks() if told == "nothing" else Replica(publisher, replays=False)
+    router = await start(replica, launched)
+    tree = await router.until(lambda tree: tree.whole)
+    assert (tree.held_tokens("a"), publisher.replays) == (SIZE, [0])
+
+
+async def test_an_engine_that_tells_another_feed_is_believed(
+    publish: Publish, start: Start
+) -> None:
+    """Its launcher may have been overruled."""
+    first, second = await publish(), await publish()
+    await first.publish(stored(1, session="a"))
+    launched = FeedSource(
+        endpoint=f"tcp://127.0.0.1:{second.port}",
+        replay=f"tcp://127.0.0.1:{second.replay_port}",
+    )
+    router = await start(Replica(first), launched)
+    await router.until(lambda tree: tree.whole and tree.held_tokens("a") == SIZE)
+    assert not second.replays
 
 
 async def test_a_feed_that_is_away_leaves_the_replica_in_service(

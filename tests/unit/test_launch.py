@@ -10,6 +10,7 @@ from sessile.engines.model_facts import ModelFacts
 from sessile.engines.seat import Gpu, Installed, Machine
 from sessile.errors import SettingsError
 from sessile.pool_settings import PoolSettings
+from sessile.router.engine import FeedSource
 
 GIB = 2**30
 HOST = Machine(
@@ -305,3 +306,32 @@ def test_a_port_of_the_users_is_for_one_replica():
     assert launch.url == "http://127.0.0.1:31000" and "20000" not in launch.shown().split()
     with pytest.raises(SettingsError, match="31000 is not a port that 2 replicas can have"):
         planned({"replicas": 2, "args": ["--port", "31000"]})
+
+
+@pytest.mark.parametrize(
+    ("pool", "names", "endpoint"),
+    [
+        ({}, SGLANG, "tcp://127.0.0.1:20001"),
+        ({"engine": "vllm"}, VLLM, "tcp://127.0.0.1:20001"),
+        ({}, SGLANG.replace("--kv-events-config", ""), None),
+        ({"data_parallel": 2}, SGLANG, None),
+    ],
+)
+def test_the_pool_is_told_where_a_replica_publishes_its_kv_events(
+    pool: dict[str, object], names: str, endpoint: str | None
+):
+    """Older engines do not tell it; of several ranks only the server knows whose feed is whose."""
+    (launch, *_), _ = planned({"gpus": [0, 1], "replicas": 1, **pool}, names=names)
+    feed = launch.spec.feed
+    assert (feed and (feed.endpoint, feed.replay)) == (
+        endpoint and (endpoint, "tcp://127.0.0.1:20002")
+    )
+
+
+def test_where_a_replica_publishes_is_read_off_the_args_that_win():
+    """Whatever a user writes there."""
+    told = '{"publisher": "zmq", "endpoint": "tcp://*:5557", "topic": "kv"}'
+    for text, feed in ((told, FeedSource(endpoint="tcp://127.0.0.1:5557", topic="kv")),
+                       (told.replace("zmq", "null"), None), ("{", None), ("[]", None)):  # fmt: skip
+        (launch, *_), _ = planned({"gpus": [0], "args": ["--kv-events-config", text]})
+        assert launch.spec.feed == feed
