@@ -150,6 +150,11 @@ class Feed:
         self._last: bytes | None = None  # the message before `next`, if it was applied
         self._live = -1
 
+    @property
+    def heard(self) -> bool:
+        """Whether a message came as it was published, since the publisher began."""
+        return self._live >= 0
+
     def live(self, seq: int, payload: bytes) -> Take:
         """What to do with a message as it is published.
 

@@ -100,6 +100,7 @@ class Listener:
         self._context = context
         self._feed = Feed()
         self._retry_at: float | None = None
+        self._deaf = False
 
     async def run(self) -> None:
         """Listen until cancelled."""
@@ -113,15 +114,28 @@ class Listener:
             await self._replay(0)
             inbox = _Inbox(socket)
             while True:
-                for seq, payload in await inbox.take(_RETRY_S):
+                messages = await inbox.take(_RETRY_S)
+                for seq, payload in messages:
                     if self._feed.live(seq, payload) == "apply":
                         self._apply(seq, payload)
                     else:
                         await self._catch_up(seq, payload)
                 if self._retry_at is not None and _now() >= self._retry_at:
                     await self._replay(0)
+                elif not messages and not self._deaf:
+                    await self._look()
         finally:
             socket.close(linger=0)
+
+    async def _look(self) -> None:
+        """Whether a publisher that is silent has published: what was lost last shows by no gap. One
+        of which nothing was ever heard is one that nobody can hear: of what it holds we would learn
+        too late."""
+        before = self._feed.next
+        await self._replay(max(before - 1, 0))
+        if self._feed.next > before and not self._feed.heard:
+            self._deaf = True
+            self._lose(self._feed.next, f"what it publishes does not reach {self._source.endpoint}")
 
     async def _catch_up(self, seq: int, payload: bytes) -> None:
         """Take a message that is not the one awaited."""

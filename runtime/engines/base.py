@@ -38,6 +38,7 @@ _PROMPT = (
 )  # fmt: skip
 _TCP = re.compile(r"tcp://(.+):(\d+)")
 _WILDCARDS = ("*", "0.0.0.0", "::", "[::]")
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 class OpenAIShaped:
@@ -260,9 +261,13 @@ def ratio(value: object) -> float | None:
 
 
 def reachable(endpoint: object, host: str) -> str | None:
-    """A TCP endpoint of ZeroMQ's as another machine connects to it: `host` for a wildcard. None
-    for anything else, which only the replica's own machine could reach."""
-    if not isinstance(endpoint, str) or not (match := _TCP.fullmatch(endpoint)):
+    """An endpoint of ZeroMQ's as we connect to it: one of TCP, with `host` for a wildcard, or where
+    `host` is this machine a Unix socket. None for anything else."""
+    if not isinstance(endpoint, str):
+        return None
+    if endpoint.startswith("ipc://"):
+        return endpoint if host in _LOOPBACK else None
+    if not (match := _TCP.fullmatch(endpoint)):
         return None
     named, port = match.groups()
     return f"tcp://{host if named in _WILDCARDS else named}:{port}"

@@ -131,6 +131,35 @@ async def test_a_gap_that_cannot_be_replayed_makes_sessions_unknown(
     assert tree.held_tokens("a") == 0
 
 
+async def test_what_was_lost_last_is_replayed_in_a_silence(
+    publisher: Publisher, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No later message shows that it is missing."""
+    monkeypatch.setattr(sessile.router.kv_feed, "_RETRY_S", 0.1)
+    router = await start(Replica(publisher))
+    tree = await router.until(lambda tree: tree.whole)
+    while not tree.held_tokens("a"):  # until the subscription has reached the publisher
+        await publisher.publish(stored(1, session="a"))
+        await asyncio.sleep(0.02)
+    await publisher.publish(stored(2, session="b"), heard=False)
+    tree = await router.until(lambda tree: tree.held_tokens("b") == SIZE)
+    assert tree.whole
+
+
+async def test_of_a_publisher_that_nobody_hears_nothing_is_known(
+    publisher: Publisher, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a vLLM that connects to its address: replays alone would tell what it holds too late."""
+    monkeypatch.setattr(sessile.router.kv_feed, "_RETRY_S", 0.1)
+    router = await start(Replica(publisher))
+    await router.until(lambda tree: tree.whole)
+    await publisher.publish(stored(1, session="a"), heard=False)
+    tree = await router.until(lambda tree: not tree.whole)
+    await publisher.publish(stored(2, session="b"), heard=False)
+    await asyncio.sleep(0.3)
+    assert (tree.held_tokens("a"), tree.held_tokens("b"), tree.blocks) == (None, None, 0)
+
+
 async def test_a_restarted_engine_holds_nothing(publisher: Publisher, start: Start) -> None:
     """A new incarnation has a new tree; its feed counts from 0 again at the same address."""
     replica = Replica(publisher)

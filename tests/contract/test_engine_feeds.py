@@ -75,6 +75,15 @@ def test_a_vllm_lists_the_sources_of_its_ranks() -> None:
             adapter.read_feed((Reply(200, body),), "gpu1")
 
 
+def test_a_unix_socket_is_one_of_this_machine() -> None:
+    """Another's cannot be reached, and is left out."""
+    body = b'{"0": {"endpoint": "ipc://@kv", "replay_endpoint": "tcp://127.0.0.1:5657"}}'
+    adapter = engine("vllm")
+    (source,) = adapter.read_feed((Reply(200, body),), "127.0.0.1")
+    assert source == FeedSource(endpoint="ipc://@kv", replay="tcp://127.0.0.1:5657")
+    assert adapter.read_feed((Reply(200, body),), "gpu1") == ()
+
+
 def test_a_page_that_lists_no_feeds_is_refused(garbage: Reply) -> None:
     """Whatever it is."""
     with pytest.raises(ReplicaRefused, match="its /kv_event_sources"):

@@ -101,6 +101,25 @@ def test_later_turns_come_back_to_their_replica_and_its_cache(site: Any, named: 
     assert {agent.replicas[0] for agent in agents} == set(site.replicas)
 
 
+def test_the_router_hears_what_its_replicas_hold_or_knows_that_it_does_not(site: Any) -> None:
+    """Where the engine publishes it: the blocks of a session that ran there are told of."""
+
+    def held() -> list[int]:
+        replicas = site.http.get("/sessile/v1/replicas").json()["replicas"]
+        known = [replica["kv"] for replica in replicas if replica["kv"] is not None]
+        return [kv["tokens"] for kv in known if kv["whole"]]
+
+    if len(before := held()) < len(site.replicas):
+        pytest.skip("this engine publishes no KV events, or was not told to, or cannot be heard")
+    tokens = _Agent(site, uuid.uuid4().hex).ask().prompt_tokens
+
+    def told() -> bool:
+        now = held()
+        return len(now) < len(before) or sum(now) > sum(before) + tokens * 0.8
+
+    _eventually(told, 20)
+
+
 def test_a_streamed_second_turn_reports_its_cached_tokens(site: Any) -> None:
     """The usage chunk of a stream tells the same, to the client that asks for it only."""
     agent = _Agent(site, uuid.uuid4().hex)

@@ -95,7 +95,7 @@ def test_a_vllm_has_it_in_its_own_flags():
         "--served-model-name llama --host 127.0.0.1 --port 20000 --disable-uvicorn-access-log "
         "--enable-prompt-tokens-details --scheduling-policy priority --enable-prefix-caching "
         "--kv-events-config "
-        '\'{"enable_kv_cache_events":true,"publisher":"zmq","endpoint":"tcp://127.0.0.1:20001",'
+        '\'{"enable_kv_cache_events":true,"publisher":"zmq","endpoint":"ipc://@sessile-20001",'
         '"replay_endpoint":"tcp://127.0.0.1:20002"}\' '
         "--enable-auto-tool-choice --tool-call-parser llama3_json "
         f"--gpu-memory-utilization 0.45 --kv-cache-memory-bytes {18 * GIB}"
@@ -110,8 +110,10 @@ def test_a_server_of_ranks_takes_the_gpus_and_ports_of_each():
     assert "CUDA_VISIBLE_DEVICES=0,1 " in line and "--dp-size 2 " in line
     assert "--port 20000 " in line and ":20002" in line and ":20004" in line
     assert line.endswith("--hicache-ratio 1.9") and one.id == "local-0"
-    (vllm,), _ = planned({"engine": "vllm", "data_parallel": 2}, names=VLLM)
+    (vllm,), notes = planned({"engine": "vllm", "data_parallel": 2}, names=VLLM)
     assert "--data-parallel-size 2 --api-server-count 1" in vllm.shown()
+    assert '"endpoint":"tcp://*:' in vllm.shown()
+    assert notes == ["vLLM publishes the KV events of several ranks on every interface"]
     two, _ = planned({"tensor_parallel": 2, "replicas": 1, "args": ["--dp-size=2"]})
     assert "--port 20000 " in two[0].shown() and ":20004" in two[0].shown()
 
@@ -312,7 +314,7 @@ def test_a_port_of_the_users_is_for_one_replica():
     ("pool", "names", "endpoint"),
     [
         ({}, SGLANG, "tcp://127.0.0.1:20001"),
-        ({"engine": "vllm"}, VLLM, "tcp://127.0.0.1:20001"),
+        ({"engine": "vllm"}, VLLM, "ipc://@sessile-20001"),
         ({}, SGLANG.replace("--kv-events-config", ""), None),
         ({"data_parallel": 2}, SGLANG, None),
     ],
