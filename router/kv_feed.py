@@ -100,7 +100,7 @@ class Listener:
         self._context = context
         self._feed = Feed()
         self._retry_at: float | None = None
-        self._deaf = False
+        self._deaf = False  # what is published there does not come here
 
     async def run(self) -> None:
         """Listen until cancelled."""
