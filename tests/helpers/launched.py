@@ -40,6 +40,6 @@ def settled(words):
         elif flag is not None and found[flag] is None:
             found[flag] = word
     told = json.loads(found[EVENTS])
-    anywhere = {name: re.sub(r"//.*", "//", text) if isinstance(text, str) else text
+    anywhere = {name: re.sub(r"(tcp|ipc)://.*", "//", text) if isinstance(text, str) else text
                 for name, text in told.items()}  # fmt: skip
     return {n: v for n, v in found.items() if n not in OF_THE_PLACE} | {EVENTS: anywhere}
