@@ -134,7 +134,7 @@ async def test_a_turn_that_ends_while_redis_is_away_is_kept_under_its_key(
     start, http, store, redis_server, path, body, restarted
 ):
     """Once it is back, empty or not, the answer is there for another try."""
-    one, two = await pair(start, store, **LEASE)
+    one, two = await pair(start, store, events={"lease_s": 3.0})
     go = asyncio.Event()
     one.engine.plays("Hel", go, "lo", finish())
     key = {"Idempotency-Key": "k"}
@@ -148,7 +148,7 @@ async def test_a_turn_that_ends_while_redis_is_away_is_kept_under_its_key(
     redis_server.start() if restarted else redis_server.resume()
     await one.until(lambda: one.app.store.available and two.app.store.available)
     if restarted:
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(2.0)
     again = await http.post(f"{two.url}/v1/{path}", json=body, headers=key)
     assert again.text == told and len(one.engine.asked) == 1
 
