@@ -120,13 +120,11 @@ def plan(
                 adapters=tuple(a for a in each.adapters if a.base == each.served_name),
                 gpus=gpus, gpu_bytes=min((sizes[gpu] for gpu in gpus), default=0),
                 share=share, alone=alone, host_bytes=int(machine.host_bytes * _HOST_SHARE / total),
-                cores=max(1, machine.cores // ranks), port=fixed or port, events_port=events,
-                replay_port=replay,
+                cores=max(1, machine.cores // ranks), ranks=_ranks(each), port=fixed or port,
+                events_port=events, replay_port=replay,
             )  # fmt: skip
             name = f"local-{first + len(launches)}"
-            launch, said = _launch(
-                seat, name, each.served_name, any_gpu=bool(machine.gpus), ranks=_ranks(each)
-            )
+            launch, said = _launch(seat, name, each.served_name, bool(machine.gpus))
             launches.append(launch)
             notes += [note for note in said if note not in notes]
     return launches, notes
@@ -154,9 +152,7 @@ def _spread(
     return spread(wanted, [tuple(gpus) or n for n, gpus in enumerate(places)], method, adapts=alone)
 
 
-def _launch(
-    seat: Seat, name: str, served_name: str, *, any_gpu: bool, ranks: int
-) -> tuple[Launch, list[str]]:
+def _launch(seat: Seat, name: str, served_name: str, any_gpu: bool) -> tuple[Launch, list[str]]:
     pool, installed = seat.pool, seat.installed
     engine = _ENGINES[pool.engine]
     flags, notes = engine.flags(seat)
@@ -178,13 +174,14 @@ def _launch(
         env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, seat.gpus))
     env |= engine.environment(seat)
     env |= {name: value.get_secret_value() for name, value in pool.env.items()}
-    told = given(line, installed.flags)
+    # Of several ranks only their server knows which publishes where.
+    feed = _feed(given(line, installed.flags)) if seat.ranks == 1 else None
     return Launch(
         id=name, engine=pool.engine, url=f"http://127.0.0.1:{seat.port}",
         model=served_name,
         command=(*start, *line), env=env, first_on_path=str(Path(installed.python).parent),
         tree=True, stop_s=_STOP_S, speculation=_speculation(line),
-        device=",".join(map(str, seat.gpus)) or None, feed=_feed(told) if ranks == 1 else None,
+        device=",".join(map(str, seat.gpus)) or None, feed=feed,
         pool=pool.name, standby=pool.standby,
     ), notes  # fmt: skip
 

@@ -65,6 +65,8 @@ class Seat(msgspec.Struct, frozen=True, kw_only=True):
     host_bytes: int
     """Its share of the host's memory for a cache."""
     cores: int
+    ranks: int
+    """How many its server has; each publishes KV events, at a port of its own."""
     port: int
     events_port: int
     replay_port: int

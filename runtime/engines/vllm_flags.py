@@ -38,7 +38,7 @@ def flags(seat: Seat) -> tuple[list[Flag], list[str]]:
     if not seat.gpus:
         ours.append(("--block-size", str(_CPU_BLOCK_TOKENS)))
     if "--no-enable-prefix-caching" not in pool.args:
-        events, note = _events(seat, theirs)
+        events, note = _events(seat)
         ours += [("--enable-prefix-caching", None), ("--kv-events-config", events)]
         notes += note
     if name := tool_parser("vllm", model):
@@ -70,20 +70,19 @@ def _may_call(model: ModelFacts) -> bool:
     return not model.template or "tool" in model.template
 
 
-def _events(seat: Seat, theirs: dict[str, str]) -> tuple[str, list[str]]:
+def _events(seat: Seat) -> tuple[str, list[str]]:
     """A vLLM that is to publish at one address of its machine connects there, and nobody hears it.
     It binds a wildcard, which all interfaces reach, or a Unix socket (here without a file), which
     several ranks cannot share."""
-    ranks = seat.pool.data_parallel > 1 or "--data-parallel-size" in theirs
-    port = seat.events_port
+    several, port = seat.ranks > 1, seat.events_port
     told = {
         "enable_kv_cache_events": True,
         "publisher": "zmq",
-        "endpoint": f"tcp://*:{port}" if ranks else f"ipc://@sessile-{port}",
+        "endpoint": f"tcp://*:{port}" if several else f"ipc://@sessile-{port}",
         "replay_endpoint": f"tcp://127.0.0.1:{seat.replay_port}",
     }
     note = "vLLM publishes the KV events of several ranks on every interface"
-    return json.dumps(told, separators=(",", ":")), [note] if ranks else []
+    return json.dumps(told, separators=(",", ":")), [note] if several else []
 
 
 def _memory(seat: Seat, theirs: dict[str, str]) -> list[Flag]:

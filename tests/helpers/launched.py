@@ -23,7 +23,7 @@ def launched(engine, tensor_parallel=1):
         pool=pool, model=ModelFacts(source="/m", name="m"), draft=None, adapters=(),
         installed=Installed(python="python", version=version, flags=Flags({}, {}), binds=False),
         gpus=tuple(range(tensor_parallel)), gpu_bytes=80 * GIB, share=None, alone=True,
-        host_bytes=2000 * GIB, cores=8, port=1, events_port=2, replay_port=3,
+        host_bytes=2000 * GIB, cores=8, ranks=1, port=1, events_port=2, replay_port=3,
     )  # fmt: skip
     flags, _ = module.flags(seat)
     words = [word for flag, value in flags for word in (flag, value) if word is not None]
